@@ -1,0 +1,208 @@
+// Packed weights, forward, and the tape.
+#include "python.hpp"
+
+namespace gatewise {
+namespace {
+
+Cell cell_of(const std::string& name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "gru") return Cell::gru;
+  if (name == "rnn_tanh") return Cell::rnn_tanh;
+  if (name == "rnn_relu") return Cell::rnn_relu;
+  throw py::value_error("cell: expected lstm, gru, rnn_tanh or rnn_relu, got " + name);
+}
+
+void require(bool holds, const char* what) {
+  if (!holds) throw py::value_error(what);
+}
+
+// A C-contiguous array of `size` elements of the packed dtype; null for None.
+void* flat(const Packed& packed, const Array& array, Size size, bool writeable) {
+  if (!array) return nullptr;
+  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
+  require(PyArray_TYPE(raw) == packed.type_number && PyArray_ISCARRAY_RO(raw) && PyArray_SIZE(raw) == size &&
+              (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: an array of the wrong dtype, size or layout");
+  return PyArray_DATA(raw);
+}
+
+// A [T, B, units] array with contiguous units and any strides else; null for None.
+Rows<void*> rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units, bool writeable) {
+  if (!array) return {nullptr, 0, 0};
+  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
+  const Size item = packed.kernels->item_bytes;
+  require(PyArray_TYPE(raw) == packed.type_number && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
+              PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
+              PyArray_DIM(raw, 2) == units && (PyArray_STRIDE(raw, 2) == item || units <= 1) &&
+              PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
+              (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: rows of the wrong dtype, shape or layout");
+  return {PyArray_DATA(raw), PyArray_STRIDE(raw, 0) / item, PyArray_STRIDE(raw, 1) / item};
+}
+
+Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units) {
+  const Rows<void*> found = rows(packed, array, steps, batch, units, false);
+  return {found.data, found.step, found.row};
+}
+
+// The same with states [L*D, B, .], which are contiguous.
+Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
+                     const py::array& output, const py::array& hidden_after, const Array& cell_after) {
+  Forward call = sequence_call(packed, x, output);
+  const Size states = packed.layers * packed.directions * call.batch;
+  call.hidden_before = flat(packed, hidden, states * packed.recurrent(), false);
+  call.cell_before = flat(packed, cell, states * packed.hidden, false);
+  call.hidden_after = flat(packed, hidden_after, states * packed.recurrent(), true);
+  call.cell_after = flat(packed, cell_after, states * packed.hidden, true);
+  require(packed.has_cell() == cell_after.has_value(), "internal: a cell state for LSTM only");
+  return call;
+}
+
+void forward(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell, const py::array& output,
+             const py::array& hidden_after, const Array& cell_after) {
+  Forward call = forward_call(packed, x, hidden, cell, output, hidden_after, cell_after);
+  run_forward(packed, call);
+}
+
+// A recorded forward. Its arrays must not be written to by anyone else: Python hands over copies and read-only views.
+struct Tape {
+  std::shared_ptr<const Packed> packed;
+  py::array x, output;
+  Array hidden;
+  Buffer memory;
+  Dropout dropout;
+
+  Tape(std::shared_ptr<const Packed> weights, const py::array& x, const Array& hidden, const Array& cell,
+       const py::array& output, const py::array& hidden_after, const Array& cell_after, double probability,
+       std::uint64_t seed, std::uint64_t call_count)
+      : packed(std::move(weights)), x(x), output(output), hidden(hidden), dropout{probability, seed, call_count} {
+    Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after);
+    const Size size = packed->kernels->tape_size(call.stack, call.steps, call.batch, probability > 0);
+    memory = Buffer(static_cast<std::size_t>(size * packed->kernels->item_bytes));
+    call.tape = memory.data();
+    call.dropout = dropout;
+    run_forward(*packed, call);
+  }
+
+  void backward(const Array& grad_output, const Array& grad_hidden, const Array& grad_cell, const py::array& grad_x,
+                const py::array& grad_hidden_before, const Array& grad_cell_before,
+                const std::vector<std::vector<Array>>& gradients) const {
+    Backward call{};
+    call.stack = packed->stack();
+    call.steps = x.shape(0);
+    call.batch = x.shape(1);
+    const Size sequences = packed->layers * packed->directions, states = sequences * call.batch;
+    const Size recurrent = packed->recurrent(), hidden_size = packed->hidden;
+    call.input = read_rows(*packed, x, call.steps, call.batch, packed->input);
+    call.output = read_rows(*packed, output, call.steps, call.batch, packed->output());
+    call.hidden_before = flat(*packed, hidden, states * recurrent, false);
+    call.tape = memory.data();
+    call.dropout = dropout;
+    call.grad_output = read_rows(*packed, grad_output, call.steps, call.batch, packed->output());
+    call.grad_hidden_after = flat(*packed, grad_hidden, states * recurrent, false);
+    call.grad_cell_after = flat(*packed, grad_cell, states * hidden_size, false);
+    call.grad_input = rows(*packed, grad_x, call.steps, call.batch, packed->input, true);
+    call.grad_hidden_before = flat(*packed, grad_hidden_before, states * recurrent, true);
+    call.grad_cell_before = flat(*packed, grad_cell_before, states * hidden_size, true);
+    require(packed->has_cell() == grad_cell_before.has_value(), "internal: a cell state for LSTM only");
+    require(static_cast<Size>(gradients.size()) == sequences, "internal: a set of gradients a layer and direction");
+
+    std::vector<Gradients> of_layer;
+    for (Size i = 0; i < sequences; ++i) {
+      const Layer& layer = packed->layer[i];
+      const Size rows_of = gates_of(layer.cell) * layer.hidden;
+      const std::vector<Array>& to = gradients[i];
+      require(to.size() == 5 && to[0] && to[1] && to[4].has_value() == (layer.projection > 0),
+              "internal: five gradients a layer and direction");
+      of_layer.push_back({flat(*packed, to[0], rows_of * layer.input, true),
+                          flat(*packed, to[1], rows_of * recurrent, true), flat(*packed, to[2], rows_of, true),
+                          flat(*packed, to[3], rows_of, true),
+                          flat(*packed, to[4], layer.projection * layer.hidden, true)});
+    }
+    call.gradients = of_layer.data();
+    call.threads = packed->threads(call.steps, call.batch);
+    const Size scratch = packed->kernels->backward_scratch(call.stack, call.steps, call.batch);
+    const Buffer buffer(static_cast<std::size_t>(scratch * packed->kernels->item_bytes));
+    call.scratch = buffer.data();
+    without_gil(2 * packed->operations(call.batch) * call.steps, [&] { packed->kernels->backward(call); });
+  }
+};
+
+}  // namespace
+
+Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output) {
+  require(x.ndim() == 3, "internal: x is not three-dimensional");
+  Forward call{};
+  call.stack = packed.stack();
+  call.steps = x.shape(0);
+  call.batch = x.shape(1);
+  call.input = read_rows(packed, x, call.steps, call.batch, packed.input);
+  call.output = rows(packed, output, call.steps, call.batch, packed.output(), true);
+  call.threads = packed.threads(call.steps, call.batch);
+  return call;
+}
+
+void run_forward(const Packed& packed, Forward& call) {
+  const Size scratch = packed.kernels->forward_scratch(call.stack, call.steps, call.batch, call.tape != nullptr);
+  const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
+  call.scratch = buffer.data();
+  without_gil(packed.operations(call.batch) * call.steps, [&] { packed.kernels->forward(call); });
+}
+
+Packed::Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,
+               Size directions, const std::vector<std::vector<Array>>& weights)
+    : type_number(dtype.num()), input(input), hidden(hidden), projection(projection), layers(layers),
+      directions(directions) {
+  require(type_number == NPY_FLOAT || type_number == NPY_DOUBLE, "dtype: expected float32 or float64");
+  require(input > 0 && hidden > 0 && projection >= 0 && layers > 0 && (directions == 1 || directions == 2) &&
+              static_cast<Size>(weights.size()) == layers * directions,
+          "internal: sizes do not fit");
+  const Backend& backend = active_backend();
+  kernels = type_number == NPY_FLOAT ? backend.float32 : backend.float64;
+  const Cell kind = cell_of(cell);
+  for (Size i = 0; i < layers * directions; ++i) {
+    Layer one{kind, i < directions ? input : output(), hidden, projection, nullptr};
+    const std::vector<Array>& from = weights[i];
+    const Size rows_of = gates_of(kind) * hidden;
+    require(from.size() == 5 && from[0] && from[1] && from[4].has_value() == (projection > 0),
+            "internal: five weights a layer and direction");
+    const Weights canonical{flat(*this, from[0], rows_of * one.input, false),
+                            flat(*this, from[1], rows_of * recurrent(), false), flat(*this, from[2], rows_of, false),
+                            flat(*this, from[3], rows_of, false), flat(*this, from[4], projection * hidden, false)};
+    memory.emplace_back(static_cast<std::size_t>(kernels->packed_size(one) * kernels->item_bytes));
+    one.packed = memory.back().data();
+    kernels->pack(one, canonical, memory.back().data());
+    layer.push_back(one);
+  }
+}
+
+Size Packed::operations(Size batch) const {
+  const Size gates = gates_of(layer[0].cell);
+  const Size first = input + recurrent(), others = (layers - 1) * (output() + recurrent());
+  return batch * directions * hidden * (gates * (first + others) + layers * projection);
+}
+
+int Packed::threads(Size steps, Size batch) const {
+  return threads_for(operations(batch) / (layers * directions), steps * layers * directions,
+                     (hidden + kernels->lanes - 1) / kernels->lanes);
+}
+
+void bind_layers(py::module_& module) {
+  using namespace py::literals;
+  py::class_<Packed, std::shared_ptr<Packed>>(module, "Packed")
+      .def(py::init<const std::string&, const py::dtype&, Size, Size, Size, Size, Size,
+                    const std::vector<std::vector<Array>>&>(),
+           "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a, "weights"_a)
+      .def_property_readonly("backend", [](const Packed& packed) { return packed.kernels->level; })
+      .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a);
+  py::class_<Tape>(module, "Tape")
+      .def(py::init<std::shared_ptr<const Packed>, const py::array&, const Array&, const Array&, const py::array&,
+                    const py::array&, const Array&, double, std::uint64_t, std::uint64_t>(),
+           "packed"_a, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a, "probability"_a,
+           "seed"_a, "call_count"_a)
+      .def_property_readonly("nbytes", [](const Tape& tape) { return tape.memory.bytes(); })
+      .def("backward", &Tape::backward, "grad_output"_a, "grad_hidden"_a, "grad_cell"_a, "grad_x"_a,
+           "grad_hidden_before"_a, "grad_cell_before"_a, "gradients"_a);
+}
+
+}  // namespace gatewise

@@ -1,0 +1,86 @@
+#include "memory.hpp"
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace gatewise {
+namespace {
+
+constexpr std::size_t alignment = 64;
+constexpr std::size_t least_kept = std::size_t(1) << 20;    // smaller ones the C library recycles itself
+constexpr std::size_t most_kept = std::size_t(256) << 20;  // in all
+constexpr int places = 8;
+
+struct Block {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+// Nobody waits here: who finds the store in use, by another thread or by one that a fork left behind, goes to the
+// system instead. Never destroyed, since arrays may outlive the module.
+struct Store {
+  std::mutex mutex;
+  Block blocks[places];
+  std::size_t bytes = 0;
+};
+Store& store() {
+  static Store* const only = new Store;
+  return *only;
+}
+
+// Sizes are rounded up to one of eight steps between powers of two, so that a slightly different call fits as well.
+std::size_t rounded(std::size_t bytes) {
+  std::size_t step = alignment;
+  while (step * 16 <= bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+Block take(std::size_t bytes) {
+  const std::unique_lock lock(store().mutex, std::try_to_lock);
+  if (lock.owns_lock())
+    for (Block& block : store().blocks)
+      if (block.bytes == bytes) {
+        store().bytes -= bytes;
+        return std::exchange(block, Block{});
+      }
+  return {};
+}
+
+bool keep(Block block) {
+  const std::unique_lock lock(store().mutex, std::try_to_lock);
+  if (!lock.owns_lock() || store().bytes + block.bytes > most_kept) return false;
+  for (Block& place : store().blocks)
+    if (!place.data) {
+      place = block;
+      store().bytes += block.bytes;
+      return true;
+    }
+  return false;
+}
+
+}  // namespace
+
+Buffer::Buffer(std::size_t bytes) {
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
+  bytes_ = rounded(bytes + 1);  // never empty, so that data is never null
+  if (bytes_ >= least_kept) data_ = take(bytes_).data;
+  if (!data_) data_ = std::aligned_alloc(alignment, bytes_);
+  if (!data_) throw std::bad_alloc();
+}
+
+Buffer::~Buffer() {
+  if (data_ && !(bytes_ >= least_kept && keep({data_, bytes_}))) std::free(data_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace gatewise

@@ -1,0 +1,70 @@
+// The one place that includes Python, NumPy and pybind11, and what the other files of this room share.
+#pragma once
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL GATEWISE_ARRAY_API
+#ifndef GATEWISE_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <numpy/arrayobject.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "../core/registry.hpp"
+#include "memory.hpp"
+
+namespace gatewise {
+
+namespace py = pybind11;
+using Array = std::optional<py::array>;
+
+// Below about 5 us, letting other Python threads in costs more than it gives.
+constexpr Size gil_operations = 128 * 1024;
+
+// Calls `work` without the GIL if it takes `operations` multiply-adds or so.
+template <class Work>
+void without_gil(Size operations, const Work& work) {
+  if (operations < gil_operations) return work();
+  const py::gil_scoped_release release;
+  work();
+}
+
+// An immutable stack of packed layers, for the backend that packed it. Shared by a layer, its streams and its tapes.
+struct Packed {
+  const Kernels* kernels;
+  int type_number;  // NumPy's
+  Size input, hidden, projection, layers, directions;
+  std::vector<Layer> layer;  // [L*D]
+  std::vector<Buffer> memory;
+
+  // One tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction; None where there is none.
+  Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,
+         Size directions, const std::vector<std::vector<Array>>& weights);
+  Packed(const Packed&) = delete;
+  Packed& operator=(const Packed&) = delete;
+
+  Stack stack() const { return {layer.data(), layers, directions}; }
+  Size recurrent() const { return projection ? projection : hidden; }
+  Size output() const { return directions * recurrent(); }
+  Size operations(Size batch) const;  // multiply-adds of a step
+  int threads(Size steps, Size batch) const;
+  bool has_cell() const { return layer[0].cell == Cell::lstm; }
+};
+
+// The call on x [T, B, I] and output [T, B, D*R], which may have any strides but the last; the states are to be added.
+Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output);
+
+// Runs a call that is complete but for the scratch.
+void run_forward(const Packed& packed, Forward& call);
+
+void bind_layers(py::module_& module);
+void bind_streams(py::module_& module);
+void bind_settings(py::module_& module);
+
+}  // namespace gatewise

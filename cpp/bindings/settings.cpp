@@ -1,0 +1,75 @@
+// Backends, threads, memory that is used again, and what only the tests ask.
+#include "python.hpp"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace gatewise {
+namespace {
+
+py::dict configuration() {
+  py::dict found;
+  found["compiler"] = GATEWISE_COMPILER;
+  found["openmp"] = has_threads();
+  found["eigen"] = GATEWISE_EIGEN;
+  py::list built;
+#define GATEWISE_LEVEL(LEVEL) built.append(#LEVEL);
+  GATEWISE_LEVELS
+#undef GATEWISE_LEVEL
+  found["levels"] = built;
+  return found;
+}
+
+// An uninitialised array whose memory goes back to the store, not to the system.
+py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  py::ssize_t bytes = dtype.itemsize();
+  for (const py::ssize_t size : shape)
+    if (size < 0 || __builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();
+  auto buffer = std::make_unique<Buffer>(static_cast<std::size_t>(bytes));
+  void* data = buffer->data();
+  const py::capsule owner(buffer.release(), [](void* pointer) { delete static_cast<Buffer*>(pointer); });
+  return py::array(dtype, shape, data, owner);
+}
+
+py::array evaluate(const std::string& name, const py::array& x) {
+  const Activation activation = name == "exp"       ? Activation::exp
+                                : name == "sigmoid" ? Activation::sigmoid
+                                : name == "tanh"    ? Activation::tanh
+                                                    : throw py::value_error("name: expected exp, sigmoid or tanh");
+  const bool is_double = x.dtype().num() == NPY_DOUBLE;
+  if (!is_double && x.dtype().num() != NPY_FLOAT) throw py::type_error("x: expected float32 or float64");
+  const py::array contiguous = py::array::ensure(x, py::array::c_style);
+  py::array y(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  const Backend& backend = active_backend();
+  (is_double ? backend.float64 : backend.float32)->evaluate(activation, x.size(), contiguous.data(), y.mutable_data());
+  return y;
+}
+
+}  // namespace
+
+void bind_settings(py::module_& module) {
+  module.def("configuration", configuration);
+  module.def("backends", [] {
+    py::list names;
+    for (const Backend& backend : backends()) names.append(backend.name);
+    return py::tuple(names);
+  });
+  module.def("backend", [] { return active_backend().name; });
+  module.def("use_backend", use_backend, py::arg("name"));
+  module.def("lanes", [] { return std::pair(active_backend().float32->lanes, active_backend().float64->lanes); });
+  module.def("set_num_threads", set_threads, py::arg("threads"));
+  module.def("get_num_threads", threads);
+  module.def("set_threading_threshold", set_threading_threshold, py::arg("operations"));
+  module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
+  module.def("evaluate", evaluate, py::arg("name"), py::arg("x"));
+#if defined(__x86_64__)
+  module.def("floating_point_mode", [] { return _mm_getcsr(); });
+  module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr(mode); }, py::arg("mode"));
+#else
+  module.def("floating_point_mode", [] { return 0u; });
+  module.def("set_floating_point_mode", [](unsigned) {}, py::arg("mode"));
+#endif
+}
+
+}  // namespace gatewise

@@ -1,0 +1,45 @@
+// Gated recurrent unit (Cho et al. 2014), the reset gate applied after the hidden product, as torch.nn.GRU.
+#pragma once
+
+#include "activation.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+struct Gru {
+  static constexpr int gates = 3;  // r z n
+  static constexpr int sums = 4;   // n's input sum, r, z, n's hidden sum: r gates only the last
+  static constexpr int kept = 4;   // n r z, n's hidden sum
+  static constexpr bool carried = true;
+  static constexpr bool carries_hidden = true;
+  static constexpr int first_input_sum = 0, first_hidden_sum = 1;
+  static constexpr int input_gate(int slot) { return (slot + 2) % 3; }  // n r z
+  static constexpr int hidden_gate(int slot) { return slot; }           // r z n
+
+  template <class V>
+  GATEWISE_INLINE static V forward(const V (&sum)[sums], V before, V& after, V (&kept)[Gru::kept]) {
+    const V r = sigmoid(sum[1]), z = sigmoid(sum[2]), n = tanh(fused(r, sum[3], sum[0]));
+    after = fused(z, before - n, n);
+    kept[0] = n, kept[1] = r, kept[2] = z, kept[3] = sum[3];
+    return after;
+  }
+
+  template <class V>
+  GATEWISE_INLINE static V hidden(const V (&)[Gru::kept], V after) {
+    return after;
+  }
+
+  template <class V>
+  GATEWISE_INLINE static void backward(const V (&kept)[Gru::kept], V before, V, V grad_hidden, V,
+                                       V (&grad_sum)[sums], V& grad_before) {
+    const V one = V::broadcast(1);
+    const V n = kept[0], r = kept[1], z = kept[2];
+    const V grad_n = grad_hidden * (one - z) * (one - n * n);
+    grad_sum[0] = grad_n;
+    grad_sum[1] = grad_n * kept[3] * r * (one - r);
+    grad_sum[2] = grad_hidden * (before - n) * z * (one - z);
+    grad_sum[3] = grad_n * r;
+    grad_before = grad_hidden * z;
+  }
+};
+
+}  // namespace gatewise::GATEWISE_KERNEL

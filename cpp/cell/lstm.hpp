@@ -1,0 +1,52 @@
+// Long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), as torch.nn.LSTM.
+//
+// A cell is its numbers, the order of its gates in a panel, and two functions of one element V; see
+// CONTRIBUTING.md for what each means. No loops, no memory.
+#pragma once
+
+#include "activation.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+struct Lstm {
+  static constexpr int gates = 4;     // i f g o
+  static constexpr int sums = 4;      // their sums before the activation, input and hidden products together
+  static constexpr int kept = 4;      // i f g o after it
+  static constexpr bool carried = true;          // c goes from step to step beside h
+  static constexpr bool carries_hidden = false;  // and is not h itself
+  static constexpr int first_input_sum = 0, first_hidden_sum = 0;
+  static constexpr int input_gate(int slot) { return slot; }
+  static constexpr int hidden_gate(int slot) { return slot; }
+
+  template <class V>
+  GATEWISE_INLINE static V forward(const V (&sum)[sums], V before, V& after, V (&kept)[Lstm::kept]) {
+    const V i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+    after = fused(f, before, i * g);
+    kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o;
+    return o * tanh(after);
+  }
+
+  // The hidden unit again, from what was kept.
+  template <class V>
+  GATEWISE_INLINE static V hidden(const V (&kept)[Lstm::kept], V after) {
+    return kept[3] * tanh(after);
+  }
+
+  // In: the gradients of h and c after the step. Out: those of the sums, of c before the step and, where h acts on
+  // itself other than through the hidden product, of h before (here zero).
+  template <class V>
+  GATEWISE_INLINE static void backward(const V (&kept)[Lstm::kept], V before, V after, V grad_hidden, V grad_after,
+                                       V (&grad_sum)[sums], V& grad_before) {
+    const V one = V::broadcast(1);
+    const V i = kept[0], f = kept[1], g = kept[2], o = kept[3];
+    const V tanh_c = tanh(after);
+    const V grad_c = fused(grad_hidden * o, one - tanh_c * tanh_c, grad_after);
+    grad_sum[0] = grad_c * g * i * (one - i);
+    grad_sum[1] = grad_c * before * f * (one - f);
+    grad_sum[2] = grad_c * i * (one - g * g);
+    grad_sum[3] = grad_hidden * tanh_c * o * (one - o);
+    grad_before = grad_c * f;
+  }
+};
+
+}  // namespace gatewise::GATEWISE_KERNEL

@@ -1,0 +1,113 @@
+// The contract between the bindings and the backends: plain descriptors, and the table of functions that every
+// backend fills once for each dtype. Nothing here knows Eigen, Python or CUDA.
+//
+// Letters in shapes: T steps, B batch, I input size, H hidden size, P projection size, R the size of h (P if there is
+// a projection, else H), G gates, L layers, D directions. All sizes and strides count elements of the table's dtype.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// For functions that must vanish into their callers, so that no object exports them and registers stay registers.
+#define GATEWISE_INLINE [[gnu::always_inline]] inline
+#define GATEWISE_LAMBDA __attribute__((always_inline))
+
+namespace gatewise {
+
+using Size = std::ptrdiff_t;
+
+enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
+enum class Activation { exp, sigmoid, tanh };
+
+GATEWISE_INLINE constexpr Size gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+
+// One layer in one direction.
+struct Layer {
+  Cell cell;
+  Size input, hidden;
+  Size projection;     // 0: none
+  const void* packed;  // what Kernels::pack wrote
+};
+
+GATEWISE_INLINE constexpr Size output_of(const Layer& layer) { return layer.projection ? layer.projection : layer.hidden; }
+
+// Weights (or their gradients) of one layer and direction as PyTorch stores them, row by row; gates i f g o or r z n.
+template <class Pointer>
+struct Canonical {
+  Pointer weight_ih;  // [G*H, I]
+  Pointer weight_hh;  // [G*H, R]
+  Pointer bias_ih;    // [G*H]; null: none
+  Pointer bias_hh;    // [G*H]; null: none
+  Pointer weight_hr;  // [P, H]; null: none
+};
+using Weights = Canonical<const void*>;
+using Gradients = Canonical<void*>;
+
+// Element (t, b, i) of a sequence lies at data + t * step + b * row + i.
+template <class Pointer>
+struct Rows {
+  Pointer data;
+  Size step, row;
+};
+
+struct Stack {
+  const Layer* layer;  // [L*D], direction running fastest
+  Size layers, directions;
+};
+
+// The mask of layer l is drawn anew from (seed, call, l, row, step, unit); see python/gatewise/reference.py.
+struct Dropout {
+  double probability;
+  std::uint64_t seed, call;
+};
+
+struct Forward {
+  Stack stack;
+  Size steps, batch;
+  Rows<const void*> input;   // [T, B, I]
+  Rows<void*> output;        // [T, B, D*R]
+  const void* hidden_before; // [L*D, B, R]; null: zero
+  const void* cell_before;   // [L*D, B, H]; null: zero; LSTM only
+  void* hidden_after;        // [L*D, B, R]; may be hidden_before
+  void* cell_after;          // [L*D, B, H]; may be cell_before
+  void* tape;                // tape_size elements; null: inference, nothing is kept and nothing dropped
+  Dropout dropout;
+  void* scratch;             // forward_scratch elements
+  int threads;
+};
+
+// What Forward left behind, with the same input, output, states before and tape.
+struct Backward {
+  Stack stack;
+  Size steps, batch;
+  Rows<const void*> input;         // [T, B, I]
+  Rows<const void*> output;        // [T, B, D*R]
+  const void* hidden_before;       // [L*D, B, R]; null: zero
+  const void* tape;
+  Dropout dropout;
+  Rows<const void*> grad_output;   // [T, B, D*R]; null data: zero
+  const void* grad_hidden_after;   // [L*D, B, R]; null: zero
+  const void* grad_cell_after;     // [L*D, B, H]; null: zero
+  Rows<void*> grad_input;          // [T, B, I]
+  void* grad_hidden_before;        // [L*D, B, R]
+  void* grad_cell_before;          // [L*D, B, H]; LSTM only
+  const Gradients* gradients;      // [L*D]
+  void* scratch;                   // backward_scratch elements
+  int threads;
+};
+
+// One backend and dtype. All memory belongs to the caller and is aligned to 64 bytes. Functions do not throw.
+struct Kernels {
+  const char* level;
+  int item_bytes, lanes;
+  Size (*packed_size)(const Layer&);
+  void (*pack)(const Layer&, const Weights&, void* packed);
+  Size (*tape_size)(const Stack&, Size steps, Size batch, bool dropout);
+  Size (*forward_scratch)(const Stack&, Size steps, Size batch, bool record);
+  Size (*backward_scratch)(const Stack&, Size steps, Size batch);
+  void (*forward)(const Forward&);
+  void (*backward)(const Backward&);
+  void (*evaluate)(Activation, Size count, const void* x, void* y);
+};
+
+}  // namespace gatewise

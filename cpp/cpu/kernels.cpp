@@ -1,0 +1,86 @@
+// One CPU level and dtype of the table in core/contract.hpp. CMake compiles this file once for each, with that level's
+// flags, with GATEWISE_KERNEL for the namespace (v3_float32), GATEWISE_REAL for the type, and with Eigen renamed
+// likewise: two objects that shared an inline function would share its machine code, whichever the linker kept.
+// Hence also no standard containers, no exceptions, no static locals, no allocation here. Only the table is exported;
+// tests/test_symbols.py watches over it.
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "../core/contract.hpp"
+
+#include "../cell/gru.hpp"
+#include "../cell/lstm.hpp"
+#include "../cell/rnn.hpp"
+#include "stack.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+namespace {
+
+// Calls function(cell) with the type that belongs to the kind.
+template <class Function>
+auto with_cell(Cell cell, const Function& function) {
+  switch (cell) {
+    case Cell::lstm: return function(Lstm());
+    case Cell::gru: return function(Gru());
+    case Cell::rnn_tanh: return function(RnnTanh());
+    default: return function(RnnRelu());
+  }
+}
+
+Size packed_size(const Layer& layer) {
+  return with_cell(layer.cell, [&](auto cell) {
+    Arena arena{nullptr};
+    Panels<decltype(cell)>(arena, layer);
+    return arena.used;
+  });
+}
+
+void pack(const Layer& layer, const Weights& weights, void* packed) {
+  with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
+}
+
+Size tape(const Stack& stack, Size steps, Size batch, bool dropout) {
+  return with_cell(stack.layer->cell, [&](auto cell) { return tape_size<decltype(cell)>(stack, steps, batch, dropout); });
+}
+
+Size scratch_forward(const Stack& stack, Size steps, Size batch, bool record) {
+  return with_cell(stack.layer->cell,
+                   [&](auto cell) { return forward_scratch<decltype(cell)>(stack, steps, batch, record); });
+}
+
+Size scratch_backward(const Stack& stack, Size steps, Size batch) {
+  return with_cell(stack.layer->cell, [&](auto cell) { return backward_scratch<decltype(cell)>(stack, steps, batch); });
+}
+
+void forward(const Forward& call) {
+  with_cell(call.stack.layer->cell, [&](auto cell) { run_forward<decltype(cell)>(call); });
+}
+
+void backward(const Backward& call) {
+  with_cell(call.stack.layer->cell, [&](auto cell) { run_backward<decltype(cell)>(call); });
+}
+
+void evaluate(Activation activation, Size count, const void* x, void* y) {
+  const FloatingPointMode mode;
+  const auto apply = [&](auto function) {
+    for (Size i = 0; i < count; i += lanes) {
+      const Size left = smaller(lanes, count - i);
+      store_first(function(load_first(static_cast<const Real*>(x) + i, left)), static_cast<Real*>(y) + i, left);
+    }
+  };
+  switch (activation) {
+    case Activation::exp: return apply([](Register value) { return exp(value); });
+    case Activation::sigmoid: return apply([](Register value) { return sigmoid(value); });
+    default: return apply([](Register value) { return tanh(value); });
+  }
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {GATEWISE_NAME,  sizeof(Real),     lanes,   packed_size, pack,     tape,
+                         scratch_forward, scratch_backward, forward, backward,    evaluate};
+
+}  // namespace gatewise::GATEWISE_KERNEL

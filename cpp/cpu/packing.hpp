@@ -1,0 +1,146 @@
+// Between PyTorch's matrices and panels. Weights are packed once when they change; backward turns panels over
+// (transpose) and unpacks the gradients of the weights, which are born packed.
+#pragma once
+
+#include "../core/contract.hpp"
+#include "panel.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+// Hands out pieces of one block of memory, each aligned to a cache line. On a null base it only counts, so that the
+// size of a block and its use are one piece of code.
+struct Arena {
+  Real* base;
+  Size used = 0;
+
+  Real* take(Size count) {
+    constexpr Size line = 64 / sizeof(Real);
+    Real* piece = base ? base + used : nullptr;
+    used += (count + line - 1) / line * line;
+    return piece;
+  }
+};
+
+// The packed weights of a layer and direction, or their gradients.
+template <class Cell>
+struct Panels {
+  Real* input;       // [panel of H][I][gate][lane]
+  Real* hidden;      // [panel of H][R][gate][lane]
+  Real* bias;        // [panel of H][sum][lane]
+  Real* projection;  // [panel of P][H][lane]
+
+  Panels(Arena& arena, const Layer& layer) {
+    const Size panels = panels_of(layer.hidden);
+    input = arena.take(panels * layer.input * Cell::gates * lanes);
+    hidden = arena.take(panels * output_of(layer) * Cell::gates * lanes);
+    bias = arena.take(panels * Cell::sums * lanes);
+    projection = arena.take(panels_of(layer.projection) * layer.hidden * lanes);
+  }
+};
+
+// matrix [rows, columns] -> panel [columns][gate][lane] of the rows first ... first + units, gate by gate.
+inline void pack_panel(const Real* matrix, Size columns, Size first, Size units, int gates, int gate, Real* panel) {
+  for (Size lane = 0; lane < lanes; ++lane)
+    for (Size k = 0; k < columns; ++k)
+      panel[(k * gates + gate) * lanes + lane] = lane < units ? matrix[(first + lane) * columns + k] : Real(0);
+}
+
+template <class Cell>
+void pack_weights(const Layer& layer, const Weights& weights, Real* packed) {
+  Arena arena{packed};
+  const Panels<Cell> panels(arena, layer);
+  const Size hidden = layer.hidden, recurrent = output_of(layer);
+  const auto real = [](const void* pointer) { return static_cast<const Real*>(pointer); };
+  for (Size panel = 0; panel < panels_of(hidden); ++panel) {
+    const Size units = units_in(panel, hidden);
+    const auto first_row = [&](int gate) { return gate * hidden + panel * lanes; };
+    for (int slot = 0; slot < Cell::gates; ++slot) {
+      pack_panel(real(weights.weight_ih), layer.input, first_row(Cell::input_gate(slot)), units, Cell::gates, slot,
+                 panels.input + panel * layer.input * Cell::gates * lanes);
+      pack_panel(real(weights.weight_hh), recurrent, first_row(Cell::hidden_gate(slot)), units, Cell::gates, slot,
+                 panels.hidden + panel * recurrent * Cell::gates * lanes);
+    }
+    // Sums that both products feed start from both biases; GRU's two sums of n from one each.
+    Real* bias = panels.bias + panel * Cell::sums * lanes;
+    for (Size i = 0; i < Cell::sums * lanes; ++i) bias[i] = 0;
+    for (int slot = 0; slot < Cell::gates; ++slot)
+      for (Size lane = 0; lane < units; ++lane) {
+        if (weights.bias_ih)
+          bias[(Cell::first_input_sum + slot) * lanes + lane] +=
+              real(weights.bias_ih)[first_row(Cell::input_gate(slot)) + lane];
+        if (weights.bias_hh)
+          bias[(Cell::first_hidden_sum + slot) * lanes + lane] +=
+              real(weights.bias_hh)[first_row(Cell::hidden_gate(slot)) + lane];
+      }
+  }
+  for (Size panel = 0; panel < panels_of(layer.projection); ++panel)
+    pack_panel(real(weights.weight_hr), hidden, panel * lanes, units_in(panel, layer.projection), 1, 0,
+               panels.projection + panel * hidden * lanes);
+}
+
+// `lanes` registers, `stride` apart, with rows and columns exchanged. Rows from `count` on are taken as zero.
+struct Square {
+  Register row[lanes];
+
+  GATEWISE_INLINE Square(const Real* data, Size stride, Size count) {
+    Eigen::internal::PacketBlock<Register::Packet, lanes> block;
+    for (Size i = 0; i < lanes; ++i)
+      block.packet[i] = i < count ? Register::load(data + i * stride).packet : Register::broadcast(0).packet;
+    Eigen::internal::ptranspose(block);
+    for (Size i = 0; i < lanes; ++i) row[i] = block.packet[i];
+  }
+};
+
+// Panels [panel of units][k][gate][lane of units] turned over for the product with gradients:
+// [panel of k][panel of units][gate][lane of units][lane of k], for the panels of k that `share` names.
+template <class Share>
+void transpose(const Real* panels, Size units, Size depth, int gates, const Share& share, Real* turned) {
+  const Size count = panels_of(units);
+  for (Size k_panel = share.begin; k_panel < share.end; ++k_panel)
+    for (Size panel = 0; panel < count; ++panel)
+      for (int gate = 0; gate < gates; ++gate) {
+        const Square square(panels + ((panel * depth + k_panel * lanes) * gates + gate) * lanes, gates * lanes,
+                            units_in(k_panel, depth));
+        Real* out = turned + ((k_panel * count + panel) * gates + gate) * lanes * lanes;
+        for (Size i = 0; i < lanes; ++i) square.row[i].store(out + i * lanes);
+      }
+}
+
+// One gate of a panel [columns][gate][lane] -> the rows first ... first + units of matrix [rows, columns].
+inline void unpack_panel(const Real* panel, Size columns, Size first, Size units, int gates, int gate, Real* matrix) {
+  for (Size k = 0; k < columns; k += lanes) {
+    const Size count = smaller(lanes, columns - k);
+    const Square square(panel + (k * gates + gate) * lanes, gates * lanes, count);
+    for (Size unit = 0; unit < units; ++unit) store_first(square.row[unit], matrix + (first + unit) * columns + k, count);
+  }
+}
+
+// The share of panels of hidden units, and of panels of the projection, that one thread has.
+template <class Cell, class Share>
+void unpack_gradients(const Layer& layer, const Panels<Cell>& panels, const Gradients& gradients, const Share& share,
+                      const Share& projection_share) {
+  const Size hidden = layer.hidden, recurrent = output_of(layer);
+  const auto real = [](void* pointer) { return static_cast<Real*>(pointer); };
+  for (Size panel = share.begin; panel < share.end; ++panel) {
+    const Size units = units_in(panel, hidden);
+    const Real* bias = panels.bias + panel * Cell::sums * lanes;
+    for (int slot = 0; slot < Cell::gates; ++slot) {
+      const Size input_row = Cell::input_gate(slot) * hidden + panel * lanes;
+      const Size hidden_row = Cell::hidden_gate(slot) * hidden + panel * lanes;
+      unpack_panel(panels.input + panel * layer.input * Cell::gates * lanes, layer.input, input_row, units,
+                   Cell::gates, slot, real(gradients.weight_ih));
+      unpack_panel(panels.hidden + panel * recurrent * Cell::gates * lanes, recurrent, hidden_row, units, Cell::gates,
+                   slot, real(gradients.weight_hh));
+      const auto unpack_bias = [&](int sum, Real* out) {
+        if (out) store_first(Register::load(bias + sum * lanes), out, units);
+      };
+      unpack_bias(Cell::first_input_sum + slot, gradients.bias_ih ? real(gradients.bias_ih) + input_row : nullptr);
+      unpack_bias(Cell::first_hidden_sum + slot, gradients.bias_hh ? real(gradients.bias_hh) + hidden_row : nullptr);
+    }
+  }
+  for (Size panel = projection_share.begin; panel < projection_share.end; ++panel)
+    unpack_panel(panels.projection + panel * hidden * lanes, hidden, panel * lanes,
+                 units_in(panel, layer.projection), 1, 0, real(gradients.weight_hr));
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL

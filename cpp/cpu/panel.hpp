@@ -1,0 +1,187 @@
+// The one product of this library, and the panels that it reads.
+//
+//   sums(p, m, g) = start(p, m, g) + scalars(m, 0) vectors(p, 0, g) + scalars(m, 1) vectors(p, 1, g) + ...
+//
+// where sums, start and vectors are registers, and a panel p holds the weights of `lanes` units: for each k in
+// ascending order the G gates' registers in a row. Each sum is one chain of additions in the order of k: its bits
+// depend on nothing but its own row, whatever the tile, the block or the thread that computes it.
+//
+// What the letters mean to each caller (sequence.hpp):
+//                           m                 k                      p, g
+//   input, hidden product   row of the batch  input, hidden unit     hidden units, gates
+//   gradient of x and h     row of the batch  gates of all panels    inputs or hidden units, 1
+//   gradient of weights     input unit        time and batch         hidden units, gates
+#pragma once
+
+#include "register.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+constexpr Size panels_of(Size units) { return (units + lanes - 1) / lanes; }
+constexpr Size units_in(Size panel, Size units) { return units - panel * lanes < lanes ? units - panel * lanes : lanes; }
+
+// All strides count elements. k runs over `segments` times `run` steps.
+struct Product {
+  Size rows, panels, segments, run;
+  struct {
+    const Real* data;
+    Size row, step, segment;
+  } scalars;
+  struct {
+    const Real* data;  // [panel][segment][step][gate][lane]
+    Size panel, step, segment;
+  } vectors;
+  struct {
+    const Real* data;  // [panel][row][gate][lane]; null: zero. row 0: the same start for every row
+    Size panel, row;
+  } start;
+  struct {
+    Real* data;  // [panel][row][gate][lane]; may be start itself
+    Size panel, row;
+  } sums;
+};
+
+// Calls body(0) ... body(N - 1), unrolled before the compiler looks at arrays, so that an array of registers indexed
+// in it lives in registers (GCC 12 puts it on the stack if a loop does it).
+template <class Body, int... index>
+GATEWISE_INLINE void repeat(std::integer_sequence<int, index...>, const Body& body) {
+  (body(index), ...);
+}
+template <int N, class Body>
+GATEWISE_INLINE void repeat(const Body& body) {
+  repeat(std::make_integer_sequence<int, N>(), body);
+}
+
+// The micro-kernel: M rows of P panels, their M * P * G sums in registers from the first k to the last.
+template <int G, int M, int P>
+void multiply_tile(const Product& product) {
+  const auto each_sum = [](const auto& body) {
+    repeat<P>([&](int p) GATEWISE_LAMBDA {
+      repeat<M>([&](int m) GATEWISE_LAMBDA { repeat<G>([&](int g) GATEWISE_LAMBDA { body(p, m, g); }); });
+    });
+  };
+  Register sums[P][M][G];
+  if (const auto& start = product.start; start.data) {
+    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
+      sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes);
+    });
+  } else {
+    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
+  }
+  const Size row = product.scalars.row, scalar_step = product.scalars.step;
+  const Size panel = product.vectors.panel, vector_step = product.vectors.step, run = product.run;
+  for (Size segment = 0; segment < product.segments; ++segment) {
+    const Real* scalar = product.scalars.data + segment * product.scalars.segment;
+    const Real* vector = product.vectors.data + segment * product.vectors.segment;
+    for (Size k = 0; k < run; ++k) {
+      // The fewer of the two kinds of operands are held in registers, the others pass through one.
+      const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
+      const auto weight_of = [&](int p, int g) GATEWISE_LAMBDA {
+        return Register::load(vector + p * panel + g * lanes);
+      };
+      if constexpr (M <= P * G) {
+        Register scalars[M];
+        repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
+        repeat<P>([&](int p) GATEWISE_LAMBDA {
+          repeat<G>([&](int g) GATEWISE_LAMBDA {
+            const Register weight = M > 1 ? in_register(weight_of(p, g)) : weight_of(p, g);
+            repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], weight, sums[p][m][g]); });
+          });
+        });
+      } else {
+        Register weights[P][G];
+        repeat<P>([&](int p) GATEWISE_LAMBDA {
+          repeat<G>([&](int g) GATEWISE_LAMBDA { weights[p][g] = in_register(weight_of(p, g)); });
+        });
+        repeat<M>([&](int m) GATEWISE_LAMBDA {
+          const Register scalar_m = scalar_of(m);
+          repeat<P>([&](int p) GATEWISE_LAMBDA {
+            repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalar_m, weights[p][g], sums[p][m][g]); });
+          });
+        });
+      }
+      scalar += scalar_step;
+      vector += vector_step;
+    }
+  }
+  const auto out = product.sums;
+  each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
+    sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes);
+  });
+}
+
+// With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two.
+template <int G>
+constexpr int most_rows = G == 1 ? accumulators / (accumulators > 12 ? 4 : 2) : accumulators / G;
+constexpr int most_panels(int gates, int rows) {
+  int panels = 1;
+  while (2 * panels * rows * gates <= accumulators) panels *= 2;
+  return panels;
+}
+
+// Rows M and panels P are numbers known only at run time: walk down to the instantiation that has them.
+template <int G, int M, int P>
+void multiply_panels(const Product& product, int panels) {
+  if (panels == P) return multiply_tile<G, M, P>(product);
+  if constexpr (P > 1) multiply_panels<G, M, P / 2>(product, panels);
+}
+template <int G, int M = most_rows<G>>
+void multiply_rows(const Product& product, int rows, int panels) {
+  if (rows == M) return multiply_panels<G, M, most_panels(G, M)>(product, panels);
+  if constexpr (M > 1) multiply_rows<G, M - 1>(product, rows, panels);
+}
+
+// A block of the panels that stays in the first cache while every tile of rows passes over it: half of 32 KB.
+constexpr Size block_bytes = 16 * 1024;
+
+constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
+constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
+
+// The whole product. Tiles of rows are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a tile of few
+// rows has too few sums in flight.
+template <int G>
+void multiply(const Product& product) {
+  if (product.rows == 0 || product.panels == 0) return;
+  const Size tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
+  const int tallest = static_cast<int>((product.rows + tiles - 1) / tiles);
+  const int widest = most_panels(G, tallest);
+  const Size steps_in_block = tiles == 1 ? product.segments * product.run
+                                         : larger(1, block_bytes / Size(sizeof(Real)) / (lanes * G * widest));
+  const Size run = product.segments == 1 ? smaller(product.run, steps_in_block) : product.run;
+  const Size segments = product.segments == 1 ? 1 : larger(1, smaller(product.segments, steps_in_block / larger(1, run)));
+
+  for (Size panel = 0, width; panel < product.panels; panel += width) {
+    for (width = widest; width > product.panels - panel;) width /= 2;
+    Size segment = 0, step = 0;
+    do {
+      Product block = product;
+      block.segments = smaller(segments, product.segments - segment);
+      block.run = smaller(run, product.run - step);
+      block.vectors.data += panel * product.vectors.panel + segment * product.vectors.segment + step * product.vectors.step;
+      block.sums.data += panel * product.sums.panel;
+      const bool first = segment == 0 && step == 0;
+      if (!first) {
+        block.start = {block.sums.data, product.sums.panel, product.sums.row};
+      } else if (product.start.data) {
+        block.start.data += panel * product.start.panel;
+      }
+      block.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
+      Size row = 0;
+      for (Size tile = 0; tile < tiles; ++tile) {
+        const Size rows = (product.rows - row + tiles - tile - 1) / (tiles - tile);
+        multiply_rows<G>(block, static_cast<int>(rows), static_cast<int>(width));
+        row += rows;
+        block.scalars.data += rows * product.scalars.row;
+        if (block.start.data) block.start.data += rows * block.start.row;
+        block.sums.data += rows * product.sums.row;
+      }
+      step += run;
+      if (step >= product.run) {
+        step = 0;
+        segment += segments;
+      }
+    } while (segment < product.segments);
+  }
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL

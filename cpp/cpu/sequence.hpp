@@ -1,0 +1,488 @@
+// One layer in one direction through time: forward, and backward through time (BPTT).
+//
+// Everything between two products lies in panels, [panel][row][value][lane], so that each thread owns whole panels of
+// everything and the elementwise work of a unit happens where its sums were made. Rows of the batch, [row][unit], are
+// what products read as scalars: the input, and h.
+//
+// Threads share panels; they meet once a step, when h (forward) or the gradients of the sums (backward) are complete.
+#pragma once
+
+#include "packing.hpp"
+#include "threads.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+// Sums of the input products that are made ahead of the recurrence: what stays in the second cache meanwhile.
+constexpr Size ahead_bytes = 128 * 1024;
+// Sums of some panels between their product and the cell: what stays in the first cache.
+constexpr Size group_bytes = 8 * 1024;
+// Rows of time and batch over which a gradient of weights is summed in one go.
+constexpr Size gradient_rows = 256;
+
+// What a recorded sequence keeps.
+struct SequenceTape {
+  Real* kept = nullptr;     // [T][panel][B][kept][lane]
+  Real* carried = nullptr;  // [T + 1][panel][B][lane], in the order of the recurrence: the state before step i at i
+
+  SequenceTape() = default;
+  template <class Cell>
+  SequenceTape(Arena& arena, Cell, const Layer& layer, Size steps, Size batch) {
+    const Size values = panels_of(layer.hidden) * batch * lanes;
+    kept = arena.take(steps * values * Cell::kept);
+    carried = Cell::carried ? arena.take((steps + 1) * values) : nullptr;
+  }
+};
+
+struct Sequence {
+  Layer layer;
+  Size steps, batch;
+  bool reverse;
+  Rows<const Real*> input;    // [T, B, I]
+  Rows<Real*> output;         // [T, B, R]
+  const Real* hidden_before;  // [B, R]; null: zero
+  SequenceTape tape;          // null: nothing is kept
+
+  // The i-th step of the recurrence.
+  Size time(Size i) const { return reverse ? steps - 1 - i : i; }
+  // The lowest of the times of the steps i ... i + count - 1.
+  Size lowest_time(Size i, Size count) const { return reverse ? steps - i - count : i; }
+};
+
+// Rows of h before the i-th step.
+struct HiddenRows {
+  const Real* data;
+  Size row;
+};
+inline HiddenRows hidden_before(const Sequence& sequence, Size i, const Real* zeros) {
+  if (i > 0) return {sequence.output.data + sequence.time(i - 1) * sequence.output.step, sequence.output.row};
+  if (sequence.hidden_before) return {sequence.hidden_before, output_of(sequence.layer)};
+  return {zeros, 0};
+}
+
+// Columns of the panels in `share` between rows [B][units] and panels [panel][B][lane]; null rows are zero.
+inline void load_panels(const Real* rows, Size stride, Size units, Size batch, Team::Share share, Real* panels) {
+  for (Size panel = share.begin; panel < share.end; ++panel)
+    for (Size b = 0; b < batch; ++b)
+      (rows ? load_first(rows + b * stride + panel * lanes, units_in(panel, units)) : Register::broadcast(0))
+          .store(panels + (panel * batch + b) * lanes);
+}
+inline void store_panels(const Real* panels, Size units, Size batch, Team::Share share, Real* rows, Size stride) {
+  for (Size panel = share.begin; panel < share.end; ++panel)
+    for (Size b = 0; b < batch; ++b)
+      store_first(Register::load(panels + (panel * batch + b) * lanes), rows + b * stride + panel * lanes,
+                  units_in(panel, units));
+}
+
+// The product with one set of rows, over all times at once where rows follow each other at one stride.
+template <int G, class T>
+void multiply_times(Product product, Rows<T> rows, Size times, Size batch) {
+  product.scalars.row = batch == 1 ? rows.step : rows.row;
+  if (batch == 1 || rows.step == batch * rows.row) {
+    product.rows = times * batch;
+    return multiply<G>(product);
+  }
+  product.rows = batch;
+  for (Size t = 0; t < times; ++t) {
+    multiply<G>(product);
+    product.scalars.data += rows.step;
+    product.sums.data += batch * product.sums.row;
+    if (product.start.data) product.start.data += batch * product.start.row;
+  }
+}
+
+// ---- forward ----------------------------------------------------------------------------------------------------
+
+template <class Cell>
+struct ForwardScratch {
+  Size steps_ahead;
+  Real* sums;        // [panel of H][steps_ahead * B][sum][lane]
+  Real* carried;     // [panel of H][B][lane]
+  Real* zeros;       // [R]
+  Real* cell_hidden; // [B][H], h before the projection
+  Real* projected;   // [panel of P][B][lane]
+
+  ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch) {
+    const Size panels = panels_of(layer.hidden), row = panels * Cell::sums * lanes;
+    steps_ahead = larger(1, smaller(steps, ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row)));
+    sums = arena.take(steps_ahead * batch * row);
+    carried = arena.take(panels * batch * lanes);
+    zeros = arena.take(output_of(layer));
+    cell_hidden = arena.take(layer.projection ? batch * layer.hidden : 0);
+    projected = arena.take(panels_of(layer.projection) * batch * lanes);
+  }
+};
+
+// Sums of the panels in `share` become the state after the step, the output, and what the tape keeps.
+// sums [panel][B][sum][lane], a panel `panel_stride` apart; before, after [panel][B][lane]; out [B][H].
+template <class Cell, bool record>
+[[gnu::noinline]] void update(Team::Share share, Size units, Size batch, const Real* sums, Size panel_stride,
+                              const Real* before, Real* after, Real* kept, Real* out, Size out_row) {
+  for (Size panel = share.begin; panel < share.end; ++panel) {
+    const Real* sum = sums + panel * panel_stride;
+    const Size count = units_in(panel, units);
+    for (Size b = 0; b < batch; ++b, sum += Cell::sums * lanes) {
+      const Size place = (panel * batch + b) * lanes;
+      Register sum_of[Cell::sums], kept_of[Cell::kept], before_of{}, after_of{};
+      repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
+      if constexpr (Cell::carried) before_of = Register::load(before + place);
+      const Register hidden = Cell::forward(sum_of, before_of, after_of, kept_of);
+      if constexpr (Cell::carried) after_of.store(after + place);
+      if constexpr (record)
+        repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i].store(kept + place * Cell::kept + i * lanes); });
+      store_first(hidden, out + b * out_row + panel * lanes, count);
+    }
+  }
+}
+
+template <class Cell, bool record>
+void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
+                   Real* scratch, const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
+  const Size panels = panels_of(hidden), state = panels * batch * lanes;
+  const Team::Share own = team.share(panels), own_projection = team.share(panels_of(layer.projection));
+  Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
+  const Panels<Cell> packed(packed_arena, layer);
+  const ForwardScratch<Cell> s(arena, layer, steps, batch);
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.steps_ahead * batch * sums_row;
+  for (Size i = 0; i < recurrent; ++i) s.zeros[i] = 0;  // by each thread: the same zeros
+
+  Real* carried = record ? sequence.tape.carried : s.carried;
+  if constexpr (Cell::carried) {
+    const Real* before = Cell::carries_hidden ? sequence.hidden_before : cell_before;
+    load_panels(before, hidden, hidden, batch, own, carried);
+  }
+
+  const Size group = larger(1, group_bytes / Size(sizeof(Real)) / larger(1, batch * sums_row));
+  for (Size ahead = 0; ahead < steps; ahead += s.steps_ahead) {
+    const Size count = smaller(s.steps_ahead, steps - ahead), lowest = sequence.lowest_time(ahead, count);
+    Product inputs{};
+    inputs.panels = own.count();
+    inputs.segments = 1;
+    inputs.run = layer.input;
+    inputs.scalars = {sequence.input.data + lowest * sequence.input.step, 0, 1, 0};
+    inputs.vectors = {packed.input + own.begin * layer.input * G * lanes, layer.input * G * lanes, G * lanes, 0};
+    inputs.start = {packed.bias + own.begin * sums_row, sums_row, 0};
+    inputs.sums = {s.sums + own.begin * sums_panel, sums_panel, sums_row};
+    multiply_times<G>(inputs, sequence.input, count, batch);
+    // The sums that no input feeds start from their bias.
+    for (Size panel = own.begin; panel < own.end && Cell::sums > G; ++panel)
+      for (Size row = 0; row < count * batch; ++row)
+        repeat<Cell::sums - G>([&](int i) GATEWISE_LAMBDA {
+          Register::load(packed.bias + panel * sums_row + (G + i) * lanes)
+              .store(s.sums + panel * sums_panel + row * sums_row + (G + i) * lanes);
+        });
+
+    for (Size i = ahead; i < ahead + count; ++i) {
+      const Size time = sequence.time(i);
+      const HiddenRows before = hidden_before(sequence, i, s.zeros);
+      Real* sums = s.sums + (time - lowest) * batch * sums_row;
+      Real* output = sequence.output.data + time * sequence.output.step;
+      Real* after = record && Cell::carried ? carried + state : carried;
+      for (Size panel = own.begin; panel < own.end; panel += group) {
+        const Team::Share share{panel, smaller(own.end, panel + group)};
+        Product product{};
+        product.rows = batch;
+        product.panels = share.count();
+        product.segments = 1;
+        product.run = recurrent;
+        product.scalars = {before.data, before.row, 1, 0};
+        product.vectors = {packed.hidden + panel * recurrent * G * lanes, recurrent * G * lanes, G * lanes, 0};
+        product.sums = {sums + panel * sums_panel + Cell::first_hidden_sum * lanes, sums_panel, sums_row};
+        product.start = {product.sums.data, sums_panel, sums_row};
+        multiply<G>(product);
+        update<Cell, record>(share, hidden, batch, sums, sums_panel, carried, after,
+                             record ? sequence.tape.kept + i * state * Cell::kept : nullptr,
+                             layer.projection ? s.cell_hidden : output, layer.projection ? hidden : sequence.output.row);
+      }
+      carried = after;
+      team.wait();
+      if (layer.projection) {
+        Product product{};
+        product.rows = batch;
+        product.panels = own_projection.count();
+        product.segments = 1;
+        product.run = hidden;
+        product.scalars = {s.cell_hidden, hidden, 1, 0};
+        product.vectors = {packed.projection + own_projection.begin * hidden * lanes, hidden * lanes, lanes, 0};
+        product.sums = {s.projected + own_projection.begin * batch * lanes, batch * lanes, lanes};
+        multiply<1>(product);
+        store_panels(s.projected, layer.projection, batch, own_projection, output, sequence.output.row);
+        team.wait();
+      }
+    }
+  }
+
+  const HiddenRows last = hidden_before(sequence, steps, s.zeros);
+  const Team::Share own_hidden = layer.projection ? own_projection : own;
+  const Size begin = own_hidden.begin * lanes, end = smaller(own_hidden.end * lanes, recurrent);
+  for (Size b = 0; b < batch; ++b)
+    for (Size unit = begin; unit < end; ++unit)
+      hidden_after[b * recurrent + unit] = last.data[b * last.row + unit];
+  if (cell_after) store_panels(carried, hidden, batch, own, cell_after, hidden);
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------------
+
+template <class Cell>
+struct BackwardScratch {
+  Size block_steps;
+  Real* hidden_turned;      // [panel of R][panel of H][gate][lane][lane of R]
+  Real* input_turned;       // [panel of I][panel of H][gate][lane][lane of I]
+  Real* projection_turned;  // [panel of H][panel of P][lane][lane of H]
+  Panels<Cell> gradients;
+  Real* grad_sums;       // [panel of H][block_steps * B][sum][lane]
+  Real* grad_hidden;     // [panel of R][B][lane]
+  Real* grad_carried;    // [panel of H][B][lane]
+  Real* grad_input;      // [panel of I][block_steps * B][lane]
+  Real* grad_projected;  // [panel of P][block_steps * B][lane]
+  Real* grad_cell_hidden;  // [panel of H][B][lane]
+  Real* cell_hidden;       // [block_steps * B][H], h before the projection
+  Real* zeros;             // [R]
+
+  BackwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch)
+      : block_steps(larger(1, smaller(steps, gradient_rows / larger(1, batch)))),
+        hidden_turned(arena.take(panels_of(output_of(layer)) * depth(layer) * lanes)),
+        input_turned(arena.take(panels_of(layer.input) * depth(layer) * lanes)),
+        projection_turned(arena.take(panels_of(layer.hidden) * panels_of(layer.projection) * lanes * lanes)),
+        gradients(arena, layer) {
+    const Size panels = panels_of(layer.hidden), rows = block_steps * batch;
+    grad_sums = arena.take(panels * rows * Cell::sums * lanes);
+    grad_hidden = arena.take(panels_of(output_of(layer)) * batch * lanes);
+    grad_carried = arena.take(panels * batch * lanes);
+    grad_input = arena.take(panels_of(layer.input) * rows * lanes);
+    grad_projected = arena.take(panels_of(layer.projection) * rows * lanes);
+    grad_cell_hidden = arena.take(layer.projection ? panels * batch * lanes : 0);
+    cell_hidden = arena.take(layer.projection ? rows * layer.hidden : 0);
+    zeros = arena.take(output_of(layer));
+  }
+
+  static Size depth(const Layer& layer) { return panels_of(layer.hidden) * Cell::gates * lanes; }
+};
+
+struct SequenceGradients {
+  Rows<const Real*> output;       // [T, B, R]; null: zero
+  const Real* hidden_after;       // [B, R]; null: zero
+  const Real* cell_after;         // [B, H]; null: zero
+  Rows<Real*> input;              // [T, B, I]
+  bool add_to_input;              // to what another direction has written there
+  Real* hidden_before;            // [B, R]
+  Real* cell_before;              // [B, H]; null: none
+  const Gradients* parameters;
+};
+
+// The gradients of h and of the carried state after a step become those of the sums and of the states before it.
+// grad_hidden [panel][B][lane] holds what comes from the next step, and afterwards what does not come through the
+// hidden product; grad_output [B][R] comes on top of it.
+template <class Cell>
+[[gnu::noinline]] void update_backward(Team::Share share, Size units, Size batch, const Real* kept, const Real* before,
+                                       const Real* after, Real* grad_hidden, const Real* grad_output, Size grad_output_row,
+                                       Real* grad_carried, Real* grad_sums, Size panel_stride, Real* cell_hidden) {
+  for (Size panel = share.begin; panel < share.end; ++panel) {
+    Real* grad_sum = grad_sums + panel * panel_stride;
+    const Size count = units_in(panel, units);
+    for (Size b = 0; b < batch; ++b, grad_sum += Cell::sums * lanes) {
+      const Size place = (panel * batch + b) * lanes;
+      Register kept_of[Cell::kept], before_of{}, after_of{}, grad_carried_of{}, grad_sum_of[Cell::sums], grad_before{};
+      repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i] = Register::load(kept + place * Cell::kept + i * lanes); });
+      if constexpr (Cell::carried) before_of = Register::load(before + place), after_of = Register::load(after + place);
+      if constexpr (Cell::carried && !Cell::carries_hidden) grad_carried_of = Register::load(grad_carried + place);
+      Register grad_hidden_of = Register::load(grad_hidden + place);
+      if (grad_output) grad_hidden_of = grad_hidden_of + load_first(grad_output + b * grad_output_row + panel * lanes, count);
+      Cell::backward(kept_of, before_of, after_of, grad_hidden_of, grad_carried_of, grad_sum_of, grad_before);
+      repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
+        // Lanes without a unit must not pass on an infinity's NaN.
+        only_first(grad_sum_of[i], count).store(grad_sum + i * lanes);
+      });
+      if constexpr (Cell::carries_hidden) grad_before.store(grad_hidden + place);
+      if constexpr (Cell::carried && !Cell::carries_hidden) grad_before.store(grad_carried + place);
+      if (cell_hidden) store_first(Cell::hidden(kept_of, after_of), cell_hidden + b * units + panel * lanes, count);
+    }
+  }
+}
+
+// The products of one block of steps [first, first + count) of the recurrence with the gradients of its sums: into
+// the gradients of the weights, each a chain from the last step to the first and from the first row to the last.
+template <class Cell>
+void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>& s, Size first, Size count,
+                          const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Size batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
+  const Team::Share own = team.share(panels_of(hidden)), own_projection = team.share(panels_of(layer.projection));
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.block_steps * batch * sums_row;
+  const Size lowest = sequence.lowest_time(first, count);
+  const Size backward = sequence.reverse ? 1 : -1;  // the way of BPTT through time
+  const bool is_last_block = first + count == sequence.steps;
+  // Steps last ... last - steps + 1 of the recurrence against the rows that they read, of `size` columns.
+  const auto add = [&](auto gates, const Real* rows, Size row, Size step, Size size, Size last, Size steps,
+                       const Real* grads, Size grads_panel, Size grads_row, Team::Share share, Real* sums, bool start) {
+    constexpr int width = decltype(gates)::value;
+    Product product{};
+    product.rows = size;
+    product.panels = share.count();
+    product.segments = steps;
+    product.run = batch;
+    product.scalars = {rows, 1, row, backward * step};
+    product.vectors = {grads + share.begin * grads_panel + (sequence.time(last) - lowest) * batch * grads_row, grads_panel,
+                       grads_row, backward * batch * grads_row};
+    product.sums = {sums + share.begin * size * width * lanes, size * width * lanes, width * lanes};
+    if (!start) product.start = {product.sums.data, product.sums.panel, product.sums.row};
+    multiply<width>(product);
+  };
+  using Gates = std::integral_constant<int, G>;
+  const Size last = first + count - 1;
+  const Real* input_grads = s.grad_sums + Cell::first_input_sum * lanes;
+  const Real* hidden_grads = s.grad_sums + Cell::first_hidden_sum * lanes;
+  add(Gates(), sequence.input.data + sequence.time(last) * sequence.input.step, sequence.input.row, sequence.input.step,
+      layer.input, last, count, input_grads, sums_panel, sums_row, own, s.gradients.input, is_last_block);
+  // h before the first step of all lies elsewhere than the others.
+  const Size from_output = first == 0 ? count - 1 : count;
+  if (from_output > 0) {
+    const HiddenRows rows = hidden_before(sequence, last, s.zeros);
+    add(Gates(), rows.data, rows.row, sequence.output.step, recurrent, last, from_output, hidden_grads, sums_panel,
+        sums_row, own, s.gradients.hidden, is_last_block);
+  }
+  if (first == 0) {
+    const HiddenRows rows = hidden_before(sequence, 0, s.zeros);
+    add(Gates(), rows.data, rows.row, 0, recurrent, 0, 1, hidden_grads, sums_panel, sums_row, own, s.gradients.hidden,
+        is_last_block && from_output == 0);
+  }
+  if (layer.projection)
+    add(std::integral_constant<int, 1>(), s.cell_hidden + (sequence.time(last) - lowest) * batch * hidden, hidden,
+        batch * hidden, hidden, last, count, s.grad_projected, s.block_steps * batch * lanes, lanes, own_projection,
+        s.gradients.projection, is_last_block);
+
+  for (Size panel = own.begin; panel < own.end; ++panel) {
+    Real* bias = s.gradients.bias + panel * sums_row;
+    Register sum[Cell::sums];
+    repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
+      sum[i] = is_last_block ? Register::broadcast(0) : Register::load(bias + i * lanes);
+    });
+    for (Size step = last; step >= first; --step) {
+      const Real* grads = s.grad_sums + panel * sums_panel + (sequence.time(step) - lowest) * batch * sums_row;
+      for (Size b = 0; b < batch; ++b)
+        repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
+          sum[i] = sum[i] + Register::load(grads + b * sums_row + i * lanes);
+        });
+    }
+    repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum[i].store(bias + i * lanes); });
+  }
+}
+
+// grad_sums, `times` steps of them from row 0 on, times turned weights: [panel of k][rows][lane], k inputs or hidden units.
+template <class Cell>
+Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s, Size batch, int first_sum,
+                             const Real* turned, Team::Share share) {
+  const Size depth = BackwardScratch<Cell>::depth(layer), sums_row = Cell::sums * lanes;
+  Product product{};
+  product.panels = share.count();
+  product.segments = panels_of(layer.hidden);
+  product.run = Cell::gates * lanes;
+  product.scalars = {s.grad_sums + first_sum * lanes, sums_row, 1, s.block_steps * batch * sums_row};
+  product.vectors = {turned + share.begin * depth * lanes, depth * lanes, lanes, Cell::gates * lanes * lanes};
+  return product;
+}
+
+template <class Cell>
+void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Real* scratch, const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
+  const Size panels = panels_of(hidden), state = panels * batch * lanes;
+  const Team::Share own = team.share(panels), own_hidden = team.share(panels_of(recurrent));
+  const Team::Share own_input = team.share(panels_of(layer.input)), own_projection = team.share(panels_of(layer.projection));
+  Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
+  const Panels<Cell> packed(packed_arena, layer);
+  const BackwardScratch<Cell> s(arena, layer, steps, batch);
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.block_steps * batch * sums_row;
+
+  for (Size i = 0; i < recurrent; ++i) s.zeros[i] = 0;  // by each thread: the same zeros
+  transpose(packed.hidden, hidden, recurrent, G, own_hidden, s.hidden_turned);
+  transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);
+  if (layer.projection) transpose(packed.projection, layer.projection, hidden, 1, own, s.projection_turned);
+  if (steps == 0) {
+    const auto clear = [&](Real* panel, Size size, Team::Share share) {
+      for (Size i = share.begin * size; i < share.end * size; ++i) panel[i] = 0;
+    };
+    clear(s.gradients.input, layer.input * G * lanes, own);
+    clear(s.gradients.hidden, recurrent * G * lanes, own);
+    clear(s.gradients.bias, sums_row, own);
+    clear(s.gradients.projection, hidden * lanes, own_projection);
+  }
+  load_panels(grads.hidden_after, recurrent, recurrent, batch, own_hidden, s.grad_hidden);
+  if constexpr (Cell::carried && !Cell::carries_hidden)
+    load_panels(grads.cell_after, hidden, hidden, batch, own, s.grad_carried);
+
+  for (Size end = steps; end > 0;) {
+    const Size count = smaller(s.block_steps, end), first = end - count, lowest = sequence.lowest_time(first, count);
+    for (Size i = end - 1; i >= first; --i) {
+      const Size time = sequence.time(i), row = (time - lowest) * batch;
+      const Real* grad_output = grads.output.data ? grads.output.data + time * grads.output.step : nullptr;
+      Real* grad_cell_hidden = s.grad_hidden;
+      if (layer.projection) {
+        for (Size panel = own_projection.begin; panel < own_projection.end; ++panel)
+          for (Size b = 0; b < batch; ++b) {
+            const Size count_of = units_in(panel, recurrent);
+            Register grad = Register::load(s.grad_hidden + (panel * batch + b) * lanes);
+            if (grad_output) grad = grad + load_first(grad_output + b * grads.output.row + panel * lanes, count_of);
+            only_first(grad, count_of).store(s.grad_projected + (panel * s.block_steps * batch + row + b) * lanes);
+          }
+        team.wait();
+        grad_cell_hidden = s.grad_cell_hidden;
+        grad_output = nullptr;
+        Product product{};
+        product.rows = batch;
+        product.panels = own.count();
+        product.segments = panels_of(recurrent);
+        product.run = lanes;
+        product.scalars = {s.grad_projected + row * lanes, lanes, 1, s.block_steps * batch * lanes};
+        product.vectors = {s.projection_turned + own.begin * product.segments * lanes * lanes,
+                           product.segments * lanes * lanes, lanes, lanes * lanes};
+        product.sums = {grad_cell_hidden + own.begin * batch * lanes, batch * lanes, lanes};
+        multiply<1>(product);
+      }
+      const Real* carried = Cell::carried ? sequence.tape.carried + i * state : nullptr;
+      update_backward<Cell>(own, hidden, batch, sequence.tape.kept + i * state * Cell::kept, carried,
+                            Cell::carried ? carried + state : nullptr, grad_cell_hidden, grad_output, grads.output.row,
+                            s.grad_carried, s.grad_sums + row * sums_row, sums_panel,
+                            layer.projection ? s.cell_hidden + row * hidden : nullptr);
+      team.wait();
+      Product product = product_of_gradients(layer, s, batch, Cell::first_hidden_sum, s.hidden_turned, own_hidden);
+      product.rows = batch;
+      product.scalars.data += row * sums_row;
+      product.sums = {s.grad_hidden + own_hidden.begin * batch * lanes, batch * lanes, lanes};
+      if (Cell::carries_hidden) product.start = {product.sums.data, product.sums.panel, product.sums.row};
+      multiply<1>(product);
+    }
+    accumulate_gradients(sequence, s, first, count, team);
+
+    Product product = product_of_gradients(layer, s, batch, Cell::first_input_sum, s.input_turned, own_input);
+    const Size grad_panel = s.block_steps * batch * lanes;
+    product.rows = count * batch;
+    product.sums = {s.grad_input + own_input.begin * grad_panel, grad_panel, lanes};
+    Real* grad_input = grads.input.data + lowest * grads.input.step;
+    const auto each_row = [&](const auto& body) {
+      for (Size panel = own_input.begin; panel < own_input.end; ++panel)
+        for (Size t = 0; t < count; ++t)
+          for (Size b = 0; b < batch; ++b)
+            body(s.grad_input + panel * grad_panel + (t * batch + b) * lanes,
+                 grad_input + t * grads.input.step + b * grads.input.row + panel * lanes, units_in(panel, layer.input));
+    };
+    if (grads.add_to_input) {
+      each_row([](Real* sums, const Real* rows, Size units) { load_first(rows, units).store(sums); });
+      product.start = {product.sums.data, product.sums.panel, product.sums.row};
+    }
+    multiply<1>(product);
+    each_row([](const Real* sums, Real* rows, Size units) { store_first(Register::load(sums), rows, units); });
+    team.wait();
+    end = first;
+  }
+
+  store_panels(s.grad_hidden, recurrent, batch, own_hidden, grads.hidden_before, recurrent);
+  if (grads.cell_before) store_panels(s.grad_carried, hidden, batch, own, grads.cell_before, hidden);
+  unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL

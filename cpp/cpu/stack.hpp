@@ -1,0 +1,198 @@
+// Layers on layers, in one or both directions: one call, one team of threads, no allocation in between.
+#pragma once
+
+#include "dropout.hpp"
+#include "sequence.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+template <class Pointer>
+Rows<Pointer> rows_of(Real* data, Size batch, Size units) {
+  return {data, batch * units, units};
+}
+
+// What a recorded layer keeps, beside the output that the caller has of the last one.
+template <class Cell>
+struct LayerTape {
+  SequenceTape direction[2];
+  Real* output;   // [T, B, D*R]; the last layer: none
+  Real* dropped;  // the same after dropout; without dropout the output itself
+
+  LayerTape(Arena& arena, const Stack& stack, Size layer, Size steps, Size batch, bool dropout) {
+    const Layer* first = stack.layer + layer * stack.directions;
+    for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], steps, batch);
+    const Size size = layer + 1 < stack.layers ? steps * batch * stack.directions * output_of(*first) : 0;
+    output = arena.take(size);
+    dropped = dropout ? arena.take(size) : output;
+  }
+
+  // Of the given layer in a tape at `base`.
+  static LayerTape find(Real* base, const Stack& stack, Size layer, Size steps, Size batch, bool dropout) {
+    Arena arena{base};
+    for (Size below = 0; below < layer; ++below) LayerTape(arena, stack, below, steps, batch, dropout);
+    return LayerTape(arena, stack, layer, steps, batch, dropout);
+  }
+};
+
+template <class Cell>
+Size tape_size(const Stack& stack, Size steps, Size batch, bool dropout) {
+  Arena arena{nullptr};
+  for (Size layer = 0; layer < stack.layers; ++layer) LayerTape<Cell>(arena, stack, layer, steps, batch, dropout);
+  return arena.used;
+}
+
+// Elements between two layers, [T, B, D*R], of which forward in inference and backward need two at a time.
+inline Size between_layers(const Stack& stack, Size steps, Size batch) {
+  return stack.layers > 1 ? steps * batch * stack.directions * output_of(*stack.layer) : 0;
+}
+
+template <class Scratch>
+Size largest_scratch(const Stack& stack, Size steps, Size batch) {
+  Size most = 0;
+  for (Size i = 0; i < stack.layers * stack.directions; ++i) {
+    Arena arena{nullptr};
+    Scratch(arena, stack.layer[i], steps, batch);
+    most = larger(most, arena.used);
+  }
+  return most;
+}
+
+template <class Cell>
+Size forward_scratch(const Stack& stack, Size steps, Size batch, bool record) {
+  Arena arena{nullptr};
+  for (int i = 0; i < 2 && !record; ++i) arena.take(between_layers(stack, steps, batch));
+  return arena.used + largest_scratch<ForwardScratch<Cell>>(stack, steps, batch);
+}
+
+template <class Cell>
+Size backward_scratch(const Stack& stack, Size steps, Size batch) {
+  Arena arena{nullptr};
+  for (int i = 0; i < 2; ++i) arena.take(between_layers(stack, steps, batch));
+  return arena.used + largest_scratch<BackwardScratch<Cell>>(stack, steps, batch);
+}
+
+// Dropout over a whole sequence [T, B, units], cut over the team by steps.
+inline void drop_rows(const Dropout& dropout, Size layer, Size steps, Size batch, Size units, const Real* from,
+                      Real* to, const Team& team) {
+  const Team::Share own = team.share(steps);
+  for (Size t = own.begin; t < own.end; ++t)
+    for (Size b = 0; b < batch; ++b)
+      drop_row(dropout, layer, b, t, units, from + (t * batch + b) * units, to + (t * batch + b) * units);
+}
+
+// The `index`-th of arrays of `size` elements, or null where there are none.
+template <class Pointer>
+auto nth(Pointer* array, Size index, Size size) {
+  using Typed = std::conditional_t<std::is_const_v<Pointer>, const Real, Real>;
+  return array ? static_cast<Typed*>(array) + index * size : nullptr;
+}
+
+template <class Cell>
+void run_forward(const Forward& call) {
+  const Stack& stack = call.stack;
+  const Size steps = call.steps, batch = call.batch, directions = stack.directions;
+  const bool dropout = call.tape && call.dropout.probability > 0;
+  Arena arena{static_cast<Real*>(call.scratch)};
+  Real* buffers[2] = {};
+  for (int i = 0; i < 2 && !call.tape; ++i) buffers[i] = arena.take(between_layers(stack, steps, batch));
+  Real* scratch = arena.base + arena.used;
+
+  run_team(call.threads, [&](const Team& team) {
+    Rows<const Real*> input{static_cast<const Real*>(call.input.data), call.input.step, call.input.row};
+    for (Size layer = 0; layer < stack.layers; ++layer) {
+      const Layer* of_direction = stack.layer + layer * directions;
+      const Size recurrent = output_of(*of_direction), units = directions * recurrent;
+      const bool last = layer + 1 == stack.layers;
+      LayerTape<Cell> tape = LayerTape<Cell>::find(static_cast<Real*>(call.tape), stack, layer, steps, batch, dropout);
+      Real* between = call.tape ? tape.output : buffers[layer % 2];
+      const Rows<Real*> output = last ? Rows<Real*>{static_cast<Real*>(call.output.data), call.output.step, call.output.row}
+                                      : rows_of<Real*>(between, batch, units);
+      for (Size d = 0; d < directions; ++d) {
+        const Size index = layer * directions + d, hidden = of_direction[d].hidden;
+        const Sequence sequence{of_direction[d],
+                                steps,
+                                batch,
+                                d == 1,
+                                input,
+                                {output.data + d * recurrent, output.step, output.row},
+                                nth(call.hidden_before, index, batch * recurrent),
+                                tape.direction[d]};
+        const auto walk = call.tape ? forward_steps<Cell, true> : forward_steps<Cell, false>;
+        walk(sequence, nth(call.cell_before, index, batch * hidden), nth(call.hidden_after, index, batch * recurrent),
+             nth(call.cell_after, index, batch * hidden), scratch, team);
+      }
+      if (last) break;
+      team.wait();
+      input = rows_of<const Real*>(between, batch, units);
+      if (dropout) {
+        drop_rows(call.dropout, layer, steps, batch, units, tape.output, tape.dropped, team);
+        team.wait();
+        input.data = tape.dropped;
+      }
+    }
+  });
+}
+
+template <class Cell>
+void run_backward(const Backward& call) {
+  const Stack& stack = call.stack;
+  const Size steps = call.steps, batch = call.batch, directions = stack.directions;
+  const bool dropout = call.dropout.probability > 0;
+  Arena arena{static_cast<Real*>(call.scratch)};
+  Real* buffers[2];
+  for (Real*& buffer : buffers) buffer = arena.take(between_layers(stack, steps, batch));
+  Real* scratch = arena.base + arena.used;
+  Real* tape_base = const_cast<Real*>(static_cast<const Real*>(call.tape));
+
+  run_team(call.threads, [&](const Team& team) {
+    Rows<const Real*> grad_output{static_cast<const Real*>(call.grad_output.data), call.grad_output.step,
+                                  call.grad_output.row};
+    for (Size layer = stack.layers - 1; layer >= 0; --layer) {
+      const Layer* of_direction = stack.layer + layer * directions;
+      const Size recurrent = output_of(*of_direction), units = directions * recurrent, below = of_direction->input;
+      const auto tape_of = [&](Size l) { return LayerTape<Cell>::find(tape_base, stack, l, steps, batch, dropout); };
+      const LayerTape<Cell> tape = tape_of(layer);
+      const bool last = layer + 1 == stack.layers;
+      const Rows<const Real*> output =
+          last ? Rows<const Real*>{static_cast<const Real*>(call.output.data), call.output.step, call.output.row}
+               : rows_of<const Real*>(tape.output, batch, units);
+      const Rows<const Real*> input =
+          layer == 0 ? Rows<const Real*>{static_cast<const Real*>(call.input.data), call.input.step, call.input.row}
+                     : rows_of<const Real*>(tape_of(layer - 1).dropped, batch, below);
+      const Rows<Real*> grad_input =
+          layer == 0 ? Rows<Real*>{static_cast<Real*>(call.grad_input.data), call.grad_input.step, call.grad_input.row}
+                     : rows_of<Real*>(buffers[layer % 2], batch, below);
+      for (Size d = 0; d < directions; ++d) {
+        const Size index = layer * directions + d, hidden = of_direction[d].hidden;
+        const Size of_hidden = batch * recurrent, of_cell = batch * hidden;
+        const Sequence sequence{of_direction[d],
+                                steps,
+                                batch,
+                                d == 1,
+                                input,
+                                {const_cast<Real*>(output.data) + d * recurrent, output.step, output.row},
+                                nth(call.hidden_before, index, of_hidden),
+                                tape.direction[d]};
+        const SequenceGradients grads{
+            {grad_output.data ? grad_output.data + d * recurrent : nullptr, grad_output.step, grad_output.row},
+            nth(call.grad_hidden_after, index, of_hidden),
+            nth(call.grad_cell_after, index, of_cell),
+            grad_input,
+            d == 1,
+            nth(call.grad_hidden_before, index, of_hidden),
+            nth(call.grad_cell_before, index, of_cell),
+            call.gradients + index};
+        backward_steps<Cell>(sequence, grads, scratch, team);
+        team.wait();
+      }
+      if (layer == 0) break;
+      if (dropout) {
+        drop_rows(call.dropout, layer - 1, steps, batch, below, grad_input.data, grad_input.data, team);
+        team.wait();
+      }
+      grad_output = {grad_input.data, grad_input.step, grad_input.row};
+    }
+  });
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL

@@ -1,0 +1,90 @@
+"""The C++ core. Private: everything here is checked for memory's sake only; the checks that speak to users are Python's."""
+
+from typing import Any, TypedDict, final
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+
+class _Configuration(TypedDict):
+    compiler: str
+    openmp: bool
+    eigen: str
+    levels: list[str]
+
+def backend() -> str: ...
+def backends() -> tuple[str, ...]: ...
+def configuration() -> _Configuration: ...
+def empty(shape: list[int], dtype: np.dtype[Any]) -> _Array: ...
+def evaluate(name: str, x: _Array) -> _Array: ...
+def floating_point_mode() -> int: ...
+def get_num_threads() -> int: ...
+def lanes() -> tuple[int, int]: ...
+def set_floating_point_mode(mode: int) -> None: ...
+def set_num_threads(threads: int) -> None: ...
+def set_threading_threshold(operations: int) -> int: ...
+def use_backend(name: str) -> bool: ...
+
+@final
+class Packed:
+    def __init__(
+        self,
+        cell: str,
+        dtype: np.dtype[Any],
+        input: int,
+        hidden: int,
+        projection: int,
+        layers: int,
+        directions: int,
+        weights: list[list[_Array | None]],
+    ) -> None: ...
+    @property
+    def backend(self) -> str: ...
+    def forward(
+        self,
+        x: _Array,
+        hidden: _Array | None,
+        cell: _Array | None,
+        output: _Array,
+        hidden_after: _Array,
+        cell_after: _Array | None,
+    ) -> None: ...
+
+@final
+class Tape:
+    def __init__(
+        self,
+        packed: Packed,
+        x: _Array,
+        hidden: _Array | None,
+        cell: _Array | None,
+        output: _Array,
+        hidden_after: _Array,
+        cell_after: _Array | None,
+        probability: float,
+        seed: int,
+        call_count: int,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def backward(
+        self,
+        grad_output: _Array | None,
+        grad_hidden: _Array | None,
+        grad_cell: _Array | None,
+        grad_x: _Array,
+        grad_hidden_before: _Array,
+        grad_cell_before: _Array | None,
+        gradients: list[list[_Array | None]],
+    ) -> None: ...
+
+class Stream:
+    def __init__(self, packed: Packed, batch: int, unbatched: bool) -> None: ...
+    def step(self, x: _Array, out: _Array | None = None) -> _Array: ...
+    def _run(self, x: _Array, output: _Array) -> None: ...
+    def _get_state(self, hidden: _Array, cell: _Array | None) -> None: ...
+    def _set_state(self, hidden: _Array, cell: _Array | None) -> None: ...
+    def _use(self, packed: Packed) -> None: ...
+    @property
+    def _backend(self) -> str: ...

@@ -1,0 +1,129 @@
+"""What the outside hands over becomes arrays that the core can use, or an error that says what was wrong with it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gatewise import _core
+
+Array: TypeAlias = npt.NDArray[Any]
+
+LARGE = 1 << 20  # bytes from which an array takes memory that the core uses again
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array; large ones from recycled memory, whose pages need not be faulted in anew."""
+    array: Array = np.empty(shape, dtype) if _bytes(shape, dtype) < LARGE else _core.empty(list(shape), dtype)
+    return array
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    size = dtype.itemsize
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def describe(shape: Sequence[int | str]) -> str:
+    """A shape as it is written: (T, B, 64)."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """`value` as an int between `least` and `most`; bools and fractions are refused."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected a number from {least} to {most}, got {number}")
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def floating(name: str, value: object, dtype: np.dtype[Any]) -> Array:
+    """`value` in `dtype`: any real floating array, or what NumPy takes for one. Converted only if it must be."""
+    if not isinstance(value, np.ndarray):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name}: expected an array, got a sequence of uneven lengths") from None
+        except Exception as error:
+            raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+    if value.dtype.kind != "f":
+        raise TypeError(f"{name}: expected floating numbers ({dtype}), got {_kind(value)}")
+    converted: Array = value.astype(dtype, copy=False)
+    return converted
+
+
+def _kind(value: Array) -> str:
+    return "something that is no array" if value.dtype.kind == "O" else str(value.dtype)
+
+
+def exact(name: str, value: object, dtype: np.dtype[Any]) -> Array:
+    """`value` itself, which must be an array of just this dtype: what calls with `out` ask for."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array of {dtype}, got {type(value).__name__}")
+    if value.dtype != dtype:
+        got = f"byte-swapped {value.dtype.name}" if value.dtype.newbyteorder() == dtype else value.dtype
+        raise TypeError(f"{name}: expected exactly {dtype} with `out`, got {got}")
+    return value
+
+
+def shaped(name: str, array: Array, expected: Sequence[int | str]) -> Array:
+    """`array` itself, which must have the shape `expected`, where a letter stands for any size."""
+    if len(expected) != array.ndim or any(
+        isinstance(wanted, int) and wanted != size for wanted, size in zip(expected, array.shape, strict=True)
+    ):
+        raise ValueError(f"{name}: expected shape {describe(expected)}, got {describe(array.shape)}")
+    return array
+
+
+def rows(array: Array) -> Array:
+    """`array` itself where the core can walk over it by strides, else a contiguous copy."""
+    item = array.itemsize
+    walkable = array.flags.aligned and (array.shape[-1] <= 1 or array.strides[-1] == item)
+    if walkable and all(stride % item == 0 for stride in array.strides):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def output(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], *inputs: tuple[str, Array | None]) -> Array:
+    """`value` itself, which must be an array that the core can write to without harm to the inputs."""
+    array = shaped(name, exact(name, value, dtype), shape)
+    if not array.flags.c_contiguous or not array.flags.aligned:
+        raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    for other, before in inputs:
+        if before is not None and _overlap(array, before):
+            raise ValueError(f"{name}: expected memory of its own, got an array that overlaps {other}")
+    return array
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except Exception:  # too hard to tell: then they are entangled enough
+        return True
+
+
+def read_only(array: Array) -> Array:
+    """A view of `array` that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,317 @@
+"""LSTM, GRU and RNN: stacks of layers with the names, options and defaults of torch.nn."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
+from gatewise.layouts import Layout, State
+from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights
+from gatewise.streams import Stream
+from gatewise.tapes import Tape, record
+
+
+class Layer:
+    """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
+
+    def __init__(
+        self, cell: str, input_size: int, hidden_size: int, num_layers: int, *, bias: bool, batch_first: bool,
+        dropout: float, bidirectional: bool, proj_size: int, dtype: object, seed: int | None,
+    ) -> None:  # fmt: skip
+        hidden_size = whole_number("hidden_size", hidden_size, 1, MOST)
+        architecture = Architecture(
+            cell=cell,
+            input_size=whole_number("input_size", input_size, 1, MOST),
+            hidden_size=hidden_size,
+            num_layers=whole_number("num_layers", num_layers, 1, 2**16),
+            bias=flag("bias", bias),
+            bidirectional=flag("bidirectional", bidirectional),
+            proj_size=_projection(proj_size, hidden_size),
+            dtype=_dtype(dtype),
+        )
+        architecture.check_size()
+        self._architecture = architecture
+        self._batch_first = flag("batch_first", batch_first)
+        self._dropout = _probability(dropout)
+        self._seed = secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
+        self._call_count = 0
+        self._holder = Holder(Weights(architecture, architecture.draw(self._seed)))
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def input_size(self) -> int:
+        return self._architecture.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self._architecture.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self._architecture.num_layers
+
+    @property
+    def bias(self) -> bool:
+        return self._architecture.bias
+
+    @property
+    def bidirectional(self) -> bool:
+        return self._architecture.bidirectional
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._architecture.dtype
+
+    @property
+    def batch_first(self) -> bool:
+        return self._batch_first
+
+    @property
+    def dropout(self) -> float:
+        return self._dropout
+
+    @property
+    def seed(self) -> int:
+        """Of the initial weights and of dropout."""
+        return self._seed
+
+    @property
+    def call_count(self) -> int:
+        """The number of the dropout masks that the next `record` draws. Set it to draw the same ones again."""
+        return self._call_count
+
+    @call_count.setter
+    def call_count(self, value: int) -> None:
+        self._call_count = whole_number("call_count", value, 0, 2**64 - 1)
+
+    def __repr__(self) -> str:
+        of = self._architecture
+        options = {
+            "num_layers": (of.num_layers, 1), "bias": (of.bias, True), "batch_first": (self.batch_first, False),
+            "dropout": (self.dropout, 0.0), "bidirectional": (of.bidirectional, False),
+            "proj_size": (of.proj_size, 0), "dtype": (of.dtype.name, "float32"),
+        }  # fmt: skip
+        if of.cell == "rnn_relu":
+            options["nonlinearity"] = ("relu", "tanh")
+        shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+        return f"{type(self).__name__}({', '.join([str(of.input_size), str(of.hidden_size), *shown])})"
+
+    # -- its weights --------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Parameters:
+        """The weights by PyTorch's names; assign to change them."""
+        holder = self._holder
+        return Parameters(lambda: holder.weights, holder.swap)
+
+    @contextmanager
+    def edit(self) -> Iterator[dict[str, Array]]:
+        """Writable copies of all weights, swapped in together at the end; on an exception nothing changes."""
+        copies = self.state_dict()
+        yield copies
+        self._holder.swap(copies)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all weights by name, in PyTorch's order."""
+        return {name: array.copy() for name, array in self._holder.weights.arrays.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, object]) -> None:
+        """Take all weights from a mapping of name to array (or tensor): all of them, or on an error none."""
+        expected = set(self._architecture.shapes())
+        missing, unexpected = expected - set(mapping), set(mapping) - expected
+        if missing or unexpected:
+            wrong = [f"missing {', '.join(sorted(missing))}"] if missing else []
+            wrong += [f"unexpected {', '.join(sorted(map(str, unexpected)))}"] if unexpected else []
+            raise ValueError(f"mapping: expected exactly this layer's parameters, got {'; '.join(wrong)}")
+        self._holder.swap(mapping)
+
+    # -- its work -----------------------------------------------------------------------------------------------
+
+    def __call__(self, x: object, state: object = None, *, out: Array | None = None) -> tuple[Array, State]:
+        """Inference over a whole sequence. Dropout does nothing here.
+
+        Parameters
+        ----------
+        x : array_like
+            (T, B, input_size), with batch_first (B, T, input_size), or unbatched (T, input_size). Any real floating
+            dtype, converted to the layer's.
+        state : array_like or (array_like, array_like), optional
+            The state before the first step: (h, c) for LSTM, h for the others, each (num_layers * D, B, hidden_size),
+            unbatched (num_layers * D, hidden_size), where D is 2 if bidirectional, else 1; h of an LSTM with
+            projection has proj_size in place of hidden_size. None is zero.
+        out : ndarray, optional
+            Where to write the output: C-contiguous, writable, of the layer's dtype and memory of its own. x must then
+            have exactly the layer's dtype.
+
+        Returns
+        -------
+        output : ndarray
+            (T, B, D * hidden_size) in the order of x's axes; `out` if it was given.
+        state
+            After the last step, shaped as `state`.
+        """
+        of = self._architecture
+        array = floating("x", x, of.dtype) if out is None else exact("x", x, of.dtype)
+        layout = Layout.of(of, self._batch_first, "x", array)
+        hidden, cell = layout.state_in("state", state)
+        shape = layout.shape(of.output_size)
+        y = (
+            empty(shape, of.dtype)
+            if out is None
+            else output("out", out, of.dtype, shape, ("x", array), ("state", hidden), ("state", cell))
+        )
+        hidden_after, cell_after = layout.new_state()
+        self._holder.weights.packed().forward(
+            rows(layout.to_time_major(array)), hidden, cell, layout.to_time_major(y), hidden_after, cell_after
+        )
+        return y, layout.state_out(hidden_after, cell_after)
+
+    def record(self, x: object, state: object = None) -> Tape:
+        """Forward for training: with dropout, keeping what backward needs. x and state as in a call."""
+        of = self._architecture
+        array = floating("x", x, of.dtype)
+        layout = Layout.of(of, self._batch_first, "x", array)
+        hidden, cell = layout.state_in("state", state)
+        with self._holder.lock:
+            call_count = self._call_count
+            self._call_count = (call_count + 1) % 2**64
+        packed = self._holder.weights.packed()
+        return record(layout, packed, array, hidden, cell, self._dropout, self._seed, call_count)
+
+    def stream(self, batch_size: int | None = None) -> Stream:
+        """A state that advances step by step, from zero. Without batch_size its steps are unbatched."""
+        return Stream(self._holder, self._architecture, self._batch_first, batch_size)
+
+    # -- its copies ---------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_holder": self._holder.weights}  # a copy has a holder, thus weights, of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _holder=Holder(state["_holder"]))
+
+
+def _dtype(value: object) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(value)  # type: ignore[call-overload]
+    except TypeError:
+        dtype = None
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
+    found: np.dtype[Any] = dtype
+    return found
+
+
+def _probability(value: object) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"dropout: expected a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"dropout: expected a number from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def _projection(value: object, hidden_size: int) -> int:
+    size = whole_number("proj_size", value, 0, MOST)
+    if size >= hidden_size:
+        raise ValueError(f"proj_size: expected less than hidden_size ({hidden_size}), got {size}")
+    return size
+
+
+class LSTM(Layer):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000), with torch.nn.LSTM's equations.
+
+        i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        f = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')                                   with proj_size: W_hr (o * tanh(c'))  (Sak et al. 2014)
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Of each step's input, and of the state.
+    num_layers : int
+        Layers on top of each other.
+    bias : bool
+        Whether there are b_ih and b_hh.
+    batch_first : bool
+        Whether sequences are (B, T, ...) instead of (T, B, ...). States are not affected.
+    dropout : float
+        Probability with which `record` drops an element between two layers.
+    bidirectional : bool
+        Whether a second direction runs from the end; outputs are joined.
+    proj_size : int
+        If positive, the size of h, projected from hidden_size.
+    dtype : "float32" or "float64"
+        Of weights, states and results.
+    seed : int, optional
+        Of the initial weights and of dropout; None draws one.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
+        dtype: object = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            "lstm", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, proj_size=proj_size, dtype=dtype, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def proj_size(self) -> int:
+        return self._architecture.proj_size
+
+
+class GRU(Layer):
+    """Gated recurrent unit (Cho et al. 2014), reset gate after the product, with torch.nn.GRU's equations.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    The parameters are those of `LSTM`, without proj_size.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, dtype: object = "float32",
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            "gru", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
+        )  # fmt: skip
+
+
+class RNN(Layer):
+    """The simple recurrent network (Elman 1990), with torch.nn.RNN's equation.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh)            or relu in place of tanh
+
+    The parameters are those of `LSTM`, without proj_size, and nonlinearity: "tanh" or "relu".
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
+        bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+        dtype: object = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        super().__init__(
+            f"rnn_{nonlinearity}", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first,
+            dropout=dropout, bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def nonlinearity(self) -> str:
+        return self._architecture.cell.removeprefix("rnn_")

@@ -1,0 +1,179 @@
+"""The weights of a layer: names, shapes, initial values, and snapshots that never change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gatewise import _core
+from gatewise.arrays import Array, floating, read_only, shaped
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+MOST = 2**31 - 1  # of a size; and of the bytes of all weights together:
+MOST_BYTES = 2**46
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a stack of recurrent layers is, apart from its weights."""
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    bidirectional: bool
+    proj_size: int
+    dtype: np.dtype[Any]
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def recurrent_size(self) -> int:
+        """Of h: the projection's size if there is one."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        return self.directions * self.recurrent_size
+
+    @property
+    def has_cell_state(self) -> bool:
+        return self.cell == "lstm"
+
+    def sequences(self) -> list[tuple[str, int]]:
+        """The suffix and input size of each layer and direction, in PyTorch's order."""
+        suffixes = ("", "_reverse")[: self.directions]
+        return [
+            (f"_l{layer}{suffix}", self.output_size if layer else self.input_size)
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+        ]
+
+    def shapes_of(self, suffix: str, input_size: int) -> dict[str, tuple[int, ...]]:
+        rows = GATES[self.cell] * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, self.recurrent_size),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        return {kind + suffix: shape for kind, shape in shapes.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, as torch.nn has them."""
+        return {name: shape for sequence in self.sequences() for name, shape in self.shapes_of(*sequence).items()}
+
+    def check_size(self) -> None:
+        numbers = sum(int(np.prod(shape, dtype=object)) for shape in self.shapes().values())
+        if numbers * self.dtype.itemsize > MOST_BYTES:
+            raise ValueError(
+                f"hidden_size: expected weights of at most {MOST_BYTES} bytes in all, "
+                f"got {numbers * self.dtype.itemsize}"
+            )
+
+    def draw(self, seed: int) -> dict[str, Array]:
+        """Initial weights, uniform in +-1 / sqrt(hidden_size): PyTorch's distribution, NumPy's generator."""
+        generator = np.random.default_rng(seed)
+        bound = self.hidden_size**-0.5
+        return {
+            name: generator.uniform(-bound, bound, shape).astype(self.dtype)
+            for name, shape in self.shapes().items()
+        }
+
+    def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
+        """One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction, as the core asks."""
+        return [[arrays.get(kind + suffix) for kind in KINDS] for suffix, _ in self.sequences()]
+
+
+class Weights:
+    """A snapshot of all weights, which never changes, and its packed form for the backend in use."""
+
+    def __init__(self, architecture: Architecture, arrays: Mapping[str, Array]) -> None:
+        self.architecture = architecture
+        self.arrays = {name: read_only(arrays[name]) for name in architecture.shapes()}
+        self._packed: _core.Packed | None = None
+
+    def packed(self) -> _core.Packed:
+        """Packed once for each backend that asks; a second thread that asks meanwhile packs for itself."""
+        packed = self._packed
+        if packed is None or packed.backend != _core.backend():
+            of = self.architecture
+            self._packed = packed = _core.Packed(
+                of.cell, of.dtype, of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions,
+                of.grouped(self.arrays),
+            )  # fmt: skip
+        return packed
+
+    def replaced(self, changes: Mapping[str, object]) -> Weights:
+        """A snapshot with some arrays changed: all of them fit, or none is."""
+        shapes = self.architecture.shapes()
+        arrays = dict(self.arrays)
+        for name, value in changes.items():
+            if name not in shapes:
+                raise KeyError(f"{name}: expected one of {', '.join(shapes)}")
+            array = shaped(name, floating(name, value, self.architecture.dtype), shapes[name])
+            arrays[name] = np.array(array, order="C")
+        return Weights(self.architecture, arrays)
+
+    def __getstate__(self) -> tuple[Architecture, dict[str, Array]]:
+        return self.architecture, self.arrays
+
+    def __setstate__(self, state: tuple[Architecture, dict[str, Array]]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memory: object) -> Weights:
+        return self
+
+
+class Parameters(Mapping[str, Array]):
+    """The weights of a layer by PyTorch's names, as read-only arrays. Assigning to a name changes that weight.
+
+    An assignment is checked, copied and then swapped in as a whole: a call under way in another thread, a stream and
+    a tape keep the weights that they started with.
+    """
+
+    def __init__(self, weights: Callable[[], Weights], swap: Callable[[Mapping[str, object]], None]) -> None:
+        self._weights = weights
+        self._swap = swap
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights().arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights().arrays)
+
+    def __len__(self) -> int:
+        return len(self._weights().arrays)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        self._swap({name: value})
+
+    def update(self, changes: Mapping[str, object]) -> None:
+        """Change several weights at once: all of them, or on an error none."""
+        self._swap(changes)
+
+    def __repr__(self) -> str:
+        return f"Parameters({', '.join(f'{name} {array.shape}' for name, array in self.items())})"
+
+
+class Holder:
+    """The place where a layer's present snapshot is kept. Threads swap snapshots here, one at a time."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.lock = threading.Lock()
+
+    def swap(self, changes: Mapping[str, object]) -> None:
+        with self.lock:
+            self.weights = self.weights.replaced(changes)

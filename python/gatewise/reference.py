@@ -1,0 +1,363 @@
+"""The specification of gatewise in plain NumPy: what every backend must compute, forward and backward.
+
+Sizes: T steps, B batch, I input, H hidden, P projection (P = H without one), G gates, L layers, D directions.
+Parameters have PyTorch's names, shapes and gate order. All is computed in the dtype of x, whichever floating
+type that is. This file is for reading and checking; for speed there is the rest of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CELLS", "backward", "dropout_mask", "forward", "sigmoid"]
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Arrays: TypeAlias = tuple[Array, ...]  # a state, inside this file always a tuple: (h, c) or (h,)
+Activation: TypeAlias = Callable[..., Array]
+Weights: TypeAlias = Mapping[str, Array]  # of one layer and direction, names without their suffix
+
+
+# ---- activations: y = f(x), and the gradient of x from y and its gradient
+
+
+def sigmoid(x: Array) -> Array:
+    """Logistic function 1 / (1 + exp(-x)), right at both ends: no overflow, and exp(x) far to the left.
+
+    Takes a floating array of any shape; returns one of the same shape and dtype.
+    """
+    with np.errstate(under="ignore"):  # an exponential that vanishes has the right value
+        y: Array = np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+    return y
+
+
+def sigmoid_backward(y: Array, grad: Array) -> Array:
+    return grad * y * (1 - y)
+
+
+def tanh_backward(y: Array, grad: Array) -> Array:
+    return grad * (1 - y * y)
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def relu_backward(y: Array, grad: Array) -> Array:
+    return np.where(y <= 0, 0, grad)  # selected, not multiplied: even an infinite gradient ends here
+
+
+# ---- cells
+# forward:  input sums x W_ih^T + b_ih [B, G*H], hidden sums h W_hh^T + b_hh [B, G*H], state before
+#           -> state after (its h [B, H] not yet projected), what backward needs
+# backward: what forward kept, state before, gradient of the state after
+#           -> gradients of input sums, of hidden sums, of the state before (where it enters directly)
+
+
+def lstm(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+    _, c_before = before  # [B, P], [B, H]
+    sums = np.split(input_sums + hidden_sums, 4, axis=-1)  # [B, H] each
+    input_gate, forget_gate, output_gate = sigmoid(sums[0]), sigmoid(sums[1]), sigmoid(sums[3])
+    candidate = np.tanh(sums[2])
+    c = forget_gate * c_before + input_gate * candidate
+    tanh_c = np.tanh(c)
+    h = output_gate * tanh_c
+    return (h, c), (input_gate, forget_gate, candidate, output_gate, tanh_c)
+
+
+def lstm_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
+    input_gate, forget_gate, candidate, output_gate, tanh_c = kept
+    h_before, c_before = before
+    grad_h, grad_c = grad_after
+    grad_c = grad_c + tanh_backward(tanh_c, grad_h * output_gate)
+    grad_input_gate = sigmoid_backward(input_gate, grad_c * candidate)
+    grad_forget_gate = sigmoid_backward(forget_gate, grad_c * c_before)
+    grad_candidate = tanh_backward(candidate, grad_c * input_gate)
+    grad_output_gate = sigmoid_backward(output_gate, grad_h * tanh_c)
+    grad_sums = np.concatenate([grad_input_gate, grad_forget_gate, grad_candidate, grad_output_gate], axis=-1)
+    return grad_sums, grad_sums, (np.zeros_like(h_before), grad_c * forget_gate)
+
+
+def gru(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+    (h_before,) = before  # [B, H]
+    reset_x, update_x, candidate_x = np.split(input_sums, 3, axis=-1)  # [B, H] each
+    reset_h, update_h, candidate_h = np.split(hidden_sums, 3, axis=-1)
+    reset, update = sigmoid(reset_x + reset_h), sigmoid(update_x + update_h)
+    candidate = np.tanh(candidate_x + reset * candidate_h)  # reset after the product with W_hh, as PyTorch
+    h = (1 - update) * candidate + update * h_before
+    return (h,), (reset, update, candidate, candidate_h)
+
+
+def gru_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
+    reset, update, candidate, candidate_h = kept
+    (h_before,), (grad_h,) = before, grad_after
+    grad_candidate = tanh_backward(candidate, grad_h * (1 - update))
+    grad_reset = sigmoid_backward(reset, grad_candidate * candidate_h)
+    grad_update = sigmoid_backward(update, grad_h * (h_before - candidate))
+    grad_input_sums = np.concatenate([grad_reset, grad_update, grad_candidate], axis=-1)
+    grad_hidden_sums = np.concatenate([grad_reset, grad_update, grad_candidate * reset], axis=-1)
+    return grad_input_sums, grad_hidden_sums, (grad_h * update,)
+
+
+def rnn(f: Activation, input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+    h = f(input_sums + hidden_sums)  # [B, H]
+    return (h,), (h,)
+
+
+def rnn_backward(
+    f_backward: Activation, kept: Arrays, before: Arrays, grad_after: Arrays
+) -> tuple[Array, Array, Arrays]:
+    grad_sums = f_backward(kept[0], grad_after[0])
+    return grad_sums, grad_sums, (np.zeros_like(before[0]),)
+
+
+class Cell(NamedTuple):
+    gates: int  # G
+    states: int  # arrays in its state
+    forward: Callable[[Array, Array, Arrays], tuple[Arrays, Arrays]]
+    backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]]
+
+
+CELLS = {
+    "lstm": Cell(4, 2, lstm, lstm_backward),
+    "gru": Cell(3, 1, gru, gru_backward),
+    "rnn_tanh": Cell(1, 1, partial(rnn, np.tanh), partial(rnn_backward, tanh_backward)),
+    "rnn_relu": Cell(1, 1, partial(rnn, relu), partial(rnn_backward, relu_backward)),
+}
+
+
+# ---- products: ih of the input, hh of the hidden state, hr the projection; a bias where there is one
+
+
+def product(kind: str, weights: Weights, x: Array) -> Array:
+    y: Array = x @ weights[f"weight_{kind}"].T  # x [B, in], weight [out, in], y [B, out]
+    return y + weights[f"bias_{kind}"] if f"bias_{kind}" in weights else y
+
+
+def product_backward(kind: str, weights: Weights, x: Array, grad: Array, grad_weights: Weights) -> Array:
+    """Return the gradient of x; add those of weight and bias to grad_weights, in place."""
+    grad_weights[f"weight_{kind}"][...] += grad.T @ x
+    if f"bias_{kind}" in weights:
+        grad_weights[f"bias_{kind}"][...] += grad.sum(axis=0)
+    grad_x: Array = grad @ weights[f"weight_{kind}"]
+    return grad_x
+
+
+# ---- one layer in one direction, through time
+
+
+class Step(NamedTuple):
+    t: int
+    x: Array  # [B, I]
+    before: Arrays  # h [B, P], c [B, H]
+    hidden: Array  # [B, H], h before its projection
+    kept: Arrays  # by the cell
+
+
+def sequence(
+    cell: Cell, weights: Weights, x: Array, state: Arrays, reverse: bool
+) -> tuple[Array, Arrays, list[Step]]:
+    output = np.empty((*x.shape[:2], state[0].shape[-1]), x.dtype)  # [T, B, P]
+    steps = []
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        input_sums, hidden_sums = product("ih", weights, x[t]), product("hh", weights, state[0])
+        (hidden, *others), kept = cell.forward(input_sums, hidden_sums, state)
+        steps.append(Step(t, x[t], state, hidden, kept))
+        output[t] = product("hr", weights, hidden) if "weight_hr" in weights else hidden
+        state = (output[t], *others)
+    return output, state, steps
+
+
+def sequence_backward(
+    cell: Cell, weights: Weights, steps: list[Step], grad_output: Array, grad: Arrays, grad_weights: Weights
+) -> tuple[Array, Arrays]:
+    """From the gradient of the state after the steps to that before them; add to grad_weights, in place."""
+    grad_x = np.empty((*grad_output.shape[:2], weights["weight_ih"].shape[1]), grad_output.dtype)  # [T, B, I]
+    for t, x, before, hidden, kept in reversed(steps):
+        grad_h = grad[0] + grad_output[t]  # [B, P]
+        if "weight_hr" in weights:
+            grad_h = product_backward("hr", weights, hidden, grad_h, grad_weights)  # [B, H]
+        grad_input_sums, grad_hidden_sums, direct = cell.backward(kept, before, (grad_h, *grad[1:]))
+        grad_x[t] = product_backward("ih", weights, x, grad_input_sums, grad_weights)
+        through_sums = product_backward("hh", weights, before[0], grad_hidden_sums, grad_weights)  # [B, P]
+        grad = (direct[0] + through_sums, *direct[1:])
+    return grad_x, grad
+
+
+# ---- dropout: the random number of an element is a function of its place, so no order or thread can matter
+
+
+def mix64(z: npt.NDArray[Any]) -> npt.NDArray[Any]:  # the finaliser of splitmix64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    z ^= z >> 31
+    return z
+
+
+def mix32(z: npt.NDArray[Any]) -> npt.NDArray[Any]:  # lowbias32
+    z = (z ^ (z >> 16)) * 0x7FEB352D
+    z = (z ^ (z >> 15)) * 0x846CA68B
+    z ^= z >> 16
+    return z
+
+
+def dropout_mask(
+    p: float, seed: int, call_count: int, layer: int, steps: int, batch: int, units: int
+) -> npt.NDArray[np.float64]:
+    """Draw the factors by which dropout multiplies the output of a layer.
+
+    Parameters
+    ----------
+    p : share to drop, from 0 to 1
+    seed, call_count : integers modulo 2**64; each pair gives another mask
+    layer : index of the layer whose output is dropped, from 0
+    steps, batch, units : T, B and the D*P features of the output
+
+    Returns
+    -------
+    float64 array (T, B, D*P) of 0 and 1 / (1 - p)
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p: expected a number from 0 to 1, got {p}")
+    rows, times = np.arange(batch, dtype=np.uint64)[:, None], np.arange(steps, dtype=np.uint64)[:, None, None]
+    key: npt.NDArray[Any] = np.zeros((1, 1, 1), np.uint64)
+    for word in (*(np.array([n % 2**64], np.uint64) for n in (seed, call_count, layer)), rows, times):
+        key = mix64((key ^ word) + 0x9E3779B97F4A7C15)  # modulo 2**64; [T, B, 1] in the end
+    low, high = (key & 0xFFFFFFFF).astype(np.uint32), (key >> 32).astype(np.uint32)
+    draws = mix32(mix32(np.arange(units, dtype=np.uint32) ^ low) ^ high)  # [T, B, D*P], uniform below 2**32
+    return np.where(draws < int(p * 2**32), 0.0, 1 / (1 - p) if p < 1 else 0.0)
+
+
+def drop(x: Array, mask: Array) -> Array:  # its own backward
+    return np.multiply(x, mask, out=np.zeros_like(x), where=mask != 0)  # selected: a dropped NaN is gone
+
+
+# ---- the stack: layers and directions; place number layer * D + direction, as in the state
+
+
+class Tape(NamedTuple):
+    cell: str
+    directions: int
+    parameters: dict[str, Array]
+    output: Array  # [T, B, D*P]
+    steps: list[list[Step]]  # [L*D][T], in the order in which each direction runs
+    masks: list[Array]  # [T, B, D*P] after each layer but the last; none without dropout
+
+
+def forward(
+    cell: str,
+    x: npt.ArrayLike,
+    state: Any,
+    parameters: Mapping[str, npt.ArrayLike],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    call_count: int = 0,
+) -> tuple[Array, Any, Tape]:
+    """Run a stack of recurrent layers over a sequence.
+
+    The equations are those of torch.nn.LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000,
+    projection of Sak et al. 2014), torch.nn.GRU (Cho et al. 2014) and torch.nn.RNN (Elman 1990).
+
+    Parameters
+    ----------
+    cell : "lstm", "gru", "rnn_tanh" or "rnn_relu"
+    x : floating array (T, B, I); its dtype is that of everything computed and returned
+    state : (h, c) for "lstm", h for the others; h (L*D, B, P), c (L*D, B, H). None, whole or in part, is zero
+    parameters : mapping name -> array, as PyTorch's: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, P);
+        with biases bias_ih_l0 and bias_hh_l0 (G*H), with a projection weight_hr_l0 (P, H); for the reverse
+        direction ..._l0_reverse; for the next layer ..._l1, with D*P inputs; and so on
+    num_layers, bidirectional : L, and whether D is 2
+    dropout : share dropped of the output of each layer but the last; 0 for inference
+    seed, call_count : which mask, see `dropout_mask`
+
+    Returns
+    -------
+    output : array (T, B, D*P)
+    state : as the argument, after the last step of each direction
+    tape : for `backward`; it holds copies of the arguments
+    """
+    x = np.array(x)
+    if x.dtype.kind != "f" or x.ndim != 3:
+        raise TypeError(f"x: expected a floating array (T, B, I), got {x.dtype} {x.shape}")
+    directions = 2 if bidirectional else 1
+    weights = {name: np.array(value, x.dtype) for name, value in parameters.items()}
+    starts = places("state", state, cell, weights, num_layers * directions, x.shape[1])
+    ends: list[Arrays] = []
+    steps, masks = [], []
+    for layer in range(num_layers):
+        outputs = []
+        for reverse in (False, True)[:directions]:
+            own = of_place(weights, layer, reverse)
+            output, end, kept = sequence(CELLS[cell], own, x, starts[len(ends)], reverse)
+            outputs.append(output)
+            ends.append(end)
+            steps.append(kept)
+        x = np.concatenate(outputs, axis=-1)  # [T, B, D*P], the input of the next layer
+        if dropout and layer < num_layers - 1:
+            masks.append(dropout_mask(dropout, seed, call_count, layer, *x.shape).astype(x.dtype))
+            x = drop(x, masks[layer])
+    return x, joined(ends), Tape(cell, directions, weights, x, steps, masks)
+
+
+def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Array, Any, dict[str, Array]]:
+    """Backpropagate through time: from gradients of what `forward` returned to those of what it was given.
+
+    Parameters
+    ----------
+    tape : from `forward`; it can be used again
+    grad_output : array (T, B, D*P), or None for zero
+    grad_state : in the form of a state; None, whole or in part, is zero
+
+    Returns
+    -------
+    grad_input : array (T, B, I)
+    grad_state : in the form of a state
+    grad_parameters : dict with the names and shapes of the parameters
+    """
+    cell, directions, parameters, output, steps, masks = tape
+    grad_parameters = {name: np.zeros_like(value) for name, value in parameters.items()}
+    # The gradients of the states of all places: after the steps, replaced by those before the steps.
+    grads = places("grad_state", grad_state, cell, parameters, len(steps), output.shape[1])
+    grad = np.zeros_like(output) if grad_output is None else np.array(grad_output, output.dtype)
+    for layer in reversed(range(len(steps) // directions)):
+        grad = drop(grad, masks[layer]) if layer < len(masks) else grad
+        grad_inputs = []
+        for direction, grad_direction in enumerate(np.split(grad, directions, axis=-1)):
+            place = layer * directions + direction
+            own, grad_own = (of_place(p, layer, direction == 1) for p in (parameters, grad_parameters))
+            grad_x, grads[place] = sequence_backward(
+                CELLS[cell], own, steps[place], grad_direction, grads[place], grad_own
+            )
+            grad_inputs.append(grad_x)
+        grad = np.sum(grad_inputs, axis=0)  # [T, B, I of this layer]
+    return grad, joined(grads), grad_parameters
+
+
+def of_place(parameters: Mapping[str, Array], layer: int, reverse: bool) -> Weights:
+    suffix = f"_l{layer}" + ("_reverse" if reverse else "")
+    return {name.removesuffix(suffix): value for name, value in parameters.items() if name.endswith(suffix)}
+
+
+def places(name: str, state: Any, cell: str, parameters: Weights, count: int, batch: int) -> list[Arrays]:
+    """Take a caller's state (h, c) or h [L*D, B, units], None for zeros, apart into one for each place."""
+    (sums, projected), dtype = parameters["weight_hh_l0"].shape, parameters["weight_hh_l0"].dtype
+    shapes = [(count, batch, projected), (count, batch, sums // CELLS[cell].gates)][: CELLS[cell].states]
+    members = [state] if len(shapes) == 1 else [None] * len(shapes) if state is None else state
+    pairs = zip(members, shapes, strict=True)
+    arrays = [np.zeros(shape, dtype) if array is None else np.array(array, dtype) for array, shape in pairs]
+    if [array.shape for array in arrays] != shapes:
+        raise ValueError(f"{name}: expected shapes {shapes}, got {[array.shape for array in arrays]}")
+    return list(zip(*arrays, strict=True))
+
+
+def joined(states: list[Arrays]) -> Any:
+    """Put the states of all places together into the form that callers see."""
+    arrays = tuple(np.stack(parts) for parts in zip(*states, strict=True))  # [L*D, B, units] each
+    return arrays if len(arrays) > 1 else arrays[0]

@@ -1,0 +1,117 @@
+"""The backend and the number of threads: the only state of the library that is not in an object."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gatewise import _core
+from gatewise.arrays import whole_number
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that this machine can run, best last."""
+    return _core.backends()
+
+
+def backend() -> str:
+    """The backend in use."""
+    return _core.backend()
+
+
+def use_backend(name: str) -> None:
+    """Use another backend from the next call on. Streams keep theirs until `refresh`.
+
+    The environment variable GATEWISE_BACKEND does the same at import.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a backend's name, got {name!r}")
+    if not _core.use_backend(name):
+        raise ValueError(f"name: expected one of {', '.join(backends())} on this machine, got {name!r}")
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls use at most n threads. Small calls use one whatever n is; results have the same bits for any n."""
+    _core.set_num_threads(whole_number("n", n, 1, 1024))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use."""
+    return _core.get_num_threads()
+
+
+def show_config() -> None:
+    """Print version, processor, backends, threads and how the library was built."""
+    from gatewise import __version__
+
+    built = _core.configuration()
+    lanes = _core.lanes()
+    print(
+        f"gatewise {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {sys.platform}\n"
+        f"processor: {_processor()}\n"
+        f"backend: {backend()} ({lanes[0]} float32 or {lanes[1]} float64 lanes) of {', '.join(backends())}\n"
+        f"threads: {get_num_threads()}{'' if built['openmp'] else ' (built without OpenMP)'}\n"
+        f"built: {built['compiler']}, Eigen {built['eigen']}, levels {', '.join(built['levels'])}"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _environment_number(name: str) -> int | None:
+    """A positive number from the environment; of a list (OMP_NUM_THREADS=4,2) the first. Anything else is ignored."""
+    try:
+        number = int(os.environ.get(name, "").split(",")[0])
+    except ValueError:
+        return None
+    return number if number > 0 else None
+
+
+def _quota() -> int | None:
+    """Processors that this control group may use: threads past it would be stopped, and all others wait for them."""
+    try:
+        group = next(
+            line.split("::", 1)[1].strip()
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
+        found = None
+        here = Path("/sys/fs/cgroup") / group.lstrip("/")
+        for folder in (here, *here.parents):
+            if folder == Path("/sys/fs"):
+                break
+            try:
+                quota, period = (folder / "cpu.max").read_text().split()
+            except OSError:
+                continue
+            if quota != "max":
+                allowed = max(1, round(int(quota) / int(period)))
+                found = allowed if found is None else min(found, allowed)
+        return found
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def _default_threads() -> int:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [processors, _quota(), _environment_number("OMP_NUM_THREADS"), _environment_number("GATEWISE_NUM_THREADS")]
+    return min(limit for limit in limits if limit is not None)
+
+
+def _start() -> None:
+    """Take the settings of the environment, once, at import."""
+    _core.set_num_threads(_default_threads())
+    name = os.environ.get("GATEWISE_BACKEND")
+    if name and not _core.use_backend(name):
+        raise ImportError(
+            f"GATEWISE_BACKEND: expected one of {', '.join(backends())} on this machine, got {name!r}"
+        )

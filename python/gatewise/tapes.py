@@ -1,0 +1,113 @@
+"""Training: what a recorded forward keeps, and the gradients that come out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gatewise import _core
+from gatewise.arrays import Array, empty, floating, read_only, rows, shaped
+from gatewise.layouts import Layout, State
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of a loss, in the shapes of what they belong to.
+
+    Attributes
+    ----------
+    input : ndarray
+        Of x.
+    state : ndarray or (ndarray, ndarray)
+        Of the state before the first step.
+    parameters : dict
+        Of every parameter, by name.
+    """
+
+    input: Array
+    state: State
+    parameters: dict[str, Array]
+
+
+class Tape:
+    """A recorded forward: its results, and all that backward needs.
+
+    Attributes
+    ----------
+    output, state
+        What the layer's call would have returned, with dropout; read-only.
+    call_count : int
+        The number of the dropout masks that were drawn.
+    """
+
+    def __init__(self, layout: Layout, core: _core.Tape, output: Array, state: State, call_count: int) -> None:
+        self._layout = layout
+        self._core: _core.Tape | None = core
+        self.output = output
+        self.state = state
+        self.call_count = call_count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept for backward beside input and output; 0 when used up."""
+        core = self._core
+        return core.nbytes if core is not None else 0
+
+    def backward(self, grad_output: object, grad_state: object = None, *, keep: bool = False) -> Gradients:
+        """Backpropagation through time.
+
+        Parameters
+        ----------
+        grad_output : array_like or None
+            Gradient of the loss with respect to `output`, in its shape. None is zero.
+        grad_state : array_like or (array_like, array_like), optional
+            The same for `state`. None, also in a pair, is zero.
+        keep : bool
+            Leave the tape as it is, for another backward. Otherwise it is used up and its memory returned.
+
+        Returns
+        -------
+        Gradients
+
+        Raises
+        ------
+        RuntimeError
+            If the tape is used up.
+        ValueError, TypeError
+            If a gradient has the wrong shape or dtype; the tape stays usable.
+        """
+        core = self._core
+        if core is None:
+            raise RuntimeError("backward: this tape is used up; pass keep=True to use a tape again")
+        layout, of = self._layout, self._layout.architecture
+        grad_y = None
+        if grad_output is not None:
+            grad_y = shaped("grad_output", floating("grad_output", grad_output, of.dtype), self.output.shape)
+            grad_y = rows(layout.to_time_major(grad_y))
+        grad_h, grad_c = layout.state_in("grad_state", grad_state, allow_none=True)
+        grad_x = empty(layout.shape(of.input_size), of.dtype)
+        grad_h0, grad_c0 = layout.new_state()
+        parameters = {name: empty(shape, of.dtype) for name, shape in of.shapes().items()}
+        core.backward(
+            grad_y, grad_h, grad_c, layout.to_time_major(grad_x), grad_h0, grad_c0, of.grouped(parameters)
+        )
+        if not keep:
+            self._core = None
+        return Gradients(grad_x, layout.state_out(grad_h0, grad_c0), parameters)
+
+
+def record(
+    layout: Layout, packed: _core.Packed, x: Array, hidden: Array | None, cell: Array | None,
+    dropout: float, seed: int, call_count: int,
+) -> Tape:  # fmt: skip
+    """Run forward and keep what backward needs. x is in the layout's own order of axes."""
+    own_x = np.array(layout.to_time_major(x), order="C", copy=True)  # the caller may write to x before backward
+    own_hidden = None if hidden is None else hidden.copy()
+    output = empty(layout.shape(layout.architecture.output_size), layout.architecture.dtype)
+    hidden_after, cell_after = layout.new_state()
+    core = _core.Tape(
+        packed, own_x, own_hidden, cell, layout.to_time_major(output), hidden_after, cell_after,
+        dropout, seed, call_count,
+    )  # fmt: skip
+    after = [read_only(part) for part in (hidden_after, cell_after) if part is not None]
+    return Tape(layout, core, read_only(output), layout.state_out(*after), call_count)
