@@ -33,7 +33,8 @@ Rows<void*> rows(const Packed& packed, const Array& array, Size steps, Size batc
   const Size item = packed.kernels->item_bytes;
   require(PyArray_TYPE(raw) == packed.type_number && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
               PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
-              PyArray_DIM(raw, 2) == units && (PyArray_STRIDE(raw, 2) == item || units <= 1) &&
+              PyArray_DIM(raw, 2) == units &&
+              (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
               PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
               (!writeable || PyArray_ISWRITEABLE(raw)),
           "internal: rows of the wrong dtype, shape or layout");
@@ -151,7 +152,11 @@ void run_forward(const Packed& packed, Forward& call) {
 
 Packed::Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,
                Size directions, const std::vector<std::vector<Array>>& weights)
-    : type_number(dtype.num()), input(input), hidden(hidden), projection(projection), layers(layers),
+    : type_number(dtype.num()),
+      input(input),
+      hidden(hidden),
+      projection(projection),
+      layers(layers),
       directions(directions) {
   require(type_number == NPY_FLOAT || type_number == NPY_DOUBLE, "dtype: expected float32 or float64");
   require(input > 0 && hidden > 0 && projection >= 0 && layers > 0 && (directions == 1 || directions == 2) &&

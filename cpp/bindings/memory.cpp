@@ -9,7 +9,7 @@ namespace gatewise {
 namespace {
 
 constexpr std::size_t alignment = 64;
-constexpr std::size_t least_kept = std::size_t(1) << 20;    // smaller ones the C library recycles itself
+constexpr std::size_t least_kept = std::size_t(1) << 20;   // smaller ones the C library recycles itself
 constexpr std::size_t most_kept = std::size_t(256) << 20;  // in all
 constexpr int places = 8;
 

@@ -46,6 +46,11 @@ py::array evaluate(const std::string& name, const py::array& x) {
   return y;
 }
 
+Size multiply_add(const py::dtype& dtype, Size repetitions) {
+  const Backend& backend = active_backend();
+  return (dtype.num() == NPY_DOUBLE ? backend.float64 : backend.float32)->multiply_add(repetitions);
+}
+
 }  // namespace
 
 void bind_settings(py::module_& module) {
@@ -63,6 +68,7 @@ void bind_settings(py::module_& module) {
   module.def("set_threading_threshold", set_threading_threshold, py::arg("operations"));
   module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
   module.def("evaluate", evaluate, py::arg("name"), py::arg("x"));
+  module.def("multiply_add", multiply_add, py::arg("dtype"), py::arg("repetitions"));
 #if defined(__x86_64__)
   module.def("floating_point_mode", [] { return _mm_getcsr(); });
   module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr(mode); }, py::arg("mode"));

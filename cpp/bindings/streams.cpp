@@ -12,9 +12,9 @@ struct Stream {
   std::shared_ptr<const Packed> packed;
   const Size batch;
   const bool unbatched;
-  Buffer hidden, cell;        // [L, B, R], [L, B, H]
-  Buffer scratch;             // for one step
-  Forward call{};             // one step, complete but for x and out
+  Buffer hidden, cell;  // [L, B, R], [L, B, H]
+  Buffer scratch;       // for one step
+  Forward call{};       // one step, complete but for x and out
   std::atomic<bool> busy{false};
 
   Stream(std::shared_ptr<const Packed> weights, Size batch, bool unbatched) : batch(batch), unbatched(unbatched) {
@@ -26,8 +26,7 @@ struct Stream {
   void use(std::shared_ptr<const Packed> weights) {
     const Size item = weights->kernels->item_bytes, rows = weights->layers * batch;
     Stack stack = weights->stack();
-    Buffer new_scratch(
-        static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false) * item));
+    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false) * item));
     if (!hidden.data()) {
       hidden = Buffer(static_cast<std::size_t>(rows * weights->recurrent() * item));
       cell = Buffer(static_cast<std::size_t>(rows * weights->hidden * item));
@@ -123,8 +122,8 @@ bool run_step(Stream& stream, PyObject* x, PyObject* out) {
 
 // Anything but step(x, out) with arrays that fit: Python converts, allocates, or says what is wrong.
 PyObject* step_slowly(Stream& stream, PyObject* self, PyObject* x, PyObject* out) {
-  const auto prepared = py::reinterpret_steal<py::object>(
-      PyObject_CallMethod(self, "_prepare_step", "OO", x, out ? out : Py_None));
+  const auto prepared =
+      py::reinterpret_steal<py::object>(PyObject_CallMethod(self, "_prepare_step", "OO", x, out ? out : Py_None));
   if (!prepared) return nullptr;
   if (!PyTuple_Check(prepared.ptr()) || PyTuple_GET_SIZE(prepared.ptr()) != 2 ||
       !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 0), stream.packed->input, false) ||
@@ -149,8 +148,10 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     PyObject** place = nullptr;
     if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), "x") == 0) place = &x;
     if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), "out") == 0) place = &out;
-    if (place && !*place) *place = arguments[count + i];
-    else understood = false;
+    if (place && !*place)
+      *place = arguments[count + i];
+    else
+      understood = false;
   }
   if (!understood || !x) {
     PyErr_SetString(PyExc_TypeError, "step: expected step(x) or step(x, out)");
@@ -215,18 +216,19 @@ void bind_streams(py::module_& module) {
       .def("_run", run, "x"_a, "output"_a)
       .def("_get_state", get_state, "hidden"_a, "cell"_a)
       .def("_set_state", set_state, "hidden"_a, "cell"_a)
-      .def("_use",
-           [](Stream& stream, std::shared_ptr<const Packed> packed) {
-             const Turn turn(stream);
-             turn.require();
-             const Packed& old = *stream.packed;
-             if (packed->input != old.input || packed->hidden != old.hidden || packed->projection != old.projection ||
-                 packed->layers != old.layers || packed->type_number != old.type_number ||
-                 packed->layer[0].cell != old.layer[0].cell)
-               throw py::value_error("internal: weights of other sizes");
-             stream.use(std::move(packed));
-           },
-           "packed"_a)
+      .def(
+          "_use",
+          [](Stream& stream, std::shared_ptr<const Packed> packed) {
+            const Turn turn(stream);
+            turn.require();
+            const Packed& old = *stream.packed;
+            if (packed->input != old.input || packed->hidden != old.hidden || packed->projection != old.projection ||
+                packed->layers != old.layers || packed->type_number != old.type_number ||
+                packed->layer[0].cell != old.layer[0].cell)
+              throw py::value_error("internal: weights of other sizes");
+            stream.use(std::move(packed));
+          },
+          "packed"_a)
       .def_property_readonly("_backend", [](const Stream& stream) { return stream.packed->kernels->level; });
   // pybind11's own methods cost four allocations and 300 ns for two arrays; a plain C method costs none and 20 ns.
   type.attr("step") = py::reinterpret_steal<py::object>(

@@ -15,12 +15,11 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   static constexpr int terms = 5;
-  static constexpr float q[terms] = {0x1.000000p-1f, 0x1.5554b0p-3f, 0x1.555486p-5f, 0x1.12283ap-7f,
-                                     0x1.6d993cp-10f};
+  static constexpr float q[terms] = {0x1.000000p-1f, 0x1.5554b0p-3f, 0x1.555486p-5f, 0x1.12283ap-7f, 0x1.6d993cp-10f};
   static constexpr float ln2_high = 0.693359375f, ln2_low = -0x1.bd0106p-13f, log2_e = 0x1.715476p+0f;
   static constexpr float bias = 127, round = 0x1.8p+23f;  // adding `round` leaves the integer in the low bits
-  static constexpr float lowest = -88, highest = 89;      // exp is 0 below (2^-127 is flushed), infinite above
-  static constexpr float lowest_half = -104;              // the same when 2^n is applied in two halves
+  static constexpr float lowest = -104, highest = 89;     // exp is zero below and infinite above
+  static constexpr float one_power = 88.3f;               // up to here 2^n is a number, 1 / exp(x) zero from here on
   static constexpr float tanh_is_one = 10;
 };
 
@@ -34,8 +33,8 @@ struct Exponential<double> {
   static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33,
                           log2_e = 0x1.71547652b82fep+0;
   static constexpr double bias = 1023, round = 0x1.8p+52;
-  static constexpr double lowest = -709, highest = 710;
-  static constexpr double lowest_half = -746;
+  static constexpr double lowest = -746, highest = 710;
+  static constexpr double one_power = 709;
   static constexpr double tanh_is_one = 20;
 };
 
@@ -71,7 +70,7 @@ GATEWISE_INLINE V power_of_two(V n) {
 template <class V>
 GATEWISE_INLINE V exp(V x) {
   using E = Exponential<typename V::Scalar>;
-  const V bounded = minimum(maximum(x, V::broadcast(E::lowest_half)), V::broadcast(E::highest));
+  const V bounded = minimum(maximum(x, V::broadcast(E::lowest)), V::broadcast(E::highest));
   const auto [n, p] = exponential_parts(bounded);
   // 2^n in two halves: n may lie outside the exponents of a number.
   const V half = fused(n, V::broadcast(0.5), V::broadcast(E::round)) - V::broadcast(E::round);
@@ -79,14 +78,14 @@ GATEWISE_INLINE V exp(V x) {
   return fused(first, p, first) * power_of_two(n - half);
 }
 
-// 1 / (1 + exp(-x)), as e / (1 + e) for negative x, so that neither end cancels.
+// 1 / (1 + exp(-x)): right at the lower end too, where it is 1 / exp(-x).
 template <class V>
 GATEWISE_INLINE V sigmoid(V x) {
   using E = Exponential<typename V::Scalar>;
-  const V zero = V::broadcast(0), one = V::broadcast(1);
-  const auto [n, p] = exponential_parts(maximum(zero - absolute(x), V::broadcast(E::lowest)));
-  const V e = power_of_two(n) * (one + p);
-  return where_less(x, zero, e, one) / (one + e);
+  const V one = V::broadcast(1), limit = V::broadcast(E::one_power), minus_limit = V::broadcast(-E::one_power);
+  const auto [n, p] = exponential_parts(minimum(maximum(V::broadcast(0) - x, minus_limit), limit));
+  const V scale = power_of_two(n);
+  return one / fused(scale, p, scale + one);
 }
 
 // -m / (2 + m) with m = exp(-2|x|) - 1 and the sign of x: nothing cancels at either end. 2 + m is summed from the

@@ -29,8 +29,8 @@ struct Gru {
   }
 
   template <class V>
-  GATEWISE_INLINE static void backward(const V (&kept)[Gru::kept], V before, V, V grad_hidden, V,
-                                       V (&grad_sum)[sums], V& grad_before) {
+  GATEWISE_INLINE static void backward(const V (&kept)[Gru::kept], V before, V, V grad_hidden, V, V (&grad_sum)[sums],
+                                       V& grad_before) {
     const V one = V::broadcast(1);
     const V n = kept[0], r = kept[1], z = kept[2];
     const V grad_n = grad_hidden * (one - z) * (one - n * n);

@@ -9,9 +9,9 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Lstm {
-  static constexpr int gates = 4;     // i f g o
-  static constexpr int sums = 4;      // their sums before the activation, input and hidden products together
-  static constexpr int kept = 4;      // i f g o after it
+  static constexpr int gates = 4;                // i f g o
+  static constexpr int sums = 4;                 // their sums before the activation, input and hidden products together
+  static constexpr int kept = 4;                 // i f g o after it
   static constexpr bool carried = true;          // c goes from step to step beside h
   static constexpr bool carries_hidden = false;  // and is not h itself
   static constexpr int first_input_sum = 0, first_hidden_sum = 0;

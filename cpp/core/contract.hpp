@@ -29,7 +29,9 @@ struct Layer {
   const void* packed;  // what Kernels::pack wrote
 };
 
-GATEWISE_INLINE constexpr Size output_of(const Layer& layer) { return layer.projection ? layer.projection : layer.hidden; }
+GATEWISE_INLINE constexpr Size output_of(const Layer& layer) {
+  return layer.projection ? layer.projection : layer.hidden;
+}
 
 // Weights (or their gradients) of one layer and direction as PyTorch stores them, row by row; gates i f g o or r z n.
 template <class Pointer>
@@ -64,15 +66,15 @@ struct Dropout {
 struct Forward {
   Stack stack;
   Size steps, batch;
-  Rows<const void*> input;   // [T, B, I]
-  Rows<void*> output;        // [T, B, D*R]
-  const void* hidden_before; // [L*D, B, R]; null: zero
-  const void* cell_before;   // [L*D, B, H]; null: zero; LSTM only
-  void* hidden_after;        // [L*D, B, R]; may be hidden_before
-  void* cell_after;          // [L*D, B, H]; may be cell_before
-  void* tape;                // tape_size elements; null: inference, nothing is kept and nothing dropped
+  Rows<const void*> input;    // [T, B, I]
+  Rows<void*> output;         // [T, B, D*R]
+  const void* hidden_before;  // [L*D, B, R]; null: zero
+  const void* cell_before;    // [L*D, B, H]; null: zero; LSTM only
+  void* hidden_after;         // [L*D, B, R]; may be hidden_before
+  void* cell_after;           // [L*D, B, H]; may be cell_before
+  void* tape;                 // tape_size elements; null: inference, nothing is kept and nothing dropped
   Dropout dropout;
-  void* scratch;             // forward_scratch elements
+  void* scratch;  // forward_scratch elements
   int threads;
 };
 
@@ -80,19 +82,19 @@ struct Forward {
 struct Backward {
   Stack stack;
   Size steps, batch;
-  Rows<const void*> input;         // [T, B, I]
-  Rows<const void*> output;        // [T, B, D*R]
-  const void* hidden_before;       // [L*D, B, R]; null: zero
+  Rows<const void*> input;    // [T, B, I]
+  Rows<const void*> output;   // [T, B, D*R]
+  const void* hidden_before;  // [L*D, B, R]; null: zero
   const void* tape;
   Dropout dropout;
-  Rows<const void*> grad_output;   // [T, B, D*R]; null data: zero
-  const void* grad_hidden_after;   // [L*D, B, R]; null: zero
-  const void* grad_cell_after;     // [L*D, B, H]; null: zero
-  Rows<void*> grad_input;          // [T, B, I]
-  void* grad_hidden_before;        // [L*D, B, R]
-  void* grad_cell_before;          // [L*D, B, H]; LSTM only
-  const Gradients* gradients;      // [L*D]
-  void* scratch;                   // backward_scratch elements
+  Rows<const void*> grad_output;  // [T, B, D*R]; null data: zero
+  const void* grad_hidden_after;  // [L*D, B, R]; null: zero
+  const void* grad_cell_after;    // [L*D, B, H]; null: zero
+  Rows<void*> grad_input;         // [T, B, I]
+  void* grad_hidden_before;       // [L*D, B, R]
+  void* grad_cell_before;         // [L*D, B, H]; LSTM only
+  const Gradients* gradients;     // [L*D]
+  void* scratch;                  // backward_scratch elements
   int threads;
 };
 
@@ -108,6 +110,8 @@ struct Kernels {
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
   void (*evaluate)(Activation, Size count, const void* x, void* y);
+  // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.
+  Size (*multiply_add)(Size repetitions);
 };
 
 }  // namespace gatewise

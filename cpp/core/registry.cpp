@@ -10,9 +10,13 @@
 namespace gatewise {
 
 // CMake names the levels that it builds: GATEWISE_LEVELS is GATEWISE_LEVEL(generic) GATEWISE_LEVEL(v3) ...
-#define GATEWISE_LEVEL(LEVEL)                                 \
-  namespace LEVEL##_float32 { extern const Kernels kernels; } \
-  namespace LEVEL##_float64 { extern const Kernels kernels; }
+#define GATEWISE_LEVEL(LEVEL)     \
+  namespace LEVEL##_float32 {     \
+    extern const Kernels kernels; \
+  }                               \
+  namespace LEVEL##_float64 {     \
+    extern const Kernels kernels; \
+  }
 GATEWISE_LEVELS
 #undef GATEWISE_LEVEL
 
@@ -34,10 +38,9 @@ bool runs_here(const std::string& name) {
 
 std::vector<Backend> find_backends() {
   std::vector<Backend> found;
-#define GATEWISE_LEVEL(LEVEL)                        \
-  if (runs_here(LEVEL##_float32::kernels.level))     \
-    found.push_back({LEVEL##_float32::kernels.level, \
-                     &LEVEL##_float32::kernels, &LEVEL##_float64::kernels});
+#define GATEWISE_LEVEL(LEVEL)                    \
+  if (runs_here(LEVEL##_float32::kernels.level)) \
+    found.push_back({LEVEL##_float32::kernels.level, &LEVEL##_float32::kernels, &LEVEL##_float64::kernels});
   GATEWISE_LEVELS
 #undef GATEWISE_LEVEL
   return found;

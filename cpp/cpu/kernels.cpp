@@ -22,10 +22,14 @@ namespace {
 template <class Function>
 auto with_cell(Cell cell, const Function& function) {
   switch (cell) {
-    case Cell::lstm: return function(Lstm());
-    case Cell::gru: return function(Gru());
-    case Cell::rnn_tanh: return function(RnnTanh());
-    default: return function(RnnRelu());
+    case Cell::lstm:
+      return function(Lstm());
+    case Cell::gru:
+      return function(Gru());
+    case Cell::rnn_tanh:
+      return function(RnnTanh());
+    default:
+      return function(RnnRelu());
   }
 }
 
@@ -42,7 +46,8 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
 }
 
 Size tape(const Stack& stack, Size steps, Size batch, bool dropout) {
-  return with_cell(stack.layer->cell, [&](auto cell) { return tape_size<decltype(cell)>(stack, steps, batch, dropout); });
+  return with_cell(stack.layer->cell,
+                   [&](auto cell) { return tape_size<decltype(cell)>(stack, steps, batch, dropout); });
 }
 
 Size scratch_forward(const Stack& stack, Size steps, Size batch, bool record) {
@@ -71,16 +76,33 @@ void evaluate(Activation activation, Size count, const void* x, void* y) {
     }
   };
   switch (activation) {
-    case Activation::exp: return apply([](Register value) { return exp(value); });
-    case Activation::sigmoid: return apply([](Register value) { return sigmoid(value); });
-    default: return apply([](Register value) { return tanh(value); });
+    case Activation::exp:
+      return apply([](Register value) { return exp(value); });
+    case Activation::sigmoid:
+      return apply([](Register value) { return sigmoid(value); });
+    default:
+      return apply([](Register value) { return tanh(value); });
   }
+}
+
+Size multiply_add(Size repetitions) {
+  constexpr int chains = 12;
+  Register sums[chains], total = Register::broadcast(0);
+  const Register factor = Register::broadcast(Real(0.5)), term = Register::broadcast(1);
+  repeat<chains>([&](int i) GATEWISE_LAMBDA { sums[i] = Register::broadcast(Real(i)); });
+  for (Size n = 0; n < repetitions; ++n)
+    repeat<chains>([&](int i) GATEWISE_LAMBDA { sums[i] = in_register(fused(sums[i], factor, term)); });
+  // All chains are used, or the compiler would leave them out: each tends to 2, their sum is not negative.
+  repeat<chains>([&](int i) GATEWISE_LAMBDA { total = total + sums[i]; });
+  Real first[lanes];
+  total.store(first);
+  return first[0] < 0 ? 0 : 2 * chains * lanes * repetitions;
 }
 
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {GATEWISE_NAME,  sizeof(Real),     lanes,   packed_size, pack,     tape,
-                         scratch_forward, scratch_backward, forward, backward,    evaluate};
+const Kernels kernels = {GATEWISE_NAME,   sizeof(Real),     lanes,   packed_size, pack,     tape,
+                         scratch_forward, scratch_backward, forward, backward,    evaluate, multiply_add};
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -111,7 +111,8 @@ inline void unpack_panel(const Real* panel, Size columns, Size first, Size units
   for (Size k = 0; k < columns; k += lanes) {
     const Size count = smaller(lanes, columns - k);
     const Square square(panel + (k * gates + gate) * lanes, gates * lanes, count);
-    for (Size unit = 0; unit < units; ++unit) store_first(square.row[unit], matrix + (first + unit) * columns + k, count);
+    for (Size unit = 0; unit < units; ++unit)
+      store_first(square.row[unit], matrix + (first + unit) * columns + k, count);
   }
 }
 
@@ -127,8 +128,8 @@ void unpack_gradients(const Layer& layer, const Panels<Cell>& panels, const Grad
     for (int slot = 0; slot < Cell::gates; ++slot) {
       const Size input_row = Cell::input_gate(slot) * hidden + panel * lanes;
       const Size hidden_row = Cell::hidden_gate(slot) * hidden + panel * lanes;
-      unpack_panel(panels.input + panel * layer.input * Cell::gates * lanes, layer.input, input_row, units,
-                   Cell::gates, slot, real(gradients.weight_ih));
+      unpack_panel(panels.input + panel * layer.input * Cell::gates * lanes, layer.input, input_row, units, Cell::gates,
+                   slot, real(gradients.weight_ih));
       unpack_panel(panels.hidden + panel * recurrent * Cell::gates * lanes, recurrent, hidden_row, units, Cell::gates,
                    slot, real(gradients.weight_hh));
       const auto unpack_bias = [&](int sum, Real* out) {
@@ -139,8 +140,8 @@ void unpack_gradients(const Layer& layer, const Panels<Cell>& panels, const Grad
     }
   }
   for (Size panel = projection_share.begin; panel < projection_share.end; ++panel)
-    unpack_panel(panels.projection + panel * hidden * lanes, hidden, panel * lanes,
-                 units_in(panel, layer.projection), 1, 0, real(gradients.weight_hr));
+    unpack_panel(panels.projection + panel * hidden * lanes, hidden, panel * lanes, units_in(panel, layer.projection),
+                 1, 0, real(gradients.weight_hr));
 }
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -18,7 +18,9 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 constexpr Size panels_of(Size units) { return (units + lanes - 1) / lanes; }
-constexpr Size units_in(Size panel, Size units) { return units - panel * lanes < lanes ? units - panel * lanes : lanes; }
+constexpr Size units_in(Size panel, Size units) {
+  return units - panel * lanes < lanes ? units - panel * lanes : lanes;
+}
 
 // All strides count elements. k runs over `segments` times `run` steps.
 struct Product {
@@ -76,9 +78,8 @@ void multiply_tile(const Product& product) {
     for (Size k = 0; k < run; ++k) {
       // The fewer of the two kinds of operands are held in registers, the others pass through one.
       const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
-      const auto weight_of = [&](int p, int g) GATEWISE_LAMBDA {
-        return Register::load(vector + p * panel + g * lanes);
-      };
+      const auto weight_of = [&](int p, int g)
+                                 GATEWISE_LAMBDA { return Register::load(vector + p * panel + g * lanes); };
       if constexpr (M <= P * G) {
         Register scalars[M];
         repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
@@ -105,9 +106,8 @@ void multiply_tile(const Product& product) {
     }
   }
   const auto out = product.sums;
-  each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
-    sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes);
-  });
+  each_sum([&](int p, int m, int g)
+               GATEWISE_LAMBDA { sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes); });
 }
 
 // With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two.
@@ -137,50 +137,60 @@ constexpr Size block_bytes = 16 * 1024;
 constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
 constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
 
-// The whole product. Tiles of rows are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a tile of few
-// rows has too few sums in flight.
+// Every tile of rows over `width` panels. Tiles are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a
+// tile of few rows has too few sums in flight.
 template <int G>
-void multiply(const Product& product) {
-  if (product.rows == 0 || product.panels == 0) return;
-  const Size tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
-  const int tallest = static_cast<int>((product.rows + tiles - 1) / tiles);
-  const int widest = most_panels(G, tallest);
-  const Size steps_in_block = tiles == 1 ? product.segments * product.run
-                                         : larger(1, block_bytes / Size(sizeof(Real)) / (lanes * G * widest));
-  const Size run = product.segments == 1 ? smaller(product.run, steps_in_block) : product.run;
-  const Size segments = product.segments == 1 ? 1 : larger(1, smaller(product.segments, steps_in_block / larger(1, run)));
+void multiply_tiles(Product product, Size tiles, Size width) {
+  if (tiles == 1) return multiply_rows<G>(product, static_cast<int>(product.rows), static_cast<int>(width));
+  const Size rows = product.rows / tiles, taller = product.rows % tiles;
+  for (Size tile = 0; tile < tiles; ++tile) {
+    const Size height = rows + (tile < taller);
+    multiply_rows<G>(product, static_cast<int>(height), static_cast<int>(width));
+    product.scalars.data += height * product.scalars.row;
+    product.sums.data += height * product.sums.row;
+    if (product.start.data) product.start.data += height * product.start.row;
+  }
+}
 
-  for (Size panel = 0, width; panel < product.panels; panel += width) {
-    for (width = widest; width > product.panels - panel;) width /= 2;
-    Size segment = 0, step = 0;
+// Block by block of k over `width` panels, the sums resumed from memory: the same bits as all at once.
+template <int G>
+void multiply_blocks(Product product, Size tiles, Size width) {
+  const Size steps = larger(1, block_bytes / Size(sizeof(Real)) / (lanes * G * width));
+  const Size run = product.segments == 1 ? smaller(product.run, steps) : product.run;
+  const Size segments = product.segments == 1 ? 1 : larger(1, steps / larger(1, run));
+  for (Size segment = 0; segment < product.segments; segment += segments) {
+    Size step = 0;
     do {
       Product block = product;
       block.segments = smaller(segments, product.segments - segment);
       block.run = smaller(run, product.run - step);
-      block.vectors.data += panel * product.vectors.panel + segment * product.vectors.segment + step * product.vectors.step;
-      block.sums.data += panel * product.sums.panel;
-      const bool first = segment == 0 && step == 0;
-      if (!first) {
-        block.start = {block.sums.data, product.sums.panel, product.sums.row};
-      } else if (product.start.data) {
-        block.start.data += panel * product.start.panel;
-      }
       block.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
-      Size row = 0;
-      for (Size tile = 0; tile < tiles; ++tile) {
-        const Size rows = (product.rows - row + tiles - tile - 1) / (tiles - tile);
-        multiply_rows<G>(block, static_cast<int>(rows), static_cast<int>(width));
-        row += rows;
-        block.scalars.data += rows * product.scalars.row;
-        if (block.start.data) block.start.data += rows * block.start.row;
-        block.sums.data += rows * product.sums.row;
-      }
+      block.vectors.data += segment * product.vectors.segment + step * product.vectors.step;
+      if (segment + step > 0) block.start = {product.sums.data, product.sums.panel, product.sums.row};
+      multiply_tiles<G>(block, tiles, width);
       step += run;
-      if (step >= product.run) {
-        step = 0;
-        segment += segments;
-      }
-    } while (segment < product.segments);
+    } while (step < product.run);
+  }
+}
+
+// The whole product.
+template <int G>
+void multiply(Product product) {
+  if (product.rows == 0) return;
+  const Size tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
+  const Size tallest = tiles == 1 ? product.rows : (product.rows + tiles - 1) / tiles;
+  Size width = most_panels(G, static_cast<int>(tallest));
+  while (product.panels > 0) {
+    while (width > product.panels) width /= 2;
+    // With one tile each weight is used once: nothing to keep in the first cache.
+    if (tiles == 1)
+      multiply_tiles<G>(product, tiles, width);
+    else
+      multiply_blocks<G>(product, tiles, width);
+    product.panels -= width;
+    product.vectors.data += width * product.vectors.panel;
+    product.sums.data += width * product.sums.panel;
+    if (product.start.data) product.start.data += width * product.start.panel;
   }
 }
 

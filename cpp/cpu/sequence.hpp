@@ -59,6 +59,10 @@ inline HiddenRows hidden_before(const Sequence& sequence, Size i, const Real* ze
   return {zeros, 0};
 }
 
+inline void clear(Real* values, Size count) {
+  for (Size i = 0; i < count; ++i) values[i] = 0;
+}
+
 // Columns of the panels in `share` between rows [B][units] and panels [panel][B][lane]; null rows are zero.
 inline void load_panels(const Real* rows, Size stride, Size units, Size batch, Team::Share share, Real* panels) {
   for (Size panel = share.begin; panel < share.end; ++panel)
@@ -95,15 +99,15 @@ void multiply_times(Product product, Rows<T> rows, Size times, Size batch) {
 template <class Cell>
 struct ForwardScratch {
   Size steps_ahead;
-  Real* sums;        // [panel of H][steps_ahead * B][sum][lane]
-  Real* carried;     // [panel of H][B][lane]
-  Real* zeros;       // [R]
-  Real* cell_hidden; // [B][H], h before the projection
-  Real* projected;   // [panel of P][B][lane]
+  Real* sums;         // [panel of H][steps_ahead * B][sum][lane]
+  Real* carried;      // [panel of H][B][lane]
+  Real* zeros;        // [R]
+  Real* cell_hidden;  // [B][H], h before the projection
+  Real* projected;    // [panel of P][B][lane]
 
   ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch) {
     const Size panels = panels_of(layer.hidden), row = panels * Cell::sums * lanes;
-    steps_ahead = larger(1, smaller(steps, ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row)));
+    steps_ahead = steps <= 1 ? 1 : larger(1, smaller(steps, ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row)));
     sums = arena.take(steps_ahead * batch * row);
     carried = arena.take(panels * batch * lanes);
     zeros = arena.take(output_of(layer));
@@ -146,7 +150,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   const Panels<Cell> packed(packed_arena, layer);
   const ForwardScratch<Cell> s(arena, layer, steps, batch);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.steps_ahead * batch * sums_row;
-  for (Size i = 0; i < recurrent; ++i) s.zeros[i] = 0;  // by each thread: the same zeros
+  if (!sequence.hidden_before) clear(s.zeros, recurrent);  // by each thread: the same zeros
 
   Real* carried = record ? sequence.tape.carried : s.carried;
   if constexpr (Cell::carried) {
@@ -154,7 +158,8 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
     load_panels(before, hidden, hidden, batch, own, carried);
   }
 
-  const Size group = larger(1, group_bytes / Size(sizeof(Real)) / larger(1, batch * sums_row));
+  const Size group_values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * sums_row);
+  const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
   for (Size ahead = 0; ahead < steps; ahead += s.steps_ahead) {
     const Size count = smaller(s.steps_ahead, steps - ahead), lowest = sequence.lowest_time(ahead, count);
     Product inputs{};
@@ -194,7 +199,8 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
         multiply<G>(product);
         update<Cell, record>(share, hidden, batch, sums, sums_panel, carried, after,
                              record ? sequence.tape.kept + i * state * Cell::kept : nullptr,
-                             layer.projection ? s.cell_hidden : output, layer.projection ? hidden : sequence.output.row);
+                             layer.projection ? s.cell_hidden : output,
+                             layer.projection ? hidden : sequence.output.row);
       }
       carried = after;
       team.wait();
@@ -218,8 +224,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   const Team::Share own_hidden = layer.projection ? own_projection : own;
   const Size begin = own_hidden.begin * lanes, end = smaller(own_hidden.end * lanes, recurrent);
   for (Size b = 0; b < batch; ++b)
-    for (Size unit = begin; unit < end; ++unit)
-      hidden_after[b * recurrent + unit] = last.data[b * last.row + unit];
+    for (Size unit = begin; unit < end; ++unit) hidden_after[b * recurrent + unit] = last.data[b * last.row + unit];
   if (cell_after) store_panels(carried, hidden, batch, own, cell_after, hidden);
 }
 
@@ -232,11 +237,11 @@ struct BackwardScratch {
   Real* input_turned;       // [panel of I][panel of H][gate][lane][lane of I]
   Real* projection_turned;  // [panel of H][panel of P][lane][lane of H]
   Panels<Cell> gradients;
-  Real* grad_sums;       // [panel of H][block_steps * B][sum][lane]
-  Real* grad_hidden;     // [panel of R][B][lane]
-  Real* grad_carried;    // [panel of H][B][lane]
-  Real* grad_input;      // [panel of I][block_steps * B][lane]
-  Real* grad_projected;  // [panel of P][block_steps * B][lane]
+  Real* grad_sums;         // [panel of H][block_steps * B][sum][lane]
+  Real* grad_hidden;       // [panel of R][B][lane]
+  Real* grad_carried;      // [panel of H][B][lane]
+  Real* grad_input;        // [panel of I][block_steps * B][lane]
+  Real* grad_projected;    // [panel of P][block_steps * B][lane]
   Real* grad_cell_hidden;  // [panel of H][B][lane]
   Real* cell_hidden;       // [block_steps * B][H], h before the projection
   Real* zeros;             // [R]
@@ -262,13 +267,13 @@ struct BackwardScratch {
 };
 
 struct SequenceGradients {
-  Rows<const Real*> output;       // [T, B, R]; null: zero
-  const Real* hidden_after;       // [B, R]; null: zero
-  const Real* cell_after;         // [B, H]; null: zero
-  Rows<Real*> input;              // [T, B, I]
-  bool add_to_input;              // to what another direction has written there
-  Real* hidden_before;            // [B, R]
-  Real* cell_before;              // [B, H]; null: none
+  Rows<const Real*> output;  // [T, B, R]; null: zero
+  const Real* hidden_after;  // [B, R]; null: zero
+  const Real* cell_after;    // [B, H]; null: zero
+  Rows<Real*> input;         // [T, B, I]
+  bool add_to_input;         // to what another direction has written there
+  Real* hidden_before;       // [B, R]
+  Real* cell_before;         // [B, H]; null: none
   const Gradients* parameters;
 };
 
@@ -277,19 +282,22 @@ struct SequenceGradients {
 // hidden product; grad_output [B][R] comes on top of it.
 template <class Cell>
 [[gnu::noinline]] void update_backward(Team::Share share, Size units, Size batch, const Real* kept, const Real* before,
-                                       const Real* after, Real* grad_hidden, const Real* grad_output, Size grad_output_row,
-                                       Real* grad_carried, Real* grad_sums, Size panel_stride, Real* cell_hidden) {
+                                       const Real* after, Real* grad_hidden, const Real* grad_output,
+                                       Size grad_output_row, Real* grad_carried, Real* grad_sums, Size panel_stride,
+                                       Real* cell_hidden) {
   for (Size panel = share.begin; panel < share.end; ++panel) {
     Real* grad_sum = grad_sums + panel * panel_stride;
     const Size count = units_in(panel, units);
     for (Size b = 0; b < batch; ++b, grad_sum += Cell::sums * lanes) {
       const Size place = (panel * batch + b) * lanes;
       Register kept_of[Cell::kept], before_of{}, after_of{}, grad_carried_of{}, grad_sum_of[Cell::sums], grad_before{};
-      repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i] = Register::load(kept + place * Cell::kept + i * lanes); });
+      repeat<Cell::kept>([&](int i)
+                             GATEWISE_LAMBDA { kept_of[i] = Register::load(kept + place * Cell::kept + i * lanes); });
       if constexpr (Cell::carried) before_of = Register::load(before + place), after_of = Register::load(after + place);
       if constexpr (Cell::carried && !Cell::carries_hidden) grad_carried_of = Register::load(grad_carried + place);
       Register grad_hidden_of = Register::load(grad_hidden + place);
-      if (grad_output) grad_hidden_of = grad_hidden_of + load_first(grad_output + b * grad_output_row + panel * lanes, count);
+      if (grad_output)
+        grad_hidden_of = grad_hidden_of + load_first(grad_output + b * grad_output_row + panel * lanes, count);
       Cell::backward(kept_of, before_of, after_of, grad_hidden_of, grad_carried_of, grad_sum_of, grad_before);
       repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
         // Lanes without a unit must not pass on an infinity's NaN.
@@ -325,8 +333,8 @@ void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>&
     product.segments = steps;
     product.run = batch;
     product.scalars = {rows, 1, row, backward * step};
-    product.vectors = {grads + share.begin * grads_panel + (sequence.time(last) - lowest) * batch * grads_row, grads_panel,
-                       grads_row, backward * batch * grads_row};
+    product.vectors = {grads + share.begin * grads_panel + (sequence.time(last) - lowest) * batch * grads_row,
+                       grads_panel, grads_row, backward * batch * grads_row};
     product.sums = {sums + share.begin * size * width * lanes, size * width * lanes, width * lanes};
     if (!start) product.start = {product.sums.data, product.sums.panel, product.sums.row};
     multiply<width>(product);
@@ -363,15 +371,15 @@ void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>&
     for (Size step = last; step >= first; --step) {
       const Real* grads = s.grad_sums + panel * sums_panel + (sequence.time(step) - lowest) * batch * sums_row;
       for (Size b = 0; b < batch; ++b)
-        repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
-          sum[i] = sum[i] + Register::load(grads + b * sums_row + i * lanes);
-        });
+        repeat<Cell::sums>([&](int i)
+                               GATEWISE_LAMBDA { sum[i] = sum[i] + Register::load(grads + b * sums_row + i * lanes); });
     }
     repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum[i].store(bias + i * lanes); });
   }
 }
 
-// grad_sums, `times` steps of them from row 0 on, times turned weights: [panel of k][rows][lane], k inputs or hidden units.
+// grad_sums, `times` steps of them from row 0 on, times turned weights: [panel of k][rows][lane], k inputs or hidden
+// units.
 template <class Cell>
 Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s, Size batch, int first_sum,
                              const Real* turned, Team::Share share) {
@@ -392,24 +400,25 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
   const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
   const Size panels = panels_of(hidden), state = panels * batch * lanes;
   const Team::Share own = team.share(panels), own_hidden = team.share(panels_of(recurrent));
-  const Team::Share own_input = team.share(panels_of(layer.input)), own_projection = team.share(panels_of(layer.projection));
+  const Team::Share own_input = team.share(panels_of(layer.input)),
+                    own_projection = team.share(panels_of(layer.projection));
   Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
   const Panels<Cell> packed(packed_arena, layer);
   const BackwardScratch<Cell> s(arena, layer, steps, batch);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.block_steps * batch * sums_row;
 
-  for (Size i = 0; i < recurrent; ++i) s.zeros[i] = 0;  // by each thread: the same zeros
+  if (!sequence.hidden_before) clear(s.zeros, recurrent);  // by each thread: the same zeros
   transpose(packed.hidden, hidden, recurrent, G, own_hidden, s.hidden_turned);
   transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);
   if (layer.projection) transpose(packed.projection, layer.projection, hidden, 1, own, s.projection_turned);
   if (steps == 0) {
-    const auto clear = [&](Real* panel, Size size, Team::Share share) {
-      for (Size i = share.begin * size; i < share.end * size; ++i) panel[i] = 0;
+    const auto clear_panels = [](Real* panels_from, Size size, Team::Share share) {
+      clear(panels_from + share.begin * size, share.count() * size);
     };
-    clear(s.gradients.input, layer.input * G * lanes, own);
-    clear(s.gradients.hidden, recurrent * G * lanes, own);
-    clear(s.gradients.bias, sums_row, own);
-    clear(s.gradients.projection, hidden * lanes, own_projection);
+    clear_panels(s.gradients.input, layer.input * G * lanes, own);
+    clear_panels(s.gradients.hidden, recurrent * G * lanes, own);
+    clear_panels(s.gradients.bias, sums_row, own);
+    clear_panels(s.gradients.projection, hidden * lanes, own_projection);
   }
   load_panels(grads.hidden_after, recurrent, recurrent, batch, own_hidden, s.grad_hidden);
   if constexpr (Cell::carried && !Cell::carries_hidden)

@@ -15,9 +15,10 @@ Rows<Pointer> rows_of(Real* data, Size batch, Size units) {
 template <class Cell>
 struct LayerTape {
   SequenceTape direction[2];
-  Real* output;   // [T, B, D*R]; the last layer: none
-  Real* dropped;  // the same after dropout; without dropout the output itself
+  Real* output = nullptr;   // [T, B, D*R]; the last layer: none
+  Real* dropped = nullptr;  // the same after dropout; without dropout the output itself
 
+  LayerTape() = default;
   LayerTape(Arena& arena, const Stack& stack, Size layer, Size steps, Size batch, bool dropout) {
     const Layer* first = stack.layer + layer * stack.directions;
     for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], steps, batch);
@@ -90,7 +91,8 @@ auto nth(Pointer* array, Size index, Size size) {
 template <class Cell>
 void run_forward(const Forward& call) {
   const Stack& stack = call.stack;
-  const Size steps = call.steps, batch = call.batch, directions = stack.directions;
+  const Size batch = call.batch, directions = stack.directions;
+  const Size steps = batch ? call.steps : 0;  // without rows there is nothing to walk through
   const bool dropout = call.tape && call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
   Real* buffers[2] = {};
@@ -103,10 +105,12 @@ void run_forward(const Forward& call) {
       const Layer* of_direction = stack.layer + layer * directions;
       const Size recurrent = output_of(*of_direction), units = directions * recurrent;
       const bool last = layer + 1 == stack.layers;
-      LayerTape<Cell> tape = LayerTape<Cell>::find(static_cast<Real*>(call.tape), stack, layer, steps, batch, dropout);
+      LayerTape<Cell> tape{};
+      if (call.tape) tape = LayerTape<Cell>::find(static_cast<Real*>(call.tape), stack, layer, steps, batch, dropout);
       Real* between = call.tape ? tape.output : buffers[layer % 2];
-      const Rows<Real*> output = last ? Rows<Real*>{static_cast<Real*>(call.output.data), call.output.step, call.output.row}
-                                      : rows_of<Real*>(between, batch, units);
+      const Rows<Real*> output =
+          last ? Rows<Real*>{static_cast<Real*>(call.output.data), call.output.step, call.output.row}
+               : rows_of<Real*>(between, batch, units);
       for (Size d = 0; d < directions; ++d) {
         const Size index = layer * directions + d, hidden = of_direction[d].hidden;
         const Sequence sequence{of_direction[d],
@@ -136,7 +140,8 @@ void run_forward(const Forward& call) {
 template <class Cell>
 void run_backward(const Backward& call) {
   const Stack& stack = call.stack;
-  const Size steps = call.steps, batch = call.batch, directions = stack.directions;
+  const Size batch = call.batch, directions = stack.directions;
+  const Size steps = batch ? call.steps : 0;  // without rows there is nothing to walk through
   const bool dropout = call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
   Real* buffers[2];

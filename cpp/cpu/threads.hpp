@@ -54,7 +54,9 @@ struct Team {
     Size begin, end;
     Size count() const { return end - begin; }
   };
-  Share share(Size count) const { return {count * rank / size, count * (rank + 1) / size}; }
+  Share share(Size count) const {
+    return size == 1 ? Share{0, count} : Share{count * rank / size, count * (rank + 1) / size};
+  }
 
   void wait() const {
     if (size == 1) return;

@@ -97,10 +97,13 @@ def rows(array: Array) -> Array:
     walkable = array.flags.aligned and (array.shape[-1] <= 1 or array.strides[-1] == item)
     if walkable and all(stride % item == 0 for stride in array.strides):
         return array
-    return np.ascontiguousarray(array)
+    walked: Array = np.require(array, requirements=["C", "A"])
+    return walked
 
 
-def output(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], *inputs: tuple[str, Array | None]) -> Array:
+def output(
+    name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...], *inputs: tuple[str, Array | None]
+) -> Array:
     """`value` itself, which must be an array that the core can write to without harm to the inputs."""
     array = shaped(name, exact(name, value, dtype), shape)
     if not array.flags.c_contiguous or not array.flags.aligned:
@@ -114,16 +117,12 @@ def output(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=10_000)
-    except Exception:  # too hard to tell: then they are entangled enough
-        return True
+    """Whether the two lie in each other's range of memory, be it between each other's elements."""
+    return bool(np.may_share_memory(a, b))
 
 
 def read_only(array: Array) -> Array:
     """A view of `array` that cannot be written to."""
-    view = array.view()
+    view: Array = array.view()
     view.flags.writeable = False
     return view

@@ -191,7 +191,10 @@ class Layer:
     # -- its copies ---------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_holder": self._holder.weights}  # a copy has a holder, thus weights, of its own
+        return {
+            **self.__dict__,
+            "_holder": self._holder.weights,
+        }  # a copy has a holder, thus weights, of its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _holder=Holder(state["_holder"]))

@@ -63,9 +63,7 @@ class Layout:
     def state_out(self, hidden: Array, cell: Array | None = None) -> State:
         return hidden if cell is None else (hidden, cell)
 
-    def state_in(
-        self, name: str, state: object, *, allow_none: bool = False
-    ) -> tuple[Array | None, Array | None]:
+    def state_in(self, name: str, state: object, *, allow_none: bool = False) -> tuple[Array | None, Array | None]:
         """h and c of a state as contiguous arrays; None for a missing state or, if allowed, for a part of a pair."""
         of = self.architecture
         if state is None:

@@ -87,8 +87,7 @@ class Architecture:
         generator = np.random.default_rng(seed)
         bound = self.hidden_size**-0.5
         return {
-            name: generator.uniform(-bound, bound, shape).astype(self.dtype)
-            for name, shape in self.shapes().items()
+            name: generator.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in self.shapes().items()
         }
 
     def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:

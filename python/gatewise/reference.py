@@ -158,9 +158,7 @@ class Step(NamedTuple):
     kept: Arrays  # by the cell
 
 
-def sequence(
-    cell: Cell, weights: Weights, x: Array, state: Arrays, reverse: bool
-) -> tuple[Array, Arrays, list[Step]]:
+def sequence(cell: Cell, weights: Weights, x: Array, state: Arrays, reverse: bool) -> tuple[Array, Arrays, list[Step]]:
     output = np.empty((*x.shape[:2], state[0].shape[-1]), x.dtype)  # [T, B, P]
     steps = []
     for t in reversed(range(len(x))) if reverse else range(len(x)):

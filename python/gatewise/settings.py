@@ -103,7 +103,12 @@ def _quota() -> int | None:
 
 def _default_threads() -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [processors, _quota(), _environment_number("OMP_NUM_THREADS"), _environment_number("GATEWISE_NUM_THREADS")]
+    limits = [
+        processors,
+        _quota(),
+        _environment_number("OMP_NUM_THREADS"),
+        _environment_number("GATEWISE_NUM_THREADS"),
+    ]
     return min(limit for limit in limits if limit is not None)
 
 
@@ -112,6 +117,4 @@ def _start() -> None:
     _core.set_num_threads(_default_threads())
     name = os.environ.get("GATEWISE_BACKEND")
     if name and not _core.use_backend(name):
-        raise ImportError(
-            f"GATEWISE_BACKEND: expected one of {', '.join(backends())} on this machine, got {name!r}"
-        )
+        raise ImportError(f"GATEWISE_BACKEND: expected one of {', '.join(backends())} on this machine, got {name!r}")

@@ -23,7 +23,9 @@ class Stream(_core.Stream):
 
     def __init__(self, holder: Holder, architecture: Architecture, batch_first: bool, batch_size: int | None) -> None:
         if architecture.bidirectional:
-            raise ValueError("stream: expected one direction; a bidirectional layer needs the end of the sequence first")
+            raise ValueError(
+                "stream: expected one direction; a bidirectional layer needs the end of the sequence first"
+            )
         self._start(holder, holder.weights, batch_first, batch_size)
 
     def _start(self, holder: Holder, weights: Weights, batch_first: bool, batch_size: int | None) -> None:
@@ -44,7 +46,7 @@ class Stream(_core.Stream):
         return Layout(self._weights.architecture, self._batch_first, unbatched, steps, self._batch_size or 1)
 
     def _prepare_step(self, x: object, out: object) -> tuple[Array, Array]:
-        """For the C method `step`: arguments that it cannot use as they are, made fit, or the reason why they are not."""
+        """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
         of = self._weights.architecture
         leading = () if self._batch_size is None else (self._batch_size,)
         if out is None:
@@ -72,12 +74,10 @@ class Stream(_core.Stream):
         """
         of = self._weights.architecture
         array = floating("x", x, of.dtype) if out is None else exact("x", x, of.dtype)
-        letters = self._layout(0)
-        axes = ("T", of.input_size) if letters.unbatched else ("T", letters.batch, of.input_size)
-        if self._batch_first and not letters.unbatched:
-            axes = (letters.batch, "T", of.input_size)
-        shaped("x", array, axes)
-        layout = self._layout(array.shape[axes.index("T")])
+        axes: list[int | str] = ["T", of.input_size]
+        if self._batch_size is not None:
+            axes.insert(0 if self._batch_first else 1, self._batch_size)
+        layout = self._layout(shaped("x", array, axes).shape[axes.index("T")])
         shape = layout.shape(of.output_size)
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
         self._run(rows(layout.to_time_major(array)), layout.to_time_major(y))
@@ -127,7 +127,13 @@ class Stream(_core.Stream):
         return self.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._holder.weights, self._weights, self._batch_first, self._batch_size, self.state)
+        return _restore, (
+            self._holder.weights,
+            self._weights,
+            self._batch_first,
+            self._batch_size,
+            self.state,
+        )
 
     def __repr__(self) -> str:
         of = self._weights.architecture

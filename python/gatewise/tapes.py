@@ -10,6 +10,7 @@ from gatewise import _core
 from gatewise.arrays import Array, empty, floating, read_only, rows, shaped
 from gatewise.layouts import Layout, State
 
+
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of a loss, in the shapes of what they belong to.
@@ -88,9 +89,7 @@ class Tape:
         grad_x = empty(layout.shape(of.input_size), of.dtype)
         grad_h0, grad_c0 = layout.new_state()
         parameters = {name: empty(shape, of.dtype) for name, shape in of.shapes().items()}
-        core.backward(
-            grad_y, grad_h, grad_c, layout.to_time_major(grad_x), grad_h0, grad_c0, of.grouped(parameters)
-        )
+        core.backward(grad_y, grad_h, grad_c, layout.to_time_major(grad_x), grad_h0, grad_c0, of.grouped(parameters))
         if not keep:
             self._core = None
         return Gradients(grad_x, layout.state_out(grad_h0, grad_c0), parameters)
