@@ -38,11 +38,27 @@ struct Panels {
   }
 };
 
-// matrix [rows, columns] -> panel [columns][gate][lane] of the rows first ... first + units, gate by gate.
+// A square of `lanes` by `lanes` elements with rows and columns exchanged. Of the source, whose rows lie `stride`
+// apart, only `rows` by `columns` are read; the others are zero.
+struct Square {
+  Register row[lanes];
+
+  GATEWISE_INLINE Square(const Real* data, Size stride, Size rows, Size columns) {
+    Eigen::internal::PacketBlock<Register::Packet, lanes> block;
+    for (Size i = 0; i < lanes; ++i)
+      block.packet[i] = (i < rows ? load_first(data + i * stride, columns) : Register::broadcast(0)).packet;
+    Eigen::internal::ptranspose(block);
+    for (Size i = 0; i < lanes; ++i) row[i] = block.packet[i];
+  }
+};
+
+// Rows first ... first + units of matrix [rows, columns] -> one gate of a panel [columns][gate][lane].
 inline void pack_panel(const Real* matrix, Size columns, Size first, Size units, int gates, int gate, Real* panel) {
-  for (Size lane = 0; lane < lanes; ++lane)
-    for (Size k = 0; k < columns; ++k)
-      panel[(k * gates + gate) * lanes + lane] = lane < units ? matrix[(first + lane) * columns + k] : Real(0);
+  for (Size k = 0; k < columns; k += lanes) {
+    const Size count = smaller(lanes, columns - k);
+    const Square square(matrix + first * columns + k, columns, units, count);
+    for (Size i = 0; i < count; ++i) square.row[i].store(panel + ((k + i) * gates + gate) * lanes);
+  }
 }
 
 template <class Cell>
@@ -78,19 +94,6 @@ void pack_weights(const Layer& layer, const Weights& weights, Real* packed) {
                panels.projection + panel * hidden * lanes);
 }
 
-// `lanes` registers, `stride` apart, with rows and columns exchanged. Rows from `count` on are taken as zero.
-struct Square {
-  Register row[lanes];
-
-  GATEWISE_INLINE Square(const Real* data, Size stride, Size count) {
-    Eigen::internal::PacketBlock<Register::Packet, lanes> block;
-    for (Size i = 0; i < lanes; ++i)
-      block.packet[i] = i < count ? Register::load(data + i * stride).packet : Register::broadcast(0).packet;
-    Eigen::internal::ptranspose(block);
-    for (Size i = 0; i < lanes; ++i) row[i] = block.packet[i];
-  }
-};
-
 // Panels [panel of units][k][gate][lane of units] turned over for the product with gradients:
 // [panel of k][panel of units][gate][lane of units][lane of k], for the panels of k that `share` names.
 template <class Share>
@@ -100,7 +103,7 @@ void transpose(const Real* panels, Size units, Size depth, int gates, const Shar
     for (Size panel = 0; panel < count; ++panel)
       for (int gate = 0; gate < gates; ++gate) {
         const Square square(panels + ((panel * depth + k_panel * lanes) * gates + gate) * lanes, gates * lanes,
-                            units_in(k_panel, depth));
+                            units_in(k_panel, depth), lanes);
         Real* out = turned + ((k_panel * count + panel) * gates + gate) * lanes * lanes;
         for (Size i = 0; i < lanes; ++i) square.row[i].store(out + i * lanes);
       }
@@ -110,7 +113,7 @@ void transpose(const Real* panels, Size units, Size depth, int gates, const Shar
 inline void unpack_panel(const Real* panel, Size columns, Size first, Size units, int gates, int gate, Real* matrix) {
   for (Size k = 0; k < columns; k += lanes) {
     const Size count = smaller(lanes, columns - k);
-    const Square square(panel + (k * gates + gate) * lanes, gates * lanes, count);
+    const Square square(panel + (k * gates + gate) * lanes, gates * lanes, count, lanes);
     for (Size unit = 0; unit < units; ++unit)
       store_first(square.row[unit], matrix + (first + unit) * columns + k, count);
   }

@@ -55,7 +55,7 @@ def flag(name: str, value: object) -> bool:
 
 def floating(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """`value` in `dtype`: any real floating array, or what NumPy takes for one. Converted only if it must be."""
-    if not isinstance(value, np.ndarray):
+    if type(value) is not np.ndarray:
         try:
             value = np.asarray(value)
         except ValueError:

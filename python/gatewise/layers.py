@@ -11,7 +11,7 @@ import numpy as np
 
 from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
 from gatewise.layouts import Layout, State
-from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights
+from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights, one_at_a_time
 from gatewise.streams import Stream
 from gatewise.tapes import Tape, record
 
@@ -178,7 +178,7 @@ class Layer:
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
         hidden, cell = layout.state_in("state", state)
-        with self._holder.lock:
+        with one_at_a_time():
             call_count = self._call_count
             self._call_count = (call_count + 1) % 2**64
         packed = self._holder.weights.packed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,8 +172,25 @@ class Holder:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
-        self.lock = threading.Lock()
 
     def swap(self, changes: Mapping[str, object]) -> None:
-        with self.lock:
+        with one_at_a_time():
             self.weights = self.weights.replaced(changes)
+
+
+# One lock for all layers, so that a fork can renew it: another thread may have held it, and is not in the child.
+_lock = threading.Lock()
+
+
+def one_at_a_time() -> threading.Lock:
+    """The lock under which layers change."""
+    return _lock
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
