@@ -32,8 +32,8 @@ struct Lstm {
     return kept[3] * tanh(after);
   }
 
-  // In: the gradients of h and c after the step. Out: those of the sums, of c before the step and, where h acts on
-  // itself other than through the hidden product, of h before (here zero).
+  // In: what was kept, the carried state before and after, and the gradients of h and of the carried state after the
+  // step. Out: those of the sums, and of the carried state before the step.
   template <class V>
   GATEWISE_INLINE static void backward(const V (&kept)[Lstm::kept], V before, V after, V grad_hidden, V grad_after,
                                        V (&grad_sum)[sums], V& grad_before) {

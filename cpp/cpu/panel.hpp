@@ -3,8 +3,12 @@
 //   sums(p, m, g) = start(p, m, g) + scalars(m, 0) vectors(p, 0, g) + scalars(m, 1) vectors(p, 1, g) + ...
 //
 // where sums, start and vectors are registers, and a panel p holds the weights of `lanes` units: for each k in
-// ascending order the G gates' registers in a row. Each sum is one chain of additions in the order of k: its bits
-// depend on nothing but its own row, whatever the tile, the block or the thread that computes it.
+// ascending order the G gates' registers in a row.
+//
+// The additions have one fixed order: chains of `chain_length` k's or so, each from zero in the order of k, are added
+// to start one after the other. It depends on the number of k's alone, so that the bits of a sum depend on nothing but
+// its own row, whatever the tile, the block or the thread that computes it. (One chain over all k would do as well, but
+// its rounding errors grow with its length: with chains float32 is as near to the truth as PyTorch's.)
 //
 // What the letters mean to each caller (sequence.hpp):
 //                           m                 k                      p, g
@@ -22,9 +26,21 @@ constexpr Size units_in(Size panel, Size units) {
   return units - panel * lanes < lanes ? units - panel * lanes : lanes;
 }
 
+constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
+constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
+
+// Of the panels of one chain, 16 KB with 4 gates and AVX2, which stay in the first cache while all tiles pass over
+// them.
+constexpr Size chain_length = 128;
+
 // All strides count elements. k runs over `segments` times `run` steps.
 struct Product {
   Size rows, panels, segments, run;
+
+  // A chain goes over some whole segments, or over a part of one that is longer.
+  Size chain_run() const { return smaller(run, chain_length); }
+  Size chain_segments() const { return segments == 1 || run >= chain_length ? 1 : chain_length / larger(1, run); }
+
   struct {
     const Real* data;
     Size row, step, segment;
@@ -54,7 +70,7 @@ GATEWISE_INLINE void repeat(const Body& body) {
   repeat(std::make_integer_sequence<int, N>(), body);
 }
 
-// The micro-kernel: M rows of P panels, their M * P * G sums in registers from the first k to the last.
+// The micro-kernel: M rows of P panels, their M * P * G sums in registers from the first k of a chain to its last.
 template <int G, int M, int P>
 void multiply_tile(const Product& product) {
   const auto each_sum = [](const auto& body) {
@@ -62,52 +78,60 @@ void multiply_tile(const Product& product) {
       repeat<M>([&](int m) GATEWISE_LAMBDA { repeat<G>([&](int g) GATEWISE_LAMBDA { body(p, m, g); }); });
     });
   };
-  Register sums[P][M][G];
-  if (const auto& start = product.start; start.data) {
-    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
-      sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes);
-    });
-  } else {
-    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
-  }
   const Size row = product.scalars.row, scalar_step = product.scalars.step;
-  const Size panel = product.vectors.panel, vector_step = product.vectors.step, run = product.run;
-  for (Size segment = 0; segment < product.segments; ++segment) {
-    const Real* scalar = product.scalars.data + segment * product.scalars.segment;
-    const Real* vector = product.vectors.data + segment * product.vectors.segment;
-    for (Size k = 0; k < run; ++k) {
-      // The fewer of the two kinds of operands are held in registers, the others pass through one.
-      const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
-      const auto weight_of = [&](int p, int g)
-                                 GATEWISE_LAMBDA { return Register::load(vector + p * panel + g * lanes); };
-      if constexpr (M <= P * G) {
-        Register scalars[M];
-        repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
-        repeat<P>([&](int p) GATEWISE_LAMBDA {
-          repeat<G>([&](int g) GATEWISE_LAMBDA {
-            const Register weight = M > 1 ? in_register(weight_of(p, g)) : weight_of(p, g);
-            repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], weight, sums[p][m][g]); });
-          });
-        });
-      } else {
-        Register weights[P][G];
-        repeat<P>([&](int p) GATEWISE_LAMBDA {
-          repeat<G>([&](int g) GATEWISE_LAMBDA { weights[p][g] = in_register(weight_of(p, g)); });
-        });
-        repeat<M>([&](int m) GATEWISE_LAMBDA {
-          const Register scalar_m = scalar_of(m);
+  const Size panel = product.vectors.panel, vector_step = product.vectors.step;
+  const Size chain_run = product.chain_run(), chain_segments = product.chain_segments();
+  const auto& out = product.sums;
+  auto start = product.start;
+  Size first_segment = 0, first_step = 0;
+  do {
+    const Size end_segment = smaller(product.segments, first_segment + chain_segments);
+    const Size run = smaller(product.run - first_step, chain_run);
+    Register sums[P][M][G];
+    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
+    for (Size segment = first_segment; segment < end_segment; ++segment) {
+      const Real* scalar = product.scalars.data + segment * product.scalars.segment + first_step * scalar_step;
+      const Real* vector = product.vectors.data + segment * product.vectors.segment + first_step * vector_step;
+      for (Size k = 0; k < run; ++k) {
+        // The fewer of the two kinds of operands are held in registers, the others pass through one.
+        const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
+        const auto weight_of = [&](int p, int g)
+                                   GATEWISE_LAMBDA { return Register::load(vector + p * panel + g * lanes); };
+        if constexpr (M <= P * G) {
+          Register scalars[M];
+          repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
           repeat<P>([&](int p) GATEWISE_LAMBDA {
-            repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalar_m, weights[p][g], sums[p][m][g]); });
+            repeat<G>([&](int g) GATEWISE_LAMBDA {
+              const Register weight = M > 1 ? in_register(weight_of(p, g)) : weight_of(p, g);
+              repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], weight, sums[p][m][g]); });
+            });
           });
-        });
+        } else {
+          Register weights[P][G];
+          repeat<P>([&](int p) GATEWISE_LAMBDA {
+            repeat<G>([&](int g) GATEWISE_LAMBDA { weights[p][g] = in_register(weight_of(p, g)); });
+          });
+          repeat<M>([&](int m) GATEWISE_LAMBDA {
+            const Register scalar_m = scalar_of(m);
+            repeat<P>([&](int p) GATEWISE_LAMBDA {
+              repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalar_m, weights[p][g], sums[p][m][g]); });
+            });
+          });
+        }
+        scalar += scalar_step;
+        vector += vector_step;
       }
-      scalar += scalar_step;
-      vector += vector_step;
     }
-  }
-  const auto out = product.sums;
-  each_sum([&](int p, int m, int g)
-               GATEWISE_LAMBDA { sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes); });
+    if (start.data)
+      each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
+        sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes) + sums[p][m][g];
+      });
+    each_sum([&](int p, int m, int g)
+                 GATEWISE_LAMBDA { sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes); });
+    start = {out.data, out.panel, out.row};
+    first_step += chain_run;
+    if (first_step >= product.run) first_step = 0, first_segment = end_segment;
+  } while (first_segment < product.segments);
 }
 
 // With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two.
@@ -131,12 +155,6 @@ void multiply_rows(const Product& product, int rows, int panels) {
   if constexpr (M > 1) multiply_rows<G, M - 1>(product, rows, panels);
 }
 
-// A block of the panels that stays in the first cache while every tile of rows passes over it: half of 32 KB.
-constexpr Size block_bytes = 16 * 1024;
-
-constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
-constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
-
 // Every tile of rows over `width` panels. Tiles are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a
 // tile of few rows has too few sums in flight.
 template <int G>
@@ -152,22 +170,20 @@ void multiply_tiles(Product product, Size tiles, Size width) {
   }
 }
 
-// Block by block of k over `width` panels, the sums resumed from memory: the same bits as all at once.
+// Chain by chain over `width` panels: the same bits as tile by tile.
 template <int G>
-void multiply_blocks(Product product, Size tiles, Size width) {
-  const Size steps = larger(1, block_bytes / Size(sizeof(Real)) / (lanes * G * width));
-  const Size run = product.segments == 1 ? smaller(product.run, steps) : product.run;
-  const Size segments = product.segments == 1 ? 1 : larger(1, steps / larger(1, run));
+void multiply_chains(Product product, Size tiles, Size width) {
+  const Size run = product.chain_run(), segments = product.chain_segments();
   for (Size segment = 0; segment < product.segments; segment += segments) {
     Size step = 0;
     do {
-      Product block = product;
-      block.segments = smaller(segments, product.segments - segment);
-      block.run = smaller(run, product.run - step);
-      block.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
-      block.vectors.data += segment * product.vectors.segment + step * product.vectors.step;
-      if (segment + step > 0) block.start = {product.sums.data, product.sums.panel, product.sums.row};
-      multiply_tiles<G>(block, tiles, width);
+      Product chain = product;
+      chain.segments = smaller(segments, product.segments - segment);
+      chain.run = smaller(run, product.run - step);
+      chain.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
+      chain.vectors.data += segment * product.vectors.segment + step * product.vectors.step;
+      if (segment + step > 0) chain.start = {product.sums.data, product.sums.panel, product.sums.row};
+      multiply_tiles<G>(chain, tiles, width);
       step += run;
     } while (step < product.run);
   }
@@ -186,7 +202,7 @@ void multiply(Product product) {
     if (tiles == 1)
       multiply_tiles<G>(product, tiles, width);
     else
-      multiply_blocks<G>(product, tiles, width);
+      multiply_chains<G>(product, tiles, width);
     product.panels -= width;
     product.vectors.data += width * product.vectors.panel;
     product.sums.data += width * product.sums.panel;

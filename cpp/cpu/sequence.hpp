@@ -16,8 +16,9 @@ namespace gatewise::GATEWISE_KERNEL {
 constexpr Size ahead_bytes = 128 * 1024;
 // Sums of some panels between their product and the cell: what stays in the first cache.
 constexpr Size group_bytes = 8 * 1024;
-// Rows of time and batch over which a gradient of weights is summed in one go.
-constexpr Size gradient_rows = 256;
+// Backward collects the gradients of sums over some steps, counted from the last one, before it multiplies with them:
+// just as many as make one chain of the gradients of the weights, so that these, too, have one order of additions.
+constexpr Size gradient_steps(Size batch) { return larger(1, chain_length / larger(1, batch)); }
 
 // What a recorded sequence keeps.
 struct SequenceTape {
@@ -247,7 +248,7 @@ struct BackwardScratch {
   Real* zeros;             // [R]
 
   BackwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch)
-      : block_steps(larger(1, smaller(steps, gradient_rows / larger(1, batch)))),
+      : block_steps(smaller(larger(1, steps), gradient_steps(batch))),
         hidden_turned(arena.take(panels_of(output_of(layer)) * depth(layer) * lanes)),
         input_turned(arena.take(panels_of(layer.input) * depth(layer) * lanes)),
         projection_turned(arena.take(panels_of(layer.hidden) * panels_of(layer.projection) * lanes * lanes)),
@@ -277,9 +278,9 @@ struct SequenceGradients {
   const Gradients* parameters;
 };
 
-// The gradients of h and of the carried state after a step become those of the sums and of the states before it.
-// grad_hidden [panel][B][lane] holds what comes from the next step, and afterwards what does not come through the
-// hidden product; grad_output [B][R] comes on top of it.
+// The gradients of h and of the carried state after a step become those of the sums and of the carried state before it.
+// grad_hidden [panel][B][lane] is what came through the hidden product of the next step, grad_output [B][R] comes on
+// top.
 template <class Cell>
 [[gnu::noinline]] void update_backward(Team::Share share, Size units, Size batch, const Real* kept, const Real* before,
                                        const Real* after, Real* grad_hidden, const Real* grad_output,
@@ -294,8 +295,9 @@ template <class Cell>
       repeat<Cell::kept>([&](int i)
                              GATEWISE_LAMBDA { kept_of[i] = Register::load(kept + place * Cell::kept + i * lanes); });
       if constexpr (Cell::carried) before_of = Register::load(before + place), after_of = Register::load(after + place);
-      if constexpr (Cell::carried && !Cell::carries_hidden) grad_carried_of = Register::load(grad_carried + place);
+      if constexpr (Cell::carried) grad_carried_of = Register::load(grad_carried + place);
       Register grad_hidden_of = Register::load(grad_hidden + place);
+      if constexpr (Cell::carries_hidden) grad_hidden_of = grad_hidden_of + grad_carried_of;
       if (grad_output)
         grad_hidden_of = grad_hidden_of + load_first(grad_output + b * grad_output_row + panel * lanes, count);
       Cell::backward(kept_of, before_of, after_of, grad_hidden_of, grad_carried_of, grad_sum_of, grad_before);
@@ -303,8 +305,7 @@ template <class Cell>
         // Lanes without a unit must not pass on an infinity's NaN.
         only_first(grad_sum_of[i], count).store(grad_sum + i * lanes);
       });
-      if constexpr (Cell::carries_hidden) grad_before.store(grad_hidden + place);
-      if constexpr (Cell::carried && !Cell::carries_hidden) grad_before.store(grad_carried + place);
+      if constexpr (Cell::carried) grad_before.store(grad_carried + place);
       if (cell_hidden) store_first(Cell::hidden(kept_of, after_of), cell_hidden + b * units + panel * lanes, count);
     }
   }
@@ -362,24 +363,13 @@ void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>&
         batch * hidden, hidden, last, count, s.grad_projected, s.block_steps * batch * lanes, lanes, own_projection,
         s.gradients.projection, is_last_block);
 
-  for (Size panel = own.begin; panel < own.end; ++panel) {
-    Real* bias = s.gradients.bias + panel * sums_row;
-    Register sum[Cell::sums];
-    repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
-      sum[i] = is_last_block ? Register::broadcast(0) : Register::load(bias + i * lanes);
-    });
-    for (Size step = last; step >= first; --step) {
-      const Real* grads = s.grad_sums + panel * sums_panel + (sequence.time(step) - lowest) * batch * sums_row;
-      for (Size b = 0; b < batch; ++b)
-        repeat<Cell::sums>([&](int i)
-                               GATEWISE_LAMBDA { sum[i] = sum[i] + Register::load(grads + b * sums_row + i * lanes); });
-    }
-    repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum[i].store(bias + i * lanes); });
-  }
+  // A bias is a weight of an input that is always one.
+  const Real one = 1;
+  add(std::integral_constant<int, Cell::sums>(), &one, 0, 0, 1, last, count, s.grad_sums, sums_panel, sums_row, own,
+      s.gradients.bias, is_last_block);
 }
 
-// grad_sums, `times` steps of them from row 0 on, times turned weights: [panel of k][rows][lane], k inputs or hidden
-// units.
+// grad_sums from row 0 on times turned weights: [panel of k][row][lane], k the inputs or the hidden units.
 template <class Cell>
 Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s, Size batch, int first_sum,
                              const Real* turned, Team::Share share) {
@@ -421,8 +411,7 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
     clear_panels(s.gradients.projection, hidden * lanes, own_projection);
   }
   load_panels(grads.hidden_after, recurrent, recurrent, batch, own_hidden, s.grad_hidden);
-  if constexpr (Cell::carried && !Cell::carries_hidden)
-    load_panels(grads.cell_after, hidden, hidden, batch, own, s.grad_carried);
+  if constexpr (Cell::carried) load_panels(grads.cell_after, hidden, hidden, batch, own, s.grad_carried);
 
   for (Size end = steps; end > 0;) {
     const Size count = smaller(s.block_steps, end), first = end - count, lowest = sequence.lowest_time(first, count);
@@ -462,7 +451,6 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
       product.rows = batch;
       product.scalars.data += row * sums_row;
       product.sums = {s.grad_hidden + own_hidden.begin * batch * lanes, batch * lanes, lanes};
-      if (Cell::carries_hidden) product.start = {product.sums.data, product.sums.panel, product.sums.row};
       multiply<1>(product);
     }
     accumulate_gradients(sequence, s, first, count, team);
@@ -489,6 +477,9 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
     end = first;
   }
 
+  if constexpr (Cell::carries_hidden)
+    for (Size i = own.begin * batch * lanes; i < own.end * batch * lanes; i += lanes)
+      (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
   store_panels(s.grad_hidden, recurrent, batch, own_hidden, grads.hidden_before, recurrent);
   if (grads.cell_before) store_panels(s.grad_carried, hidden, batch, own, grads.cell_before, hidden);
   unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);

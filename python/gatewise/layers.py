@@ -123,6 +123,8 @@ class Layer:
 
     def load_state_dict(self, mapping: Mapping[str, object]) -> None:
         """Take all weights from a mapping of name to array (or tensor): all of them, or on an error none."""
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
         expected = set(self._architecture.shapes())
         missing, unexpected = expected - set(mapping), set(mapping) - expected
         if missing or unexpected:
@@ -201,14 +203,15 @@ class Layer:
 
 
 def _dtype(value: object) -> np.dtype[Any]:
+    known = (np.dtype(np.float32), np.dtype(np.float64))
     try:
-        dtype = np.dtype(value)  # type: ignore[call-overload]
+        dtype = None if value is None else np.dtype(value)  # type: ignore[call-overload]  # NumPy takes None for float64
     except TypeError:
         dtype = None
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
-    found: np.dtype[Any] = dtype
-    return found
+    for one in known:
+        if dtype is not None and dtype == one:
+            return one
+    raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
 
 
 def _probability(value: object) -> float:

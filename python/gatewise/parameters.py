@@ -161,6 +161,8 @@ class Parameters(Mapping[str, Array]):
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Change several weights at once: all of them, or on an error none."""
+        if not isinstance(changes, Mapping):
+            raise TypeError(f"changes: expected a mapping of names to arrays, got {type(changes).__name__}")
         self._swap(changes)
 
     def __repr__(self) -> str:

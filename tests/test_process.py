@@ -1,0 +1,583 @@
+"""What concerns the whole process, each test in one of its own: environment, floating-point mode, forks,
+allocations, threads, and sizes that no memory holds."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import gatewise as gw
+import pytest
+from gatewise import _core
+
+LINUX = sys.platform.startswith("linux")
+TIMEOUT = 300  # seconds; what hangs fails
+
+PREAMBLE = """
+import json, os, sys, threading
+import numpy as np
+import gatewise as gw
+from gatewise import _core
+
+def layer_of(cell, *args, seed=1, **kwargs):
+    kinds = {"lstm": gw.LSTM, "gru": gw.GRU, "rnn": gw.RNN}
+    return kinds[cell](*args, seed=seed, **kwargs)
+
+def random(*shape, dtype="float32"):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+def train(layer, x):
+    tape = layer.record(x)
+    return tape.backward(np.ones_like(tape.output))
+"""
+
+
+def python(code, **environment):
+    """Run the code after the preamble in a new interpreter."""
+    environment = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+
+
+def run(code, **environment):
+    """The same; it must succeed. Returns what it printed, as JSON where it printed any."""
+    result = python(code, **environment)
+    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return json.loads(result.stdout) if result.stdout.strip() else None
+
+
+@pytest.fixture
+def environment(backend):
+    return {"GATEWISE_BACKEND": backend}
+
+
+def has_threads():
+    before = gw.get_num_threads()
+    gw.set_num_threads(2)
+    result = gw.get_num_threads() == 2
+    gw.set_num_threads(before)
+    return result
+
+
+needs_threads = pytest.mark.skipif(not has_threads(), reason="built without OpenMP")
+needs_linux = pytest.mark.skipif(not LINUX, reason="Linux only")
+needs_mode = pytest.mark.skipif(_core.floating_point_mode() == 0, reason="floating-point mode unknown here")
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Environment
+
+
+def test_backend_from_the_environment(backend):
+    assert run("print(json.dumps(gw.backend()))", GATEWISE_BACKEND=backend) == backend
+
+
+def test_best_backend_by_default():
+    assert run("print(json.dumps(gw.backend()))", GATEWISE_BACKEND=None) == gw.backends()[-1]
+
+
+def test_unknown_backend_in_the_environment():
+    """An error on import that names the variable, what came and what there is; not a crash."""
+    result = python("", GATEWISE_BACKEND="no-such-backend")
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    for part in ("GATEWISE_BACKEND", "no-such-backend", *gw.backends()):
+        assert part in message
+
+
+def test_show_config_tells_the_backend(backend):
+    result = python("gw.show_config()", GATEWISE_BACKEND=backend)
+    assert result.returncode == 0
+    assert backend in result.stdout
+    assert gw.__version__ in result.stdout
+
+
+@pytest.mark.parametrize("variable", ["GATEWISE_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_one_thread_from_the_environment(variable):
+    assert run("print(gw.get_num_threads())", **{variable: "1"}) == 1
+
+
+@needs_linux
+def test_threads_by_default():
+    """The least of what there is: never more than the processors we may use, however many are asked for."""
+    code = "print(json.dumps([gw.get_num_threads(), len(os.sched_getaffinity(0))]))"
+    threads, processors = run(code, GATEWISE_NUM_THREADS="1000", OMP_NUM_THREADS=None)
+    assert 1 <= threads <= processors
+
+
+@needs_linux
+def test_threads_follow_the_affinity():
+    processor = min(os.sched_getaffinity(0))
+    code = f"import os\nos.sched_setaffinity(0, {{{processor}}})\n{PREAMBLE}\nprint(gw.get_num_threads())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert int(result.stdout) == 1
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-3", "", "1.5"])
+def test_nonsense_as_number_of_threads(value):
+    """Passed over, or an error that names the variable."""
+    result = python("assert gw.get_num_threads() >= 1", GATEWISE_NUM_THREADS=value)
+    assert result.returncode == 0 or (result.returncode == 1 and "GATEWISE_NUM_THREADS" in result.stderr)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Threads
+
+
+COUNT_TASKS = """
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+"""
+
+
+@needs_linux
+@needs_threads
+def test_threads_are_really_used(environment):
+    """Else the tests of bits on many threads would test nothing."""
+    code = """
+    gw.set_num_threads(3)
+    _core.set_threading_threshold(0)
+    layer, x = layer_of("lstm", 8, 100), random(5, 2, 8)
+    before = tasks()
+    layer(x)
+    assert tasks() == before + 2, (before, tasks())
+    """
+    run(COUNT_TASKS + textwrap.dedent(code), **environment)
+
+
+@needs_linux
+def test_small_calls_start_no_thread(environment):
+    code = """
+    gw.set_num_threads(4)
+    for cell in ("lstm", "gru", "rnn"):
+        layer, x = layer_of(cell, 8, 16), random(10, 2, 8)
+        before = tasks()
+        layer(x), train(layer, x), layer.stream(2).run(x), layer.stream(2).step(x[0])
+        assert tasks() == before
+    """
+    run(COUNT_TASKS + textwrap.dedent(code), **environment)
+
+
+@pytest.mark.parametrize("threads", [1, 3], ids="threads{}".format)
+def test_python_threads_share_a_layer(environment, threads):
+    """Inference, training, streams from many Python threads: the same bits, each call count once."""
+    code = f"""
+    gw.set_num_threads({threads})
+    _core.set_threading_threshold(0)
+    layer = layer_of("lstm", 8, 65, 2, dropout=0.5)
+    x = random(50, 3, 8)
+    expected, counts, wrong = layer(x)[0].tobytes(), [], []
+    trained = {{}}
+    for count in range(4 * 10):
+        layer.call_count = count
+        trained[count] = train(layer, x).input.tobytes()
+    layer.call_count = 0
+
+    def work():
+        for _ in range(10):
+            tape = layer.record(x)
+            counts.append(tape.call_count)
+            grads = tape.backward(np.ones_like(tape.output))
+            if grads.input.tobytes() != trained[tape.call_count]:
+                wrong.append("train")
+            if layer(x)[0].tobytes() != expected:
+                wrong.append("layer")
+            if layer.stream(3).run(x).tobytes() != expected:
+                wrong.append("stream")
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong, wrong
+    assert sorted(counts) == list(range(40)), sorted(counts)
+    """
+    run(code, **environment)
+
+
+def test_weights_change_under_running_calls(environment):
+    """A call under way is not disturbed: each result is of the one or the other weights, never mixed."""
+    code = """
+    layer = layer_of("gru", 8, 65, 2)
+    x = random(100, 3, 8)
+    weights = [layer.state_dict(), {name: 2 * value for name, value in layer.state_dict().items()}]
+    allowed, wrong, stop = set(), [], threading.Event()
+    for values in weights:
+        layer.load_state_dict(values)
+        allowed.add(layer(x)[0].tobytes())
+    assert len(allowed) == 2
+
+    def work():
+        while not stop.is_set():
+            if layer(x)[0].tobytes() not in allowed or layer.record(x).output.tobytes() not in allowed:
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for turn in range(100):
+        layer.load_state_dict(weights[turn % 2])
+    stop.set()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    """
+    run(code, **environment)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Forks
+
+
+FORK = """
+def in_child(function, seconds=60):
+    # The exit status of a forked child that runs the function; it is killed when it hangs.
+    import signal, time, traceback, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process that has threads
+    child = os.fork()
+    if child == 0:
+        signal.alarm(seconds)
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("asks", [False, True], ids=["as-inherited", "asks-for-threads"])
+def test_fork_after_a_threaded_call(environment, asks):
+    """The child computes the same bits, and its own child too; none hangs; the parent goes on."""
+    code = f"""
+    gw.set_num_threads(2)
+    _core.set_threading_threshold(0)
+    layer, x = layer_of("lstm", 8, 65, 2), random(20, 3, 8)
+    stream = layer.stream(3)
+
+    def results():
+        stream.reset()
+        return [layer(x)[0].tobytes(), train(layer, x).input.tobytes(), stream.run(x).tobytes()]
+
+    expected = results()
+
+    def child():
+        if {asks}:
+            gw.set_num_threads(2)
+        assert results() == expected
+        assert results() == expected
+
+    def child_with_child():
+        child()
+        assert in_child(child) == 0
+
+    for _ in range(3):
+        assert in_child(child_with_child) == 0
+        assert results() == expected
+    """
+    run(FORK + textwrap.dedent(code), **environment)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Floating-point mode
+
+
+SETUPS = {
+    "one thread": "gw.set_num_threads(1)",
+    "threads": "gw.set_num_threads(3); _core.set_threading_threshold(0)",
+}
+setups = pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+
+
+@needs_mode
+@setups
+def test_floating_point_mode_is_restored(environment, setup):
+    """After calls of every kind, refused ones too; whether the caller flushes, rounds down, or not."""
+    code = f"""
+    {setup}
+
+    def control(mode):
+        return mode & ~0x3F  # without the flags of what has happened
+
+    plain = control(_core.floating_point_mode())
+    flush_to_zero, denormals_are_zero, round_down = 0x8000, 0x0040, 0x2000
+
+    def calls():
+        for cell in ("lstm", "gru", "rnn"):
+            layer, x = layer_of(cell, 8, 33, 2), random(7, 3, 8)
+            stream = layer.stream(3)
+            out = np.empty((3, 33), "float32")
+            yield lambda: layer(x)
+            yield lambda: layer.record(x)
+            yield lambda: train(layer, x)
+            yield lambda: stream.run(x)
+            yield lambda: stream.step(x[0])
+            yield lambda: stream.step(x[0], out)
+            for function in (layer, layer.record, stream.run, stream.step):
+                yield lambda: refused(function)
+
+    def refused(function):
+        try:
+            function(np.zeros((7, 3, 9), "float32"))
+        except ValueError:
+            return
+        raise AssertionError("not refused")
+
+    for mode in (plain, plain | flush_to_zero, plain | denormals_are_zero, plain | round_down):
+        for call in calls():
+            _core.set_floating_point_mode(mode)
+            assert control(_core.floating_point_mode()) == mode
+            call()
+            after = _core.floating_point_mode()
+            _core.set_floating_point_mode(plain)
+            assert control(after) == mode, (hex(mode), hex(after))
+    """
+    run(code, **environment)
+
+
+@needs_mode
+@setups
+@pytest.mark.parametrize(("dtype", "tiny"), [("float32", 1e-40), ("float64", 1e-310)])
+def test_denormals_are_flushed_inside_only(environment, setup, dtype, tiny):
+    """A relu network that passes its input on: a denormal comes out as zero, in every thread and way."""
+    code = f"""
+    {setup}
+    layer = gw.RNN(1, 100, nonlinearity="relu", bias=False, dtype="{dtype}", seed=1)
+    layer.parameters.update({{"weight_ih_l0": np.ones((100, 1)), "weight_hh_l0": np.zeros((100, 100))}})
+
+    def check():
+        x = np.full((3, 2, 1), {tiny}, "{dtype}")
+        assert (x * x.dtype.type(0.5) != 0).all(), "denormals flushed outside"
+        out = np.full((2, 100), 7, "{dtype}")
+        layer.stream(2).step(x[0], out)
+        tape = layer.record(x)
+        results = [layer(x)[0], tape.output, layer.stream(2).run(x), layer.stream(2).step(x[0]), out]
+        ones = layer.record(np.ones((3, 2, 1), "{dtype}"))
+        assert (ones.output == 1).all()
+        results.append(ones.backward(np.full_like(ones.output, {tiny})).input)
+        for index, result in enumerate(results):
+            assert not result.any(), (index, result[result != 0])
+        assert (x * x.dtype.type(0.5) != 0).all(), "denormals flushed outside afterwards"
+
+    for _ in range(3):
+        check()
+    worker = threading.Thread(target=check)
+    worker.start()
+    worker.join()
+    """
+    result = python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    assert "AssertionError" not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("where", ["main", "fresh"])
+def test_import_leaves_denormals_alone(where):
+    """No start-up code of a fast-math library slips in."""
+    code = """
+    import warnings
+    warnings.simplefilter("error")
+
+    def check():
+        for dtype in (np.float32, np.float64):
+            assert np.finfo(dtype).smallest_subnormal > 0
+            assert (np.array([np.finfo(dtype).tiny]) / dtype(4) > 0).all()
+        print("true")
+
+    thread = threading.Thread(target=check)
+    thread.start() if "WHERE" == "fresh" else check()
+    """
+    assert run(code.replace("WHERE", where)) is True
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Allocations
+
+
+SHIM = """
+#include <errno.h>
+#include <stddef.h>
+
+void *__libc_malloc(size_t);
+void *__libc_calloc(size_t, size_t);
+void *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+
+long gatewise_allocations = 0;
+#define COUNT __atomic_fetch_add(&gatewise_allocations, 1, __ATOMIC_RELAXED)
+
+void *malloc(size_t n) { COUNT; return __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { COUNT; return __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { COUNT; return __libc_realloc(p, n); }
+void *memalign(size_t a, size_t n) { COUNT; return __libc_memalign(a, n); }
+void *aligned_alloc(size_t a, size_t n) { COUNT; return __libc_memalign(a, n); }
+int posix_memalign(void **p, size_t a, size_t n) {
+    COUNT;
+    *p = __libc_memalign(a, n);
+    return *p ? 0 : ENOMEM;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    """A library that counts what the heap is asked for, to be loaded before all others."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not LINUX or platform.libc_ver()[0] != "glibc":
+        pytest.skip("the counting malloc is written for Linux with glibc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "shim.c").write_text(SHIM)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", "shim.so", "shim.c"], cwd=folder, check=True)
+    return str(folder / "shim.so")
+
+
+def test_step_into_out_allocates_nothing(environment, shim):
+    """Neither the core nor Python, which shares the heap here; step(x) shows that the counter counts."""
+    code = """
+    import ctypes, itertools
+    counter = ctypes.c_long.in_dll(ctypes.CDLL(None), "gatewise_allocations")
+
+    def allocations(step, arguments, times):
+        before = counter.value
+        for _ in itertools.repeat(None, times):
+            step(*arguments)
+        return counter.value - before
+
+    def allocations_a_thousand(step, *arguments):
+        for times in (10, 0, 1000, 0):  # until the interpreter has settled
+            allocations(step, arguments, times)
+        return allocations(step, arguments, 1000) - allocations(step, arguments, 0)
+
+    nothing, something = {}, {}
+    for cell in ("lstm", "gru", "rnn"):
+        for dtype in ("float32", "float64"):
+            for layers in (1, 3):
+                for hidden in (1, 16, 65):
+                    for batch in (None, 1, 7):
+                        layer = layer_of(cell, 9, hidden, layers, dtype=dtype)
+                        rows = () if batch is None else (batch,)
+                        x, out = random(*rows, 9, dtype=dtype), random(*rows, hidden, dtype=dtype)
+                        name = f"{cell} {dtype} layers {layers} hidden {hidden} batch {batch}"
+                        stream = layer.stream(batch)
+                        nothing[name] = allocations_a_thousand(stream.step, x, out)
+                        something[name] = allocations_a_thousand(stream.step, x)
+    layer = gw.LSTM(9, 16, proj_size=5, seed=1)
+    nothing["projection"] = allocations_a_thousand(layer.stream().step, random(9), random(5))
+    print(json.dumps([nothing, something]))
+    """
+    preload = ":".join(filter(None, [shim, os.environ.get("LD_PRELOAD")]))
+    nothing, something = run(code, LD_PRELOAD=preload, PYTHONMALLOC="malloc", **environment)
+    assert {name: count for name, count in nothing.items() if count} == {}
+    assert {name: count for name, count in something.items() if count < 1000} == {}
+
+
+# -----------------------------------------------------------------------------------------------------------
+# No input crashes
+
+
+LIMITED = """
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # so that no machine is brought to its knees
+except (ImportError, ValueError):
+    pass
+
+def refused(function, *args, name="", **kwargs):
+    try:
+        function(*args, **kwargs)
+    except (ValueError, MemoryError) as error:
+        assert str(error).startswith(name), error
+    else:
+        raise AssertionError(f"accepted: {args} {kwargs}")
+"""
+
+
+@needs_linux
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
+@pytest.mark.parametrize("size", ["2**33", "2**40", "2**62", "2**63 - 1", "2**63", "2**64", "2**100"])
+def test_huge_layers(name, size):
+    code = f"""
+    for kind in (gw.LSTM, gw.GRU, gw.RNN):
+        refused(kind, **({{"input_size": 3, "hidden_size": 4}} | {{"{name}": {size}}}), name="{name}: ")
+    """
+    run(LIMITED + textwrap.dedent(code))
+
+
+@needs_linux
+def test_huge_sizes_together():
+    """Each would do, their product overflows."""
+    code = """
+    for sizes in [(2**31, 2**31), (2**20, 2**30), (2**32, 2**30), (2**30, 2**20)]:
+        refused(gw.LSTM, *sizes)
+        refused(gw.LSTM, *sizes, 2**10)
+    """
+    run(LIMITED + textwrap.dedent(code))
+
+
+@needs_linux
+def test_huge_input():
+    code = """
+    layer = gw.LSTM(3, 4, 2, seed=1)
+    expected = layer(random(3, 2, 3))[0].tobytes()
+    for steps in (2**33, 2**40, 2**58):
+        for shape in [(steps, 1, 3), (1, steps, 3), (steps, 3)]:
+            x = np.broadcast_to(np.float32(0), shape)
+            refused(layer, x)
+            refused(layer.record, x)
+            if shape[1] == 3:
+                refused(layer.stream().run, x)
+    for batch in (2**33, 2**40, 2**62, 2**63, 2**64, 2**100):
+        refused(layer.stream, batch, name="batch_size: ")
+    assert layer(random(3, 2, 3))[0].tobytes() == expected
+    """
+    run(LIMITED + textwrap.dedent(code))
+
+
+def test_many_steps_of_no_rows():
+    """Nothing to do, and no time spent on it."""
+    code = """
+    for cell in ("lstm", "gru", "rnn"):
+        layer = layer_of(cell, 3, 4, 2, bidirectional=True)
+        x = np.empty((2**40, 0, 3), "float32")
+        assert layer(x)[0].shape == (2**40, 0, 8)
+        tape = layer.record(x)
+        assert not tape.backward(tape.output).parameters["weight_hh_l1"].any()
+    """
+    run(code)
+
+
+def test_objects_that_were_never_initialised():
+    """Made by __new__ alone: an error of Python, no crash."""
+    code = """
+    layer = layer_of("lstm", 3, 4)
+    stream, tape = layer.stream(), layer.record(random(2, 3))
+    x, out = random(3), random(4)
+    uses = {
+        type(layer): ["__call__", "record", "stream", "state_dict", "parameters", "edit", "call_count"],
+        type(stream): ["step", "run", "state", "reset", "copy", "refresh", "batch_size"],
+        type(tape): ["backward", "output", "state"],
+    }
+    arguments = [(), (x,), (x, out), (random(2, 3),), (random(2, 4),)]
+    for kind, names in uses.items():
+        for name in [*names, "__repr__"]:
+            for given in arguments:
+                try:
+                    getattr(kind.__new__(kind), name)(*given)
+                except Exception:
+                    pass
+    assert np.isfinite(layer(random(2, 3))[0]).all()
+    """
+    run(code)
+
+
+def test_the_helper_sees_failure():
+    with pytest.raises(AssertionError, match="exit status 1"):
+        run("assert False")

@@ -1,0 +1,154 @@
+"""The core against torch.nn with the same weights: outputs, states and every gradient, on every backend."""
+
+import numpy as np
+import pytest
+from conftest import (
+    assert_results_close,
+    assert_same_bits,
+    by_name,
+    make_data,
+    make_layer,
+    map_state,
+    random,
+    run_core,
+)
+from tolerances import TIMES_PYTORCH_ERROR, assert_close, mean_error
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_in_torch():
+    """The shapes are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def torch_module(layer, dtype=None):
+    """The torch.nn module of the same kind, options and weights."""
+    options = {name: getattr(layer, name) for name in ("bias", "bidirectional", "batch_first")}
+    kind = getattr(torch.nn, type(layer).__name__)
+    own = {torch.nn.LSTM: ["proj_size"], torch.nn.RNN: ["nonlinearity"]}.get(kind, [])
+    options |= {name: getattr(layer, name) for name in own}
+    module = kind(layer.input_size, layer.hidden_size, layer.num_layers, **options).to(torch.float64)
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
+    return module.to(getattr(torch, dtype or str(layer.dtype)))
+
+
+def run_torch(module, x, state, grad_output, grad_state):
+    """As conftest.run_core."""
+    dtype = next(module.parameters()).dtype
+
+    def leaf(array):
+        return torch.tensor(array, dtype=dtype, requires_grad=True)
+
+    def members(state):
+        return state if isinstance(state, tuple) else (state,)
+
+    x, before = leaf(x), tuple(map(leaf, members(state)))
+    output, after = module(x, before if isinstance(state, tuple) else before[0])
+    grads = tuple(torch.tensor(grad, dtype=dtype) for grad in (grad_output, *members(grad_state)))
+    torch.autograd.backward((output, *members(after)), grads)
+
+    def arrays(tensors):
+        values = tuple(tensor.detach().numpy() for tensor in tensors)
+        return values if isinstance(state, tuple) else values[0]
+
+    return by_name(
+        output=output.detach().numpy(),
+        state=arrays(members(after)),
+        grad_input=x.grad.numpy(),
+        grad_state=arrays(tensor.grad for tensor in before),
+        grad={name: value.grad.numpy() for name, value in module.named_parameters()},
+    )
+
+
+SHAPES = pytest.mark.parametrize(
+    ("steps", "batch", "inputs", "hidden", "options"),
+    [
+        (1, 1, 3, 5, {}),
+        (20, 1, 16, 33, {}),
+        (12, 7, 5, 64, {}),
+        (5, 25, 40, 100, {}),
+        (50, 16, 100, 100, {}),
+        (60, 4, 10, 16, {}),
+        (6, 3, 5, 17, {"bias": False}),
+        (6, 3, 5, 17, {"bidirectional": True}),
+        (6, 5, 5, 33, {"num_layers": 3}),
+        (6, 5, 5, 31, {"num_layers": 2, "bidirectional": True}),
+    ],
+    ids=str,
+)
+PROJECTIONS = pytest.mark.parametrize(
+    ("steps", "batch", "inputs", "hidden", "options"),
+    [
+        (6, 3, 5, 17, {"proj_size": 4}),
+        (6, 3, 5, 33, {"proj_size": 17, "num_layers": 2, "bidirectional": True}),
+    ],
+    ids=str,
+)
+
+
+def check_double(cell, steps, batch, inputs, hidden, options):
+    layer = make_layer(cell, inputs, hidden, dtype="float64", **options)
+    data = make_data(layer, steps, batch)
+    assert_results_close(run_core(layer, *data), run_torch(torch_module(layer), *data), "torch_")
+
+
+def check_single(cell, steps, batch, inputs, hidden, options):
+    """Close to PyTorch, and against the same weights and data in float64 hardly less accurate than it is."""
+    layer = make_layer(cell, inputs, hidden, dtype="float32", **options)
+    data = make_data(layer, steps, batch)
+    ours, theirs = run_core(layer, *data), run_torch(torch_module(layer), *data)
+    truth = run_torch(torch_module(layer, "float64"), *data)
+    assert_results_close(ours, theirs, "torch_")
+    for name, value in truth.items():
+        allowed = TIMES_PYTORCH_ERROR * max(mean_error(theirs[name], value), np.finfo("float32").eps / 4)
+        assert mean_error(ours[name], value) <= allowed, name
+
+
+@SHAPES
+def test_float64(cell, steps, batch, inputs, hidden, options):
+    check_double(cell, steps, batch, inputs, hidden, options)
+
+
+@SHAPES
+def test_float32(cell, steps, batch, inputs, hidden, options):
+    check_single(cell, steps, batch, inputs, hidden, options)
+
+
+@PROJECTIONS
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch: not by oneDNN
+def test_projection_float64(steps, batch, inputs, hidden, options):
+    check_double("lstm", steps, batch, inputs, hidden, options)
+
+
+@PROJECTIONS
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch: not by oneDNN
+def test_projection_float32(steps, batch, inputs, hidden, options):
+    check_single("lstm", steps, batch, inputs, hidden, options)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (6, 5)], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+def test_shapes(cell, shape, batch_first):
+    """The same axes as PyTorch, without a state given."""
+    layer = make_layer(cell, 5, 7, 2, bidirectional=True, batch_first=batch_first, dtype="float64")
+    x = random(shape, "float64")
+    y, state = layer(x)
+    with torch.no_grad():
+        expected, after = torch_module(layer)(torch.from_numpy(x))
+    assert_close(y, expected.numpy(), "torch_float64")
+    assert_close(state, map_state(torch.Tensor.numpy, after), "torch_float64")
+
+
+def test_weights_come_back(cell, dtype):
+    """PyTorch's state_dict has our names in our order, and loads into a layer."""
+    layer, other = (make_layer(cell, 5, 7, 2, bidirectional=True, dtype=dtype, seed=seed) for seed in (1, 2))
+    weights = {name: 2 * value.numpy() for name, value in torch_module(layer).state_dict().items()}
+    assert list(weights) == list(layer.state_dict())
+    other.load_state_dict(weights)
+    assert_same_bits(other.state_dict(), weights)
