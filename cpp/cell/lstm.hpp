@@ -19,14 +19,13 @@ struct Lstm {
   static constexpr int hidden_gate(int slot) { return slot; }
 
   template <class V>
-  GATEWISE_INLINE static V forward(const V (&sum)[sums], V before, V& after, V (&kept)[Lstm::kept]) {
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V before, V& after, V (&kept)[Lstm::kept]) {
     const V i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
     after = fused(f, before, i * g);
     kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o;
-    return o * tanh(after);
   }
 
-  // The hidden unit again, from what was kept.
+  // The hidden unit, from what was kept and the carried state after the step.
   template <class V>
   GATEWISE_INLINE static V hidden(const V (&kept)[Lstm::kept], V after) {
     return kept[3] * tanh(after);

@@ -22,8 +22,8 @@ struct RnnShape {
 
 struct RnnTanh : RnnShape {
   template <class V>
-  GATEWISE_INLINE static V forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
-    return kept[0] = tanh(sum[0]);
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
+    kept[0] = tanh(sum[0]);
   }
 
   template <class V>
@@ -35,8 +35,8 @@ struct RnnTanh : RnnShape {
 
 struct RnnRelu : RnnShape {
   template <class V>
-  GATEWISE_INLINE static V forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
-    return kept[0] = maximum(sum[0], V::broadcast(0));
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
+    kept[0] = maximum(sum[0], V::broadcast(0));
   }
 
   template <class V>

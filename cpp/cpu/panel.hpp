@@ -70,68 +70,77 @@ GATEWISE_INLINE void repeat(const Body& body) {
   repeat(std::make_integer_sequence<int, N>(), body);
 }
 
-// The micro-kernel: M rows of P panels, their M * P * G sums in registers from the first k of a chain to its last.
+// One k of a tile: M scalars times P * G vectors. The fewer of the two are held in registers, the others pass through
+// one.
 template <int G, int M, int P>
-void multiply_tile(const Product& product) {
-  const auto each_sum = [](const auto& body) {
+GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vector, Size panel,
+                                   Register (&sums)[P][M][G]) {
+  const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
+  const auto vector_of = [&](int p, int g) GATEWISE_LAMBDA { return Register::load(vector + p * panel + g * lanes); };
+  if constexpr (M <= P * G) {
+    Register scalars[M];
+    repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
+    repeat<P>([&](int p) GATEWISE_LAMBDA {
+      repeat<G>([&](int g) GATEWISE_LAMBDA {
+        const Register one = M > 1 ? in_register(vector_of(p, g)) : vector_of(p, g);
+        repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], one, sums[p][m][g]); });
+      });
+    });
+  } else {
+    Register vectors[P][G];
+    repeat<P>([&](int p) GATEWISE_LAMBDA {
+      repeat<G>([&](int g) GATEWISE_LAMBDA { vectors[p][g] = in_register(vector_of(p, g)); });
+    });
+    repeat<M>([&](int m) GATEWISE_LAMBDA {
+      const Register one = scalar_of(m);
+      repeat<P>([&](int p) GATEWISE_LAMBDA {
+        repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(one, vectors[p][g], sums[p][m][g]); });
+      });
+    });
+  }
+}
+
+// The micro-kernel: `tiles` times M rows of P panels, the M * P * G sums of a tile in registers from the first k of a
+// chain to its last.
+template <int G, int M, int P>
+void multiply_tiles(const Product& product, Size tiles) {
+  const auto each_sum = [](const auto& body) GATEWISE_LAMBDA {
     repeat<P>([&](int p) GATEWISE_LAMBDA {
       repeat<M>([&](int m) GATEWISE_LAMBDA { repeat<G>([&](int g) GATEWISE_LAMBDA { body(p, m, g); }); });
     });
   };
-  const Size row = product.scalars.row, scalar_step = product.scalars.step;
-  const Size panel = product.vectors.panel, vector_step = product.vectors.step;
+  const auto scalars = product.scalars;
+  const auto vectors = product.vectors;
+  const auto out = product.sums;
   const Size chain_run = product.chain_run(), chain_segments = product.chain_segments();
-  const auto& out = product.sums;
-  auto start = product.start;
-  Size first_segment = 0, first_step = 0;
-  do {
-    const Size end_segment = smaller(product.segments, first_segment + chain_segments);
-    const Size run = smaller(product.run - first_step, chain_run);
-    Register sums[P][M][G];
-    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
-    for (Size segment = first_segment; segment < end_segment; ++segment) {
-      const Real* scalar = product.scalars.data + segment * product.scalars.segment + first_step * scalar_step;
-      const Real* vector = product.vectors.data + segment * product.vectors.segment + first_step * vector_step;
-      for (Size k = 0; k < run; ++k) {
-        // The fewer of the two kinds of operands are held in registers, the others pass through one.
-        const auto scalar_of = [&](int m) GATEWISE_LAMBDA { return Register::broadcast(scalar[m * row]); };
-        const auto weight_of = [&](int p, int g)
-                                   GATEWISE_LAMBDA { return Register::load(vector + p * panel + g * lanes); };
-        if constexpr (M <= P * G) {
-          Register scalars[M];
-          repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
-          repeat<P>([&](int p) GATEWISE_LAMBDA {
-            repeat<G>([&](int g) GATEWISE_LAMBDA {
-              const Register weight = M > 1 ? in_register(weight_of(p, g)) : weight_of(p, g);
-              repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], weight, sums[p][m][g]); });
-            });
-          });
-        } else {
-          Register weights[P][G];
-          repeat<P>([&](int p) GATEWISE_LAMBDA {
-            repeat<G>([&](int g) GATEWISE_LAMBDA { weights[p][g] = in_register(weight_of(p, g)); });
-          });
-          repeat<M>([&](int m) GATEWISE_LAMBDA {
-            const Register scalar_m = scalar_of(m);
-            repeat<P>([&](int p) GATEWISE_LAMBDA {
-              repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalar_m, weights[p][g], sums[p][m][g]); });
-            });
-          });
-        }
-        scalar += scalar_step;
-        vector += vector_step;
+  for (Size tile = 0; tile < tiles; ++tile) {
+    const Real* const first_scalar = scalars.data + tile * M * scalars.row;
+    Real* const sum = out.data + tile * M * out.row;
+    auto start = product.start;
+    if (start.data) start.data += tile * M * start.row;
+    Size first_segment = 0, first_step = 0;
+    do {
+      const Size end_segment = smaller(product.segments, first_segment + chain_segments);
+      const Size run = smaller(product.run - first_step, chain_run);
+      Register sums[P][M][G];
+      each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
+      for (Size segment = first_segment; segment < end_segment; ++segment) {
+        const Real* scalar = first_scalar + segment * scalars.segment + first_step * scalars.step;
+        const Real* vector = vectors.data + segment * vectors.segment + first_step * vectors.step;
+        for (Size k = 0; k < run; ++k, scalar += scalars.step, vector += vectors.step)
+          multiply_step<G, M, P>(scalar, scalars.row, vector, vectors.panel, sums);
       }
-    }
-    if (start.data)
-      each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
-        sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes) + sums[p][m][g];
-      });
-    each_sum([&](int p, int m, int g)
-                 GATEWISE_LAMBDA { sums[p][m][g].store(out.data + p * out.panel + m * out.row + g * lanes); });
-    start = {out.data, out.panel, out.row};
-    first_step += chain_run;
-    if (first_step >= product.run) first_step = 0, first_segment = end_segment;
-  } while (first_segment < product.segments);
+      if (start.data)
+        each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
+          sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes) + sums[p][m][g];
+        });
+      each_sum([&](int p, int m, int g)
+                   GATEWISE_LAMBDA { sums[p][m][g].store(sum + p * out.panel + m * out.row + g * lanes); });
+      start = {sum, out.panel, out.row};
+      first_step += chain_run;
+      if (first_step >= product.run) first_step = 0, first_segment = end_segment;
+    } while (first_segment < product.segments);
+  }
 }
 
 // With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two.
@@ -145,29 +154,30 @@ constexpr int most_panels(int gates, int rows) {
 
 // Rows M and panels P are numbers known only at run time: walk down to the instantiation that has them.
 template <int G, int M, int P>
-void multiply_panels(const Product& product, int panels) {
-  if (panels == P) return multiply_tile<G, M, P>(product);
-  if constexpr (P > 1) multiply_panels<G, M, P / 2>(product, panels);
+void multiply_tiles(const Product& product, Size tiles, Size panels) {
+  if (panels == P) return multiply_tiles<G, M, P>(product, tiles);
+  if constexpr (P > 1) multiply_tiles<G, M, P / 2>(product, tiles, panels);
 }
 template <int G, int M = most_rows<G>>
-void multiply_rows(const Product& product, int rows, int panels) {
-  if (rows == M) return multiply_panels<G, M, most_panels(G, M)>(product, panels);
-  if constexpr (M > 1) multiply_rows<G, M - 1>(product, rows, panels);
+void multiply_tiles(const Product& product, Size tiles, Size rows, Size panels) {
+  if (rows == M) return multiply_tiles<G, M, most_panels(G, M)>(product, tiles, panels);
+  if constexpr (M > 1) multiply_tiles<G, M - 1>(product, tiles, rows, panels);
 }
 
-// Every tile of rows over `width` panels. Tiles are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a
-// tile of few rows has too few sums in flight.
+// All rows of `width` panels. Tiles are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a tile of few rows
+// has too few sums in flight.
 template <int G>
-void multiply_tiles(Product product, Size tiles, Size width) {
-  if (tiles == 1) return multiply_rows<G>(product, static_cast<int>(product.rows), static_cast<int>(width));
+void multiply_rows(Product product, Size tiles, Size width) {
+  if (tiles == 1) return multiply_tiles<G>(product, 1, product.rows, width);
   const Size rows = product.rows / tiles, taller = product.rows % tiles;
-  for (Size tile = 0; tile < tiles; ++tile) {
-    const Size height = rows + (tile < taller);
-    multiply_rows<G>(product, static_cast<int>(height), static_cast<int>(width));
-    product.scalars.data += height * product.scalars.row;
-    product.sums.data += height * product.sums.row;
-    if (product.start.data) product.start.data += height * product.start.row;
+  if (taller > 0) {
+    multiply_tiles<G>(product, taller, rows + 1, width);
+    const Size done = taller * (rows + 1);
+    product.scalars.data += done * product.scalars.row;
+    product.sums.data += done * product.sums.row;
+    if (product.start.data) product.start.data += done * product.start.row;
   }
+  multiply_tiles<G>(product, tiles - taller, rows, width);
 }
 
 // Chain by chain over `width` panels: the same bits as tile by tile.
@@ -183,7 +193,7 @@ void multiply_chains(Product product, Size tiles, Size width) {
       chain.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
       chain.vectors.data += segment * product.vectors.segment + step * product.vectors.step;
       if (segment + step > 0) chain.start = {product.sums.data, product.sums.panel, product.sums.row};
-      multiply_tiles<G>(chain, tiles, width);
+      multiply_rows<G>(chain, tiles, width);
       step += run;
     } while (step < product.run);
   }
@@ -200,7 +210,7 @@ void multiply(Product product) {
     while (width > product.panels) width /= 2;
     // With one tile each weight is used once: nothing to keep in the first cache.
     if (tiles == 1)
-      multiply_tiles<G>(product, tiles, width);
+      multiply_rows<G>(product, tiles, width);
     else
       multiply_chains<G>(product, tiles, width);
     product.panels -= width;

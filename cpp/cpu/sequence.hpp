@@ -119,24 +119,36 @@ struct ForwardScratch {
 
 // Sums of the panels in `share` become the state after the step, the output, and what the tape keeps.
 // sums [panel][B][sum][lane], a panel `panel_stride` apart; before, after [panel][B][lane]; out [B][H].
+//
+// The hidden unit of one row is finished while the next row is at its gates: LSTM's tanh(c) waits for all of them, and
+// a processor looks ahead less than two rows (2.35 ns a unit instead of 3.0 on Zen 3).
 template <class Cell, bool record>
 [[gnu::noinline]] void update(Team::Share share, Size units, Size batch, const Real* sums, Size panel_stride,
                               const Real* before, Real* after, Real* kept, Real* out, Size out_row) {
+  if (batch == 0) return;
+  Register kept_of[Cell::kept], after_of{};
+  Real* out_of = nullptr;
+  Size count_of = 0;
+  const auto finish = [&]() GATEWISE_LAMBDA { store_first(Cell::hidden(kept_of, after_of), out_of, count_of); };
   for (Size panel = share.begin; panel < share.end; ++panel) {
     const Real* sum = sums + panel * panel_stride;
-    const Size count = units_in(panel, units);
     for (Size b = 0; b < batch; ++b, sum += Cell::sums * lanes) {
       const Size place = (panel * batch + b) * lanes;
-      Register sum_of[Cell::sums], kept_of[Cell::kept], before_of{}, after_of{};
+      Register sum_of[Cell::sums], before_of{}, next_kept[Cell::kept], next_after{};
       repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
       if constexpr (Cell::carried) before_of = Register::load(before + place);
-      const Register hidden = Cell::forward(sum_of, before_of, after_of, kept_of);
-      if constexpr (Cell::carried) after_of.store(after + place);
+      Cell::forward(sum_of, before_of, next_after, next_kept);
+      if constexpr (Cell::carried) next_after.store(after + place);
       if constexpr (record)
-        repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i].store(kept + place * Cell::kept + i * lanes); });
-      store_first(hidden, out + b * out_row + panel * lanes, count);
+        repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { next_kept[i].store(kept + place * Cell::kept + i * lanes); });
+      if (out_of) finish();
+      repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i] = next_kept[i]; });
+      after_of = next_after;
+      out_of = out + b * out_row + panel * lanes;
+      count_of = units_in(panel, units);
     }
   }
+  if (out_of) finish();
 }
 
 template <class Cell, bool record>
