@@ -13,6 +13,7 @@ from conftest import (
     run_core,
     take_rows,
 )
+from gatewise import _core
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -236,3 +237,31 @@ def test_comparison_sees_one_bit():
         assert_same_bits((x,), (np.nextafter(x, 1),))
     with pytest.raises(AssertionError):
         assert_same_bits(x, x[:2])
+
+
+@pytest.mark.parametrize(("steps", "batch", "hidden"), [(30, 20, 41), (7, 150, 33), (140, 1, 17)], ids=str)
+def test_blocks_of_backward_with_threads(cell, dtype, steps, batch, hidden, use_threads):
+    """Longer than the block of steps that backward collects, and with more rows than a chain has terms."""
+    layer = make_layer(cell, 5, hidden, dtype=dtype, **with_projection(cell, {"bidirectional": True}))
+    data = make_data(layer, steps, batch)
+    use_threads(1)
+    expected = run_core(layer, *data)
+    for threads in THREADS:
+        use_threads(threads)
+        assert_same_bits(run_core(layer, *data), expected)
+
+
+@pytest.mark.skipif(_core.floating_point_mode() == 0, reason="floating-point mode unknown here")
+def test_packed_in_another_mode(cell, dtype):
+    """The mode in which the caller happens to be when weights are packed changes nothing."""
+    layer = make_layer(cell, 5, 17, dtype=dtype)
+    data = make_data(layer, 5, 3)
+    expected = run_core(layer, *data)
+    layer.load_state_dict(layer.state_dict())
+    before = _core.floating_point_mode()
+    _core.set_floating_point_mode(before | 0x6000)  # rounds towards zero
+    try:
+        layer(data.x)
+    finally:
+        _core.set_floating_point_mode(before)
+    assert_same_bits(run_core(layer, *data), expected)

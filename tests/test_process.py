@@ -54,15 +54,7 @@ def environment(backend):
     return {"GATEWISE_BACKEND": backend}
 
 
-def has_threads():
-    before = gw.get_num_threads()
-    gw.set_num_threads(2)
-    result = gw.get_num_threads() == 2
-    gw.set_num_threads(before)
-    return result
-
-
-needs_threads = pytest.mark.skipif(not has_threads(), reason="built without OpenMP")
+needs_threads = pytest.mark.skipif(not _core.configuration()["openmp"], reason="built without OpenMP")
 needs_linux = pytest.mark.skipif(not LINUX, reason="Linux only")
 needs_mode = pytest.mark.skipif(_core.floating_point_mode() == 0, reason="floating-point mode unknown here")
 
@@ -581,3 +573,27 @@ def test_objects_that_were_never_initialised():
 def test_the_helper_sees_failure():
     with pytest.raises(AssertionError, match="exit status 1"):
         run("assert False")
+
+
+@pytest.mark.skipif(not LINUX, reason="Linux only")
+def test_large_memory_is_used_again(environment):
+    """Also after many other sizes: a call like the one before faults in next to no new pages."""
+    first, again = run(
+        """
+        import resource
+
+        gw.set_num_threads(1)
+        layer = gw.LSTM(32, 128, seed=1)
+        def call(steps):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            layer.record(np.zeros((steps, 32, 32), "float32"))
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        for steps in range(60, 220, 7):
+            call(steps)
+        first, again = call(400), min(call(400) for _ in range(3))
+        print(json.dumps([first, again]))
+        """,
+        **environment,
+    )
+    assert first > 4 * again

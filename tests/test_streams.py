@@ -502,3 +502,45 @@ def test_everything_at_once():
     stream.refresh()
     stream.reset()
     assert_same_bits(stream.run(x), layer(x)[0])
+
+
+def test_copied_together():
+    """A layer and its stream, copied or pickled together, stay together: refresh finds the copied layer's weights."""
+    layer = make_layer("gru", 3, 5)
+    pair = (layer, layer.stream())
+    for twin in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+        other, stream = twin(pair)
+        other.parameters["bias_hh_l0"] = np.ones(15, "float32")
+        stream.refresh()
+        x = np.ones(3, "float32")
+        assert_same_bits(stream.step(x), other(x[None])[0][0])
+        assert not np.array_equal(layer.parameters["bias_hh_l0"], other.parameters["bias_hh_l0"])
+
+
+def test_conversion_that_uses_the_layer():
+    """The user's code, which a conversion may run, can use layers: nothing waits for itself."""
+    layer = make_layer("lstm", 3, 4)
+
+    class Lazy:
+        def __array__(self, dtype=None, copy=None):
+            layer.record(np.ones((2, 3), "float32"))
+            layer.parameters["bias_hh_l0"] = np.full(16, 2.0)
+            return np.ones(16)
+
+    layer.parameters["bias_ih_l0"] = Lazy()
+    assert layer.parameters["bias_ih_l0"][0] == 1
+    assert layer.parameters["bias_hh_l0"][0] == 2
+
+
+def test_snapshots_cannot_be_made_writable():
+    layer = make_layer("lstm", 3, 4)
+    tape = layer.record(np.ones((2, 3), "float32"))
+    for array in (layer.parameters["bias_ih_l0"], tape.output, tape.state[0]):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+
+
+def test_edit_is_complete():
+    layer = make_layer("lstm", 3, 4)
+    with pytest.raises(ValueError, match="missing bias_ih_l0"), layer.edit() as weights:
+        del weights["bias_ih_l0"]

@@ -165,20 +165,23 @@ Packed::Packed(const std::string& cell, const py::dtype& dtype, Size input, Size
   const Backend& backend = active_backend();
   kernels = type_number == NPY_FLOAT ? backend.float32 : backend.float64;
   const Cell kind = cell_of(cell);
+  std::vector<Weights> canonical;
   for (Size i = 0; i < layers * directions; ++i) {
     Layer one{kind, i < directions ? input : output(), hidden, projection, nullptr};
     const std::vector<Array>& from = weights[i];
     const Size rows_of = gates_of(kind) * hidden;
     require(from.size() == 5 && from[0] && from[1] && from[4].has_value() == (projection > 0),
             "internal: five weights a layer and direction");
-    const Weights canonical{flat(*this, from[0], rows_of * one.input, false),
-                            flat(*this, from[1], rows_of * recurrent(), false), flat(*this, from[2], rows_of, false),
-                            flat(*this, from[3], rows_of, false), flat(*this, from[4], projection * hidden, false)};
+    canonical.push_back({flat(*this, from[0], rows_of * one.input, false),
+                         flat(*this, from[1], rows_of * recurrent(), false), flat(*this, from[2], rows_of, false),
+                         flat(*this, from[3], rows_of, false), flat(*this, from[4], projection * hidden, false)});
     memory.emplace_back(static_cast<std::size_t>(kernels->packed_size(one) * kernels->item_bytes));
     one.packed = memory.back().data();
-    kernels->pack(one, canonical, memory.back().data());
     layer.push_back(one);
   }
+  without_gil(operations(1), [&] {
+    for (std::size_t i = 0; i < layer.size(); ++i) kernels->pack(layer[i], canonical[i], memory[i].data());
+  });
 }
 
 Size Packed::operations(Size batch) const {

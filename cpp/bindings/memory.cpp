@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t alignment = 64;
 constexpr std::size_t least_kept = std::size_t(1) << 20;   // smaller ones the C library recycles itself
 constexpr std::size_t most_kept = std::size_t(256) << 20;  // in all
-constexpr int places = 8;
+constexpr int places = 16;
 
 struct Block {
   void* data = nullptr;
@@ -22,8 +22,18 @@ struct Block {
 // system instead. Never destroyed, since arrays may outlive the module.
 struct Store {
   std::mutex mutex;
-  Block blocks[places];
+  Block blocks[places];  // the next to give way at `next`, then the others in the order in which they came
   std::size_t bytes = 0;
+  int next = 0;
+
+  // Puts `block` into the next place and returns what was there, for the caller to free.
+  Block exchange(Block block) {
+    bytes += block.bytes;
+    bytes -= blocks[next].bytes;
+    const Block before = std::exchange(blocks[next], block);
+    next = (next + 1) % places;
+    return before;
+  }
 };
 Store& store() {
   static Store* const only = new Store;
@@ -48,16 +58,12 @@ Block take(std::size_t bytes) {
   return {};
 }
 
-bool keep(Block block) {
+// The oldest blocks give way, so that the store follows when sizes change.
+void give_back(Block block) {
   const std::unique_lock lock(store().mutex, std::try_to_lock);
-  if (!lock.owns_lock() || store().bytes + block.bytes > most_kept) return false;
-  for (Block& place : store().blocks)
-    if (!place.data) {
-      place = block;
-      store().bytes += block.bytes;
-      return true;
-    }
-  return false;
+  if (!lock.owns_lock() || block.bytes > most_kept) return std::free(block.data);
+  std::free(store().exchange(block).data);
+  for (int i = 0; store().bytes > most_kept && i < places - 1; ++i) std::free(store().exchange({}).data);
 }
 
 }  // namespace
@@ -71,7 +77,10 @@ Buffer::Buffer(std::size_t bytes) {
 }
 
 Buffer::~Buffer() {
-  if (data_ && !(bytes_ >= least_kept && keep({data_, bytes_}))) std::free(data_);
+  if (bytes_ >= least_kept)
+    give_back({data_, bytes_});
+  else
+    std::free(data_);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept

@@ -10,26 +10,35 @@ namespace {
 
 struct Stream {
   std::shared_ptr<const Packed> packed;
-  const Size batch;
+  // What no refresh changes, so that arguments can be checked before the turn is taken.
+  const int type_number;
+  const Size item, input, recurrent, cell_size, layers, batch;
   const bool unbatched;
   Buffer hidden, cell;  // [L, B, R], [L, B, H]
   Buffer scratch;       // for one step
   Forward call{};       // one step, complete but for x and out
   std::atomic<bool> busy{false};
 
-  Stream(std::shared_ptr<const Packed> weights, Size batch, bool unbatched) : batch(batch), unbatched(unbatched) {
+  Stream(std::shared_ptr<const Packed> weights, Size batch, bool unbatched)
+      : type_number(weights->type_number),
+        item(weights->kernels->item_bytes),
+        input(weights->input),
+        recurrent(weights->recurrent()),
+        cell_size(weights->has_cell() ? weights->hidden : 0),
+        layers(weights->layers),
+        batch(batch),
+        unbatched(unbatched) {
     use(std::move(weights));
     reset();
   }
 
   // Takes other weights of the same sizes; the state stays.
   void use(std::shared_ptr<const Packed> weights) {
-    const Size item = weights->kernels->item_bytes, rows = weights->layers * batch;
     Stack stack = weights->stack();
     Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false) * item));
     if (!hidden.data()) {
-      hidden = Buffer(static_cast<std::size_t>(rows * weights->recurrent() * item));
-      cell = Buffer(static_cast<std::size_t>(rows * weights->hidden * item));
+      hidden = Buffer(static_cast<std::size_t>(hidden_bytes()));
+      cell = Buffer(static_cast<std::size_t>(cell_bytes()));
     }
     scratch = std::move(new_scratch);
     packed = std::move(weights);
@@ -49,8 +58,8 @@ struct Stream {
     std::memset(cell.data(), 0, cell.bytes());
   }
 
-  Size hidden_bytes() const { return packed->layers * batch * packed->recurrent() * packed->kernels->item_bytes; }
-  Size cell_bytes() const { return packed->layers * batch * packed->hidden * packed->kernels->item_bytes; }
+  Size hidden_bytes() const { return layers * batch * recurrent * item; }
+  Size cell_bytes() const { return layers * batch * cell_size * item; }
 };
 
 // One user of a stream at a time: a second is told so instead of waiting.
@@ -88,7 +97,7 @@ Stream* stream_of(PyObject* self) {
 bool fits(const Stream& stream, PyObject* object, Size units, bool writeable) {
   if (!PyArray_Check(object)) return false;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
-  if (PyArray_TYPE(array) != stream.packed->type_number || !PyArray_ISCARRAY_RO(array) ||
+  if (PyArray_TYPE(array) != stream.type_number || !PyArray_ISCARRAY_RO(array) ||
       (writeable && !PyArray_ISWRITEABLE(array)))
     return false;
   const npy_intp* shape = PyArray_DIMS(array);
@@ -126,8 +135,8 @@ PyObject* step_slowly(Stream& stream, PyObject* self, PyObject* x, PyObject* out
       py::reinterpret_steal<py::object>(PyObject_CallMethod(self, "_prepare_step", "OO", x, out ? out : Py_None));
   if (!prepared) return nullptr;
   if (!PyTuple_Check(prepared.ptr()) || PyTuple_GET_SIZE(prepared.ptr()) != 2 ||
-      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 0), stream.packed->input, false) ||
-      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 1), stream.packed->output(), true)) {
+      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 0), stream.input, false) ||
+      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 1), stream.recurrent, true)) {
     PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
     return nullptr;
   }
@@ -157,8 +166,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     PyErr_SetString(PyExc_TypeError, "step: expected step(x) or step(x, out)");
     return nullptr;
   }
-  if (out && fits(*stream, x, stream->packed->input, false) && fits(*stream, out, stream->packed->output(), true) &&
-      !overlap(x, out))
+  if (out && fits(*stream, x, stream->input, false) && fits(*stream, out, stream->recurrent, true) && !overlap(x, out))
     return run_step(*stream, x, out) ? Py_NewRef(out) : nullptr;
   return step_slowly(*stream, self, x, out);
 }
@@ -180,7 +188,7 @@ void copy_bytes(void* to, const void* from, Size bytes) { std::memcpy(to, from, 
 
 void check_state(const Stream& stream, const py::array& hidden, const Array& cell) {
   if (hidden.nbytes() != stream.hidden_bytes() || !(hidden.flags() & py::array::c_style) ||
-      cell.has_value() != stream.packed->has_cell() ||
+      cell.has_value() != (stream.cell_size > 0) ||
       (cell && (cell->nbytes() != stream.cell_bytes() || !(cell->flags() & py::array::c_style))))
     throw py::value_error("internal: a state of the wrong size");
 }
@@ -229,7 +237,11 @@ void bind_streams(py::module_& module) {
             stream.use(std::move(packed));
           },
           "packed"_a)
-      .def_property_readonly("_backend", [](const Stream& stream) { return stream.packed->kernels->level; });
+      .def_property_readonly("_backend", [](Stream& stream) {
+        const Turn turn(stream);
+        turn.require();
+        return stream.packed->kernels->level;
+      });
   // pybind11's own methods cost four allocations and 300 ns for two arrays; a plain C method costs none and 20 ns.
   type.attr("step") = py::reinterpret_steal<py::object>(
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));

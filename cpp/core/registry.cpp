@@ -26,7 +26,7 @@ bool runs_here(const std::string& name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2");
+                  __builtin_cpu_supports("bmi2");  // f16c, lzcnt and movbe came with them everywhere
   if (name == "x86-64-v3") return v3;
   if (name == "x86-64-v4")
     return v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -83,15 +83,14 @@ bool use_backend(const std::string& name) {
 }
 
 void set_threads(int threads) { thread_count = threads; }
-int threads() { return thread_count; }
+int threads() { return has_threads() && !forked ? thread_count.load() : 1; }
 
 Size set_threading_threshold(Size operations) { return threshold.exchange(operations); }
 
 int threads_for(Size operations, Size steps, Size panels) {
   const Size least = threshold.load(std::memory_order_relaxed);
-  if (!has_threads() || forked.load(std::memory_order_relaxed)) return 1;
   if (operations < least || operations * steps < least * least_steps) return 1;
-  return static_cast<int>(std::max<Size>(1, std::min<Size>(thread_count, panels)));
+  return static_cast<int>(std::max<Size>(1, std::min<Size>(threads(), panels)));
 }
 
 bool has_threads() {

@@ -28,9 +28,10 @@ auto with_cell(Cell cell, const Function& function) {
       return function(Gru());
     case Cell::rnn_tanh:
       return function(RnnTanh());
-    default:
+    case Cell::rnn_relu:
       return function(RnnRelu());
   }
+  __builtin_unreachable();  // the compiler warns of a cell that is missing above
 }
 
 Size packed_size(const Layer& layer) {
@@ -42,6 +43,7 @@ Size packed_size(const Layer& layer) {
 }
 
 void pack(const Layer& layer, const Weights& weights, void* packed) {
+  const FloatingPointMode mode;  // biases are added
   with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
 }
 

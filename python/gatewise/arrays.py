@@ -122,7 +122,10 @@ def _overlap(a: Array, b: Array) -> bool:
 
 
 def read_only(array: Array) -> Array:
-    """A view of `array` that cannot be written to."""
+    """A view of `array` that cannot be written to, nor made writable: its owner is not writable either."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner.flags.writeable = False
+        owner = owner.base
     view: Array = array.view()
-    view.flags.writeable = False
     return view

@@ -672,11 +672,11 @@ def run(settings: Settings) -> None:
         meter, interrupted = train(model, codes, held_out, settings, console)
     if interrupted:
         console.print("stopped   by Ctrl-C; what was learned is kept")
-    loss = held_out_loss(model, held_out)
-    console.print(f"held out  {loss:.3f} nats a character ({loss / math.log(2):.2f} bits)")
     if settings.save is not None:
         save(model, settings.save)
         console.print(f"saved     {settings.save}")
+    loss = held_out_loss(model, held_out)
+    console.print(f"held out  {loss:.3f} nats a character ({loss / math.log(2):.2f} bits)")
 
     written, nanoseconds = write(model, encode(opening(text), model.alphabet), CHARACTERS_WRITTEN, settings)
     console.print(f"\n{written}\n")

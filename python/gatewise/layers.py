@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -112,10 +113,13 @@ class Layer:
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Array]]:
-        """Writable copies of all weights, swapped in together at the end; on an exception nothing changes."""
+        """Writable copies of all weights, swapped in together at the end; on an exception nothing changes.
+
+        Of two threads that edit at the same time the one that ends last prevails.
+        """
         copies = self.state_dict()
         yield copies
-        self._holder.swap(copies)
+        self.load_state_dict(copies)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all weights by name, in PyTorch's order."""
@@ -192,14 +196,10 @@ class Layer:
 
     # -- its copies ---------------------------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_holder": self._holder.weights,
-        }  # a copy has a holder, thus weights, of its own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _holder=Holder(state["_holder"]))
+    def __copy__(self) -> Layer:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _holder=copy(self._holder))  # from here on its own weights
+        return other
 
 
 def _dtype(value: object) -> np.dtype[Any]:
@@ -311,7 +311,7 @@ class RNN(Layer):
         bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
         dtype: object = "float32", seed: int | None = None,
     ) -> None:  # fmt: skip
-        if nonlinearity not in ("tanh", "relu"):
+        if not isinstance(nonlinearity, str) or nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(
             f"rnn_{nonlinearity}", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first,

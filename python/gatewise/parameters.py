@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,16 +116,19 @@ class Weights:
             )  # fmt: skip
         return packed
 
-    def replaced(self, changes: Mapping[str, object]) -> Weights:
-        """A snapshot with some arrays changed: all of them fit, or none is."""
-        shapes = self.architecture.shapes()
-        arrays = dict(self.arrays)
+    def checked(self, changes: Mapping[str, object]) -> dict[str, Array]:
+        """Copies of some arrays to come in place of these: all of them fit, or there is an error."""
+        shapes, copies = self.architecture.shapes(), {}
         for name, value in changes.items():
             if name not in shapes:
-                raise KeyError(f"{name}: expected one of {', '.join(shapes)}")
+                raise ValueError(f"{name}: expected one of {', '.join(shapes)}")
             array = shaped(name, floating(name, value, self.architecture.dtype), shapes[name])
-            arrays[name] = np.array(array, order="C")
-        return Weights(self.architecture, arrays)
+            copies[name] = np.array(array, order="C")
+        return copies
+
+    def replaced(self, copies: Mapping[str, Array]) -> Weights:
+        """A snapshot with some arrays in place of these."""
+        return Weights(self.architecture, {**self.arrays, **copies})
 
     def __getstate__(self) -> tuple[Architecture, dict[str, Array]]:
         return self.architecture, self.arrays
@@ -176,22 +180,27 @@ class Holder:
         self.weights = weights
 
     def swap(self, changes: Mapping[str, object]) -> None:
+        copies = self.weights.checked(changes)  # may run the user's code, thus not under the lock
         with one_at_a_time():
-            self.weights = self.weights.replaced(changes)
+            self.weights = self.weights.replaced(copies)
+
+    def __copy__(self) -> Holder:
+        return Holder(self.weights)
 
 
 # One lock for all layers, so that a fork can renew it: another thread may have held it, and is not in the child.
-_lock = threading.Lock()
+# Reentrant, since a finaliser or a signal's handler may change a layer while its thread is changing another.
+_lock = threading.RLock()
 
 
-def one_at_a_time() -> threading.Lock:
+def one_at_a_time() -> AbstractContextManager[object]:
     """The lock under which layers change."""
     return _lock
 
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -114,6 +114,9 @@ def _default_threads() -> int:
 
 def _start() -> None:
     """Take the settings of the environment, once, at import."""
+    if not _core.backends():
+        built = ", ".join(_core.configuration()["levels"])
+        raise ImportError(f"gatewise was built for {built} only, which this processor cannot run")
     _core.set_num_threads(_default_threads())
     name = os.environ.get("GATEWISE_BACKEND")
     if name and not _core.use_backend(name):

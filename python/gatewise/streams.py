@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,14 @@ class Stream(_core.Stream):
     def __copy__(self) -> Stream:
         return self.copy()
 
-    def __deepcopy__(self, memory: object) -> Stream:
-        return self.copy()
+    def __deepcopy__(self, memory: dict[int, Any]) -> Stream:
+        other = self.copy()
+        other._holder = deepcopy(self._holder, memory)  # the copied layer's, if that is copied together with this
+        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (
-            self._holder.weights,
+            self._holder,
             self._weights,
             self._batch_first,
             self._batch_size,
@@ -141,9 +144,9 @@ class Stream(_core.Stream):
         return f"Stream({of.cell} {sizes}, layers={of.num_layers}, batch_size={self._batch_size}, {of.dtype})"
 
 
-def _restore(present: Weights, weights: Weights, batch_first: bool, batch_size: int | None, state: State) -> Stream:
-    """A pickled stream. Its layer stays behind; refresh() takes the weights that the layer had then."""
+def _restore(holder: Holder, weights: Weights, batch_first: bool, batch_size: int | None, state: State) -> Stream:
+    """A pickled stream. If its layer was not pickled with it, refresh() takes the weights that the layer had then."""
     stream = Stream.__new__(Stream)
-    stream._start(Holder(present), weights, batch_first, batch_size)
+    stream._start(holder, weights, batch_first, batch_size)
     stream.state = state
     return stream

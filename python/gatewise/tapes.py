@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import Array, empty, floating, read_only, rows, shaped
+from gatewise.arrays import Array, empty, flag, floating, read_only, rows, shaped
 from gatewise.layouts import Layout, State
 
 
@@ -80,6 +80,7 @@ class Tape:
         core = self._core
         if core is None:
             raise RuntimeError("backward: this tape is used up; pass keep=True to use a tape again")
+        keep = flag("keep", keep)
         layout, of = self._layout, self._layout.architecture
         grad_y = None
         if grad_output is not None:
