@@ -22,17 +22,23 @@ struct Block {
 // system instead. Never destroyed, since arrays may outlive the module.
 struct Store {
   std::mutex mutex;
-  Block blocks[places];  // the next to give way at `next`, then the others in the order in which they came
+  Block blocks[places];
   std::size_t bytes = 0;
-  int next = 0;
+  int next = 0;  // the place that gives way next
 
-  // Puts `block` into the next place and returns what was there, for the caller to free.
-  Block exchange(Block block) {
-    bytes += block.bytes;
-    bytes -= blocks[next].bytes;
-    const Block before = std::exchange(blocks[next], block);
+  // An empty place; where there is none, the next one gives way.
+  Block& free_place() {
+    for (Block& place : blocks)
+      if (!place.data) return place;
+    return drop_next();
+  }
+
+  Block& drop_next() {
+    Block& place = blocks[next];
     next = (next + 1) % places;
-    return before;
+    bytes -= place.bytes;
+    std::free(std::exchange(place, Block{}).data);
+    return place;
   }
 };
 Store& store() {
@@ -58,12 +64,13 @@ Block take(std::size_t bytes) {
   return {};
 }
 
-// The oldest blocks give way, so that the store follows when sizes change.
+// Blocks give way one after the other, so that the store follows when sizes change.
 void give_back(Block block) {
   const std::unique_lock lock(store().mutex, std::try_to_lock);
   if (!lock.owns_lock() || block.bytes > most_kept) return std::free(block.data);
-  std::free(store().exchange(block).data);
-  for (int i = 0; store().bytes > most_kept && i < places - 1; ++i) std::free(store().exchange({}).data);
+  while (store().bytes + block.bytes > most_kept) store().drop_next();
+  store().free_place() = block;
+  store().bytes += block.bytes;
 }
 
 }  // namespace
