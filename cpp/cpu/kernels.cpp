@@ -101,10 +101,28 @@ Size multiply_add(Size repetitions) {
   return first[0] < 0 ? 0 : 2 * chains * lanes * repetitions;
 }
 
+Size read(const void* data, Size count, Size repetitions) {
+  constexpr int streams = 8;
+  const Size blocks = count / (streams * lanes);
+  Register sums[streams], total = Register::broadcast(0);
+  repeat<streams>([&](int i) GATEWISE_LAMBDA { sums[i] = total; });
+  for (Size n = 0; n < repetitions; ++n) {
+    const Real* from = static_cast<const Real*>(data);
+    for (Size block = 0; block < blocks; ++block, from += streams * lanes)
+      repeat<streams>([&](int i)
+                          GATEWISE_LAMBDA { sums[i] = in_register(sums[i] + Register::load(from + i * lanes)); });
+  }
+  repeat<streams>([&](int i) GATEWISE_LAMBDA { total = total + sums[i]; });
+  Real first[lanes];
+  total.store(first);
+  // The sum is used, or the compiler would leave it out; of zeros it is zero.
+  return first[0] != 0 ? 0 : blocks * streams * lanes * static_cast<Size>(sizeof(Real)) * repetitions;
+}
+
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {GATEWISE_NAME,   sizeof(Real),     lanes,   packed_size, pack,     tape,
-                         scratch_forward, scratch_backward, forward, backward,    evaluate, multiply_add};
+const Kernels kernels = {GATEWISE_NAME,    sizeof(Real), lanes,    packed_size, pack,         tape, scratch_forward,
+                         scratch_backward, forward,      backward, evaluate,    multiply_add, read};
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -12,8 +12,10 @@
 
 namespace gatewise::GATEWISE_KERNEL {
 
-// Sums of the input products that are made ahead of the recurrence: what stays in the second cache meanwhile.
+// Sums of the input products that are made ahead of the recurrence: what stays in the second cache meanwhile, or, where
+// that is only a few rows, as many rows as make one passage over the weights pay. (H 650, B 20: 5 % faster.)
 constexpr Size ahead_bytes = 128 * 1024;
+constexpr Size ahead_rows = 96;
 // Sums of some panels between their product and the cell: what stays in the first cache.
 constexpr Size group_bytes = 8 * 1024;
 // Backward collects the gradients of sums over some steps, counted from the last one, before it multiplies with them:
@@ -108,7 +110,9 @@ struct ForwardScratch {
 
   ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch) {
     const Size panels = panels_of(layer.hidden), row = panels * Cell::sums * lanes;
-    steps_ahead = steps <= 1 ? 1 : larger(1, smaller(steps, ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row)));
+    const Size fitting = ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row),
+               enough = ahead_rows / larger(1, batch);
+    steps_ahead = larger(1, smaller(steps, larger(fitting, enough)));
     sums = arena.take(steps_ahead * batch * row);
     carried = arena.take(panels * batch * lanes);
     zeros = arena.take(output_of(layer));
