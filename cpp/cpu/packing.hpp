@@ -38,18 +38,21 @@ struct Panels {
   }
 };
 
-// A square of `lanes` by `lanes` elements with rows and columns exchanged. Of the source, whose rows lie `stride`
-// apart, only `rows` by `columns` are read; the others are zero.
+// A square of `lanes` by `lanes` elements with rows and columns exchanged. Of the source only `rows` by `columns` are
+// read, row i from row_at(i) on; the others are zero.
 struct Square {
   Register row[lanes];
 
-  GATEWISE_INLINE Square(const Real* data, Size stride, Size rows, Size columns) {
+  template <class RowAt>
+  GATEWISE_INLINE Square(const RowAt& row_at, Size rows, Size columns) {
     Eigen::internal::PacketBlock<Register::Packet, lanes> block;
     for (Size i = 0; i < lanes; ++i)
-      block.packet[i] = (i < rows ? load_first(data + i * stride, columns) : Register::broadcast(0)).packet;
+      block.packet[i] = (i < rows ? load_first(row_at(i), columns) : Register::broadcast(0)).packet;
     Eigen::internal::ptranspose(block);
     for (Size i = 0; i < lanes; ++i) row[i] = block.packet[i];
   }
+  GATEWISE_INLINE Square(const Real* data, Size stride, Size rows, Size columns)
+      : Square([=](Size i) GATEWISE_LAMBDA { return data + i * stride; }, rows, columns) {}
 };
 
 // Rows first ... first + units of matrix [rows, columns] -> one gate of a panel [columns][gate][lane].
