@@ -62,7 +62,7 @@ struct Product {
     Real* data;  // [panel][row][gate][lane]; may be start itself
     Size panel, row;
   } sums;
-  // What to bring into the second cache meanwhile: a prefetch at each step, `step` bytes on from the one before.
+  // What to bring nearer meanwhile: a prefetch at each step, `step` bytes on from the one before.
   struct {
     const char* data;
     Size step;
@@ -110,9 +110,14 @@ GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vec
   }
 }
 
-// How many prefetches a k takes, so that two tiles bring as many cache lines as they read.
+// How many prefetches a k takes, so that two tiles bring as many cache lines as they read; and into which cache: the
+// first, where a chain's weights and the next one's fit into it together (AVX2: 16 KB of 32), else the second.
 template <int G>
-constexpr int prefetches = (G * lanes * Size(sizeof(Real)) + 127) / 128;
+constexpr Size step_bytes = G * lanes * Size(sizeof(Real));
+template <int G>
+constexpr int prefetches = (step_bytes<G> + 127) / 128;
+template <int G>
+constexpr int locality = chain_length * step_bytes<G> <= 16 * 1024 ? 3 : 2;
 
 // The micro-kernel: `tiles` times M rows of P panels, the M * P * G sums of a tile in registers from the first k of a
 // chain to its last.
@@ -147,7 +152,7 @@ void multiply_tiles(const Product& product, Size tiles) {
           if constexpr (M > 1)  // one row: as fast as the cache anyhow
             repeat<prefetches<G>>([&](int) GATEWISE_LAMBDA {
               repeat<P>([&](int p) GATEWISE_LAMBDA {
-                __builtin_prefetch(next.data + p * vectors.panel * Size(sizeof(Real)), 0, 2);
+                __builtin_prefetch(next.data + p * vectors.panel * Size(sizeof(Real)), 0, locality<G>);
               });
               next.data += next.step;
             });
