@@ -1,98 +1,300 @@
-"""How near the machine's limit the core runs: `python -m benchmarks`.
+"""gatewise against its peers and against the machine's limits: `python -m benchmarks`.
 
-Every timing of a product is paired with one of pure multiply-adds in registers, taken right before it on the same
-core: the share of the peak is the ratio of the two, so that it holds while the machine's clock wanders.
+Every row pairs gatewise with one peer in a process of their own, pinned to as many processors as threads, the two
+taking turns; the ratio (its time / ours) is taken pair by pair. Before that both are checked against the reference.
+Shares are of what the same processors reach at the same moment when they only multiply and add, or only read.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter, perf_counter_ns
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
-import gatewise as gw
-import numpy as np
-from gatewise import _core
+from .peers import PEERS, gatewise, versions
+from .workloads import QUICK, STEP, TRAIN, WORKLOADS, Workload
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-SEQUENCES = [(100, 32, 128), (50, 64, 256), (25, 64, 512), (35, 20, 650), (100, 1, 64), (100, 1, 128), (100, 1, 256)]
-STEPS = [16, 64, 128, 256]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
-
-
-def peak(dtype: np.dtype[np.floating]) -> float:
-    """GFLOP/s of one core that does nothing but multiply and add, over about a millisecond."""
-    start = perf_counter()
-    operations = _core.multiply_add(dtype, 500_000)
-    return operations / (perf_counter() - start) / 1e9
+RESULTS = Path(__file__).parent / "results"
+# What a cold start imports, and the workload whose first result it waits for.
+MODULES = {
+    "gatewise": "gatewise",
+    "PyTorch": "torch",
+    "ONNX Runtime": "onnxruntime",
+    "OpenVINO": "openvino",
+    "JAX": "jax",
+    "TensorFlow": "tensorflow",
+}
+COLD = "LSTM forward 100x1x128"
 
 
-def sequence_row(cell: str, dtype: str, steps: int, batch: int, size: int, threads: int, repetitions: int) -> str:
-    layer = getattr(gw, cell)(size, size, dtype=dtype, seed=1)
-    x = np.random.default_rng(1).standard_normal((steps, batch, size)).astype(dtype)
-    out, grad = np.empty_like(x), np.ones_like(x)
-    operations = 2 * steps * batch * GATES[cell] * size * 2 * size / 1e9
-    works = {"forward": (lambda: layer(x, out=out), operations)}
-    works["train"] = (lambda: layer.record(x).backward(grad), 3 * operations)
-    cells = []
-    for work, gigas in works.values():
-        work()
-        rates, shares = [], []
-        for _ in range(repetitions):
-            limit = peak(layer.dtype) * threads
-            rates.append(gigas / seconds(work))
-            shares.append(rates[-1] / limit)
-        best = np.percentile(shares, 90)
-        cells.append(f"{gigas / median(rates) * 1e3:9.3f} ms {median(rates):7.1f} {median(shares):6.0%} {best:5.0%}")
-    return f"{cell:4} {dtype} {steps:4} x{batch:3} x{size:4} {cells[0]}  |{cells[1]}"
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m benchmarks --quick                      under a minute: five workloads on one thread
+  python -m benchmarks --plot                       everything, with figures: about half an hour
+  python -m benchmarks --only "GRU forward" --peers "ONNX Runtime" OpenVINO --threads 2
+  python -m benchmarks --against benchmarks/results/old.json
+  python -m benchmarks --show benchmarks/results/old.json --plot
+
+The exit status is 1 if a floor is missed, 2 if the arguments are wrong.""",
+    )
+    parser.add_argument("--quick", action="store_true", help="five workloads, one thread, less than a minute")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="workloads whose names contain one of these")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)} (default: all installed)")
+    parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="default: 1, 2 and all")
+    parser.add_argument("--seconds", type=float, help="for each pair of a workload and a peer (default: 1.5)")
+    parser.add_argument("--calls", type=int, help="single steps for the distribution (default: a million)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go (default: benchmarks/results)")
+    parser.add_argument("--plot", action="store_true", help="draw PNG figures beside the JSON")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="say what became slower than in these results")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show these results again")
+    parser.add_argument("--list", action="store_true", help="list the workloads")
+    options = parser.parse_args(arguments)
+    for name in options.peers or ():
+        if name not in PEERS:
+            parser.error(f"--peers: expected some of {', '.join(PEERS)}, got {name}")
+    most = len(os.sched_getaffinity(0))
+    for threads in options.threads or ():
+        if not 1 <= threads <= most:
+            parser.error(f"--threads: expected 1 to {most}, the processors of this process, got {threads}")
+    for file in (options.show, options.against):
+        if file and not file.is_file():
+            parser.error(f"{file}: no such file")
+    options.threads = options.threads or sorted({1} if options.quick else {1, min(2, most), most})
+    options.seconds = options.seconds or (0.3 if options.quick else 1.5)
+    options.calls = options.calls or (50_000 if options.quick else 1_000_000)
+    names = QUICK if options.quick else list(WORKLOADS)
+    options.workloads = [name for name in names if not options.only or any(text in name for text in options.only)]
+    if not options.workloads:
+        parser.error(f"--only: no workload's name contains {' or '.join(options.only)}; --list names them all")
+    return options
 
 
-def step_row(cell: str, dtype: str, size: int, count: int) -> str:
-    layer = getattr(gw, cell)(size, size, dtype=dtype, seed=1)
-    step = layer.stream().step
-    x, out = np.ones(size, dtype), np.empty(size, dtype)
-    for _ in range(1000):
-        step(x, out)
-    together = min(seconds(lambda: [step(x, out) for _ in range(1000)]) for _ in range(50)) * 1e3
-    clock = perf_counter_ns
-    times, empty = np.empty(count, np.int64), np.empty(count, np.int64)
-    for i in range(count):
-        start = clock()
-        step(x, out)
-        times[i] = clock() - start
-        start = clock()
-        empty[i] = clock() - start
-    spread = [f"{np.percentile(times, p) / 1e3:8.2f} ({np.percentile(empty, p) / 1e3:.2f})" for p in (50, 99, 99.9)]
-    return f"{cell:4} {dtype} {size:5} {together:9.3f}   {' '.join(spread)}"
+# ---- what is to be done
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="threads of the sequences (default: 1)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--repetitions", type=int, default=25, help="of each sequence (default: 25)")
-    parser.add_argument("--steps", type=int, default=100_000, help="single steps to time (default: 100000)")
-    options = parser.parse_args()
+def installed(names: Sequence[str] | None) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """The peers that take part, the reasons of those that do not, and the versions of all."""
+    found, skipped, numbers = [], {}, {"gatewise": version("gatewise"), "numpy": version("numpy")}
+    for name, peer in PEERS.items():
+        if names is not None and name not in names:
+            continue
+        try:
+            numbers.update(versions(peer))
+            found.append(name)
+        except PackageNotFoundError as missing:
+            skipped[name] = f"{missing.name} is not installed"
+    return found, skipped, numbers
 
-    gw.set_num_threads(options.threads)
-    gw.show_config()
-    print(f"peak: {max(peak(np.dtype(options.dtype)) for _ in range(50)):.1f} GFLOP/s a core, {options.dtype}\n")
-    print("sequences, T x B x H: median ms, GFLOP/s, share of the peak (median, best tenth) | forward and backward")
-    for cell in ("LSTM", "GRU"):
-        for shape in SEQUENCES:
-            print(sequence_row(cell, options.dtype, *shape, options.threads, options.repetitions), flush=True)
-    print("\nstep(x, out), us: best mean of 1000; p50, p99, p99.9 of single ones (of reading the clock alone)")
-    for cell in ("LSTM", "GRU"):
-        for size in STEPS:
-            print(step_row(cell, options.dtype, size, options.steps), flush=True)
-    return 0
+
+def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """In the order in which they run. Single steps are measured on one thread."""
+    processors = sorted(os.sched_getaffinity(0))
+
+    def job(task: str, threads: int, workloads: Sequence[str], **more: Any) -> dict[str, Any]:
+        # The last processors: the first one has more of the system's work to do.
+        return {
+            "task": task,
+            "threads": threads,
+            "processors": processors[-threads:],
+            "workloads": workloads,
+            "seconds": options.seconds,
+            **more,
+        }
+
+    names: list[str] = options.workloads
+    steps = [name for name in names if WORKLOADS[name].mode == STEP]
+    trained = [name for name in names if WORKLOADS[name].mode == TRAIN]
+    if not options.quick:
+        for who in ("gatewise", *found):
+            if who in MODULES:
+                yield job("cold", 1, [COLD], peer=who, module=MODULES[who])
+    for threads in options.threads:
+        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode != STEP]
+        yield job("limits", threads, at_these)
+        for peer in found:
+            yield job("pairs", threads, [name for name in at_these if not _hopeless(peer, WORKLOADS[name])], peer=peer)
+    if steps and 1 in options.threads:
+        yield job("latency", 1, steps, calls=options.calls) | {"seconds": 2 if options.quick else 20}
+    for name in trained if 1 in options.threads else ():
+        for who in ("gatewise", "PyTorch"):
+            if who == "gatewise" or who in found:
+                yield job("memory", 1, [name], peer=who)
+
+
+def _hopeless(peer: str, workload: Workload) -> bool:
+    inference = peer.startswith("ONNX Runtime") or peer == "OpenVINO"
+    return inference and workload.mode == TRAIN
+
+
+def work(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers of a process of its own; a failure for each workload that it did not live to answer."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(job["threads"]),
+        "OPENBLAS_NUM_THREADS": str(job["threads"]),
+        "GATEWISE_NUM_THREADS": str(job["threads"]),
+    }
+    command = [sys.executable, "-m", "benchmarks.worker"]
+    root = Path(__file__).parent.parent
+    left = list(job["workloads"])
+    with subprocess.Popen(
+        command, cwd=root, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+            for line in process.stdout:
+                answer = json.loads(line)
+                left.remove(answer["name"])
+                yield answer
+        finally:
+            process.kill()
+    for name in left:
+        yield {"name": name, "failed": f"the process ended with status {process.returncode}"}
+
+
+# ---- the results
+
+
+def machine(numbers: dict[str, str]) -> dict[str, Any]:
+    import gatewise as gw
+    from gatewise import _core
+
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / part).read_text().strip() for part in ("level", "type", "size"))
+        if kind != "Instruction":
+            caches[f"L{level}{'d' if kind == 'Data' else ''}"] = int(size.rstrip("K")) * 1024
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "date": str(date.today()),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "processor": next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown"),
+        "cores": len(os.sched_getaffinity(0)),
+        "caches": caches,
+        "build": _core.configuration(),
+        "versions": numbers,
+        "backend": gw.settings.backend(),
+        "peak_gflops": {},
+    }
+
+
+def add(document: dict[str, Any], job: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Writes one answer where it belongs."""
+    task, name, peer, found = job["task"], answer["name"], job.get("peer"), answer.get("found")
+    if task == "cold":
+        if found:
+            document["cold"].append({"who": peer, **found})
+        return
+    rows = document["rows"]
+    row = next((r for r in rows if r["name"] == name and r["threads"] == job["threads"]), None)
+    if row is None:
+        row = {"name": name, "threads": job["threads"], "peers": {}, "failed": {}, "memory": None, "latency": None}
+        rows.append(row)
+    if found is None:
+        row["failed"][peer or "gatewise"] = answer["failed"]
+    elif task == "limits":
+        peak = document["made"]["peak_gflops"]
+        dtype = WORKLOADS[name].dtype
+        peak[dtype] = max(peak.get(dtype, 0), found.pop("peak_gflops"))
+        row.update(found)
+    elif task == "pairs":
+        row["peers"][peer] = {key: found[key] for key in ("seconds", "ratio", "low", "high", "pairs")}
+    elif task == "latency":
+        row["latency"] = found
+    else:
+        row["memory"] = {**(row["memory"] or {}), peer: found}
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The results, and whether all of them were waited for."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    found, skipped, numbers = installed(options.peers)
+    how = {name: (PEERS[name].make.__doc__ or "").strip() for name in found}
+    document = {
+        "made": machine(numbers),
+        "how": {"gatewise": (gatewise.__doc__ or "").strip(), **how},
+        "skipped": skipped,
+        "rows": [],
+        "cold": [],
+    }
+    todo = list(jobs(options, found))
+    columns = (TextColumn("{task.description:48}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("", total=sum(len(job["workloads"]) for job in todo))
+        try:
+            for job in todo:
+                who = job.get("peer", job["task"])
+                progress.update(bar, description=f"{who}, {job['threads']} threads")
+                for answer in work(job):
+                    add(document, job, answer)
+                    progress.update(bar, advance=1, description=f"{who}: {answer['name']}, {job['threads']} threads")
+        except KeyboardInterrupt:
+            return document, False
+    return document, True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.list:
+        print("\n".join(WORKLOADS))
+        return 0
+    try:
+        from rich.console import Console
+    except ImportError:
+        print("python -m benchmarks needs rich: pip install '.[bench]'", file=sys.stderr)
+        return 2
+    from . import report
+
+    complete = True
+    if options.show:
+        document, file = json.loads(options.show.read_text()), options.show
+    else:
+        document, complete = measure(options)
+        file = options.json
+        if complete and not file and not options.quick:
+            file = RESULTS / f"{document['made']['date']}.json"
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(document) + "\n")
+    console = Console()
+    for table in report.tables(document):
+        console.print(table)
+    for name, reason in document["skipped"].items():
+        console.print(f"without {name}: {reason}")
+    if file:
+        console.print(f"results: {file}")
+    if options.plot:
+        from . import plot
+
+        folder = file.parent / "figures" if file else RESULTS / "figures"
+        for figure in plot.figures(document, folder):
+            console.print(f"figure: {figure}")
+    if options.against:
+        slower = report.against(document, json.loads(options.against.read_text()))
+        console.print(
+            "\n".join(["slower than before, by ratio to a peer:", *slower]) if slower else "nothing is slower"
+        )
+    missed = report.missed(document)
+    if missed:
+        console.print("\n".join([f"{len(missed)} floors are missed:", *missed]), highlight=False)
+    if not complete:
+        return 130
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 // Backends, threads, memory that is used again, and what only the tests ask.
 #include "python.hpp"
 
+#include <cstring>
+
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -46,9 +48,25 @@ py::array evaluate(const std::string& name, const py::array& x) {
   return y;
 }
 
-Size multiply_add(const py::dtype& dtype, Size repetitions) {
+const Kernels& kernels_for(const py::dtype& dtype) {
   const Backend& backend = active_backend();
-  return (dtype.num() == NPY_DOUBLE ? backend.float64 : backend.float32)->multiply_add(repetitions);
+  return *(dtype.num() == NPY_DOUBLE ? backend.float64 : backend.float32);
+}
+
+// Without the GIL, so that a benchmark can load all cores at once.
+Size multiply_add(const py::dtype& dtype, Size repetitions) {
+  const Kernels& kernels = kernels_for(dtype);
+  const py::gil_scoped_release released;
+  return kernels.multiply_add(repetitions);
+}
+
+Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
+  const Kernels& kernels = kernels_for(dtype);
+  if (bytes < 0 || repetitions < 0) throw py::value_error("bytes, repetitions: expected numbers that are not negative");
+  const Buffer zeros(static_cast<std::size_t>(bytes));
+  std::memset(zeros.data(), 0, static_cast<std::size_t>(bytes));
+  const py::gil_scoped_release released;
+  return kernels.read(zeros.data(), bytes / kernels.item_bytes, repetitions);
 }
 
 }  // namespace
@@ -69,6 +87,7 @@ void bind_settings(py::module_& module) {
   module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
   module.def("evaluate", evaluate, py::arg("name"), py::arg("x"));
   module.def("multiply_add", multiply_add, py::arg("dtype"), py::arg("repetitions"));
+  module.def("read", read, py::arg("dtype"), py::arg("bytes"), py::arg("repetitions"));
 #if defined(__x86_64__)
   module.def("floating_point_mode", [] { return _mm_getcsr(); });
   module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr(mode); }, py::arg("mode"));

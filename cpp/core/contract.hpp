@@ -112,6 +112,8 @@ struct Kernels {
   void (*evaluate)(Activation, Size count, const void* x, void* y);
   // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.
   Size (*multiply_add)(Size repetitions);
+  // Only reads `count` elements, again and again: a cache's bandwidth, for benchmarks. Returns how many bytes it read.
+  Size (*read)(const void* data, Size count, Size repetitions);
 };
 
 }  // namespace gatewise

@@ -22,6 +22,11 @@ constexpr Size group_bytes = 8 * 1024;
 // just as many as make one chain of the gradients of the weights, so that these, too, have one order of additions.
 constexpr Size gradient_steps(Size batch) { return larger(1, chain_length / larger(1, batch)); }
 
+// Every second step goes through the weights from the last panel to the first: it begins with those that are still in
+// the cache. (One row: 8 % faster for H 64, whose weights fit half into the first cache, and as much for H 256 and the
+// second; many rows: no difference.)
+inline bool turns_back(Size step) { return step % 2 == 1; }
+
 // What a recorded sequence keeps.
 struct SequenceTape {
   Real* kept = nullptr;     // [T][panel][B][kept][lane]
@@ -203,9 +208,13 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
       Real* sums = s.sums + (time - lowest) * batch * sums_row;
       Real* output = sequence.output.data + time * sequence.output.step;
       Real* after = record && Cell::carried ? carried + state : carried;
-      for (Size panel = own.begin; panel < own.end; panel += group) {
-        const Team::Share share{panel, smaller(own.end, panel + group)};
+      const bool descending = turns_back(i);
+      for (Size done = 0; done < own.count(); done += group) {
+        const Size width = smaller(group, own.count() - done),
+                   panel = descending ? own.end - done - width : own.begin + done;
+        const Team::Share share{panel, panel + width};
         Product product{};
+        product.descending = descending;
         product.rows = batch;
         product.panels = share.count();
         product.segments = 1;
@@ -485,6 +494,7 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
       team.wait();
       Product product = product_of_gradients(layer, s, batch, Cell::first_hidden_sum, s.hidden_turned, own_hidden);
       product.rows = batch;
+      product.descending = turns_back(i);
       product.scalars.data += row * sums_row;
       product.sums = {s.grad_hidden + own_hidden.begin * batch * lanes, batch * lanes, lanes};
       multiply<1>(product);
