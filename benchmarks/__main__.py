@@ -271,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(document) + "\n")
-    console = Console()
+    # Wide enough for the tables where nobody watches.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     for table in report.tables(document):
         console.print(table)
     for name, reason in document["skipped"].items():

@@ -1,0 +1,494 @@
+"""gatewise and its peers, each used in the way its own documentation calls fastest; one function a peer.
+
+A peer's function takes a Case and returns a Party: `run`, which does the work once and is all that is timed, and
+`collect`, which turns what `run` returned into NumPy arrays under canonical names, for the check. `run` of a single
+step keeps its state from call to call. A peer that cannot do a case raises NotImplementedError with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .workloads import FORWARD, GATES, STEP, TRAIN, Workload
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload with its data, in PyTorch's names and shapes.
+
+    `x` is (T, B, I), `grad_output` (T, B, D * H). Of a single step, x has one step.
+    """
+
+    workload: Workload
+    threads: int
+    parameters: Mapping[str, Array]
+    x: Array
+    grad_output: Array
+
+    @property
+    def outputs(self) -> int:
+        return self.workload.directions * self.workload.hidden
+
+    def places(self) -> Iterable[tuple[int, str]]:
+        """Layers and directions with the suffix that their parameters have."""
+        for layer in range(self.workload.layers):
+            for direction in range(self.workload.directions):
+                yield layer, f"l{layer}" + "_reverse" * direction
+
+
+class Party(NamedTuple):
+    run: Callable[[], Any]
+    collect: Callable[[Any], dict[str, Array]]  # "output" (T, B, D * H), and of training "input" and the parameters
+
+
+def numpy_of(value: Any) -> Array:
+    return np.array(value, copy=True)
+
+
+# ---- gatewise
+
+
+def gatewise(case: Case) -> Party:
+    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out)."""
+    import gatewise as gw
+
+    w = case.workload
+    gw.set_num_threads(case.threads)
+    layer = getattr(gw, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=w.dtype, seed=1)
+    layer.load_state_dict(case.parameters)
+    if w.mode == FORWARD:
+        out = np.empty((w.steps, w.batch, case.outputs), w.dtype)
+        return Party(partial(layer, case.x, out=out), lambda result: {"output": numpy_of(result[0])})
+    if w.mode == STEP:
+        stream = layer.stream() if w.batch == 1 else layer.stream(batch_size=w.batch)
+        rows = () if w.batch == 1 else (w.batch,)
+        x, out = case.x.reshape(*rows, w.input), np.empty((*rows, case.outputs), w.dtype)
+        return Party(partial(stream.step, x, out), lambda _: {"output": out.reshape(1, w.batch, -1).copy()})
+
+    bias = case.parameters["bias_ih_l0"]
+
+    def train() -> tuple[Array, Any]:
+        layer.parameters["bias_ih_l0"] = bias  # as an optimizer would: packed weights are made anew
+        tape = layer.record(case.x)
+        return tape.output, tape.backward(case.grad_output)
+
+    return Party(train, lambda result: {"output": result[0], "input": result[1].input, **result[1].parameters})
+
+
+# ---- PyTorch
+
+
+def pytorch(case: Case) -> Party:
+    """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step."""
+    import torch
+
+    w = case.workload
+    torch.set_num_threads(case.threads)
+    dtype = getattr(torch, w.dtype)
+    parameters = {name: torch.from_numpy(value) for name, value in case.parameters.items()}
+    x = torch.from_numpy(case.x)
+
+    if w.mode == STEP:
+        cell = getattr(torch.nn, f"{w.cell}Cell")(w.input, w.hidden, dtype=dtype)
+        cell.load_state_dict({name.removesuffix("_l0"): value for name, value in parameters.items()})
+        zero = torch.zeros(w.batch, w.hidden, dtype=dtype)
+        state = (zero, zero) if w.cell == "LSTM" else zero
+
+        def step() -> Any:
+            nonlocal state
+            with torch.inference_mode():
+                state = cell(x[0], state)
+            return state[0] if w.cell == "LSTM" else state
+
+        return Party(step, lambda h: {"output": numpy_of(h)[None]})
+
+    module = getattr(torch.nn, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=dtype)
+    module.load_state_dict(parameters)
+    if w.mode == FORWARD:
+        module.eval()
+
+        def forward() -> Any:
+            with torch.inference_mode():
+                return module(x)[0]
+
+        return Party(forward, lambda y: {"output": numpy_of(y)})
+
+    x.requires_grad_()
+    grad_output = torch.from_numpy(case.grad_output)
+    names = [name for name, _ in module.named_parameters()]
+    leaves = [x, *module.parameters()]
+
+    def train() -> Any:
+        y = module(x)[0]
+        return y, torch.autograd.grad(y, leaves, grad_output)
+
+    return Party(
+        train,
+        lambda result: {
+            "output": numpy_of(result[0].detach()),
+            **dict(zip(["input", *names], map(numpy_of, result[1]), strict=True)),
+        },
+    )
+
+
+# ---- ONNX, for ONNX Runtime and OpenVINO
+
+
+def onnx_model(case: Case) -> bytes:
+    """The layers as LSTM or GRU operators. Inputs x and, of a single step, the state h (and c); outputs alike."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    w = case.workload
+    order = [0, 3, 1, 2] if w.cell == "LSTM" else [1, 0, 2]  # i o f c, z r h
+    states = ["h", "c"] if w.cell == "LSTM" else ["h"]
+    element = TensorProto.DOUBLE if w.dtype == "float64" else TensorProto.FLOAT
+    nodes, weights = [], []
+
+    def constant(name: str, value: Array) -> str:
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def gates(kind: str, layer: int) -> Array:
+        ways = [suffix for of_layer, suffix in case.places() if of_layer == layer]
+        turned = [np.split(case.parameters[f"{kind}_{way}"], GATES[w.cell]) for way in ways]
+        return np.stack([np.concatenate([parts[gate] for gate in order]) for parts in turned])
+
+    source = "x"
+    for layer in range(w.layers):
+        inputs = [
+            source,
+            constant(f"W{layer}", gates("weight_ih", layer)),
+            constant(f"R{layer}", gates("weight_hh", layer)),
+            constant(f"B{layer}", np.concatenate([gates("bias_ih", layer), gates("bias_hh", layer)], axis=1)),
+        ]
+        if w.mode == STEP:
+            inputs += ["", *states]
+        outputs = [f"Y{layer}", *(f"{state}_after" if w.mode == STEP else "" for state in states)]
+        options = {"linear_before_reset": 1} if w.cell == "GRU" else {}
+        direction = "bidirectional" if w.directions == 2 else "forward"
+        nodes.append(helper.make_node(w.cell, inputs, outputs, hidden_size=w.hidden, direction=direction, **options))
+        # [T, D, B, H] -> [T, B, D * H]
+        if w.directions == 1:
+            axis = constant(f"axis{layer}", np.array([1]))
+            nodes.append(helper.make_node("Squeeze", [f"Y{layer}", axis], [f"y{layer}"]))
+        else:
+            shape = constant(f"shape{layer}", np.array([w.steps, w.batch, case.outputs]))
+            nodes.append(helper.make_node("Transpose", [f"Y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"t{layer}", shape], [f"y{layer}"]))
+        source = f"y{layer}"
+    nodes[-1].output[0] = "y"
+
+    info = partial(helper.make_tensor_value_info, elem_type=element)
+    of_state = [1, w.batch, w.hidden]
+    graph = helper.make_graph(
+        nodes,
+        w.cell,
+        [info("x", shape=case.x.shape), *(info(s, shape=of_state) for s in states if w.mode == STEP)],
+        [
+            info("y", shape=[w.steps, w.batch, case.outputs]),
+            *(info(f"{s}_after", shape=of_state) for s in states if w.mode == STEP),
+        ],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def inference_only(case: Case) -> None:
+    if case.workload.mode == TRAIN:
+        raise NotImplementedError("inference only")
+
+
+def _onnxruntime_session(case: Case) -> Any:
+    import onnxruntime
+
+    inference_only(case)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+
+
+def _zero_states(case: Case) -> dict[str, Array]:
+    w = case.workload
+    names = ("h", "c") if w.cell == "LSTM" else ("h",)
+    return {name: np.zeros((1, w.batch, w.hidden), w.dtype) for name in names} if w.mode == STEP else {}
+
+
+def onnxruntime(case: Case) -> Party:
+    """InferenceSession.run of the ONNX operator, all graph optimizations on, NumPy arrays in and out."""
+    session = _onnxruntime_session(case)
+    feed = {"x": case.x, **_zero_states(case)}
+    names = [name for name in feed if name != "x"]
+
+    def run() -> Any:
+        y, *after = session.run(None, feed)
+        feed.update(zip(names, after, strict=True))
+        return y
+
+    return Party(run, lambda y: {"output": numpy_of(y)})
+
+
+def onnxruntime_bound(case: Case) -> Party:
+    """InferenceSession.run_with_iobinding: inputs and outputs bound once, a step's state bound in place."""
+    import onnxruntime
+
+    session = _onnxruntime_session(case)
+    binding = session.io_binding()
+    wrap = onnxruntime.OrtValue.ortvalue_from_numpy
+    states = {name: wrap(value) for name, value in _zero_states(case).items()}
+    output = wrap(np.zeros((case.workload.steps, case.workload.batch, case.outputs), case.workload.dtype))
+    binding.bind_ortvalue_input("x", wrap(case.x))
+    binding.bind_ortvalue_output("y", output)
+    for name, value in states.items():
+        binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(f"{name}_after", value)
+    return Party(partial(session.run_with_iobinding, binding), lambda _: {"output": numpy_of(output.numpy())})
+
+
+def openvino(case: Case) -> Party:
+    """A model compiled with the latency hint and float32 kept, tensors shared with NumPy, InferRequest.infer."""
+    import openvino as ov
+
+    inference_only(case)
+    if case.workload.dtype != "float32":
+        raise NotImplementedError("computes in float32 only")
+    core = ov.Core()
+    model = core.read_model(onnx_model(case), b"")
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": case.threads,
+        "NUM_STREAMS": 1,
+    }
+    request = core.compile_model(model, "CPU", hints).create_infer_request()
+    x = np.ascontiguousarray(case.x)
+    request.set_tensor("x", ov.Tensor(x, shared_memory=True))
+    # Two buffers for each state, exchanged after each step: input and output must not be the same.
+    states = {name: [value, value.copy()] for name, value in _zero_states(case).items()}
+    tensors = {name: [ov.Tensor(buffer, shared_memory=True) for buffer in pair] for name, pair in states.items()}
+    turn = 0
+
+    def run() -> Any:
+        nonlocal turn
+        for name, pair in tensors.items():
+            request.set_tensor(name, pair[turn])
+            request.set_tensor(f"{name}_after", pair[1 - turn])
+        turn = 1 - turn
+        request.infer()
+        return request
+
+    # x must live as long as the tensor that shares its memory.
+    return Party(run, lambda result: {"output": numpy_of(result.get_tensor("y").data).reshape(*x.shape[:2], -1)})
+
+
+# ---- JAX
+
+
+def jax(case: Case) -> Party:
+    """lax.scan over one fused cell, jit, arguments on the device; value_and_grad for training; a jitted cell."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+
+    w = case.workload
+    jax.config.update("jax_enable_x64", w.dtype == "float64")
+    parameters = {name: jnp.asarray(value) for name, value in case.parameters.items()}
+    x, grad_output = jnp.asarray(case.x), jnp.asarray(case.grad_output)
+
+    def lstm_cell(weight: Any, bias: Any, state: Any, sums: Any) -> Any:
+        h, c = state
+        i, f, g, o = jnp.split(sums + h @ weight.T, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    def gru_cell(weight: Any, bias: Any, state: Any, sums: Any) -> Any:
+        (h,) = state
+        sum_r, sum_z, sum_n = jnp.split(sums, 3, axis=-1)
+        hidden_r, hidden_z, hidden_n = jnp.split(h @ weight.T + bias, 3, axis=-1)
+        r, z = jax.nn.sigmoid(sum_r + hidden_r), jax.nn.sigmoid(sum_z + hidden_z)
+        h = (1 - z) * jnp.tanh(sum_n + r * hidden_n) + z * h
+        return (h,), h
+
+    cell = lstm_cell if w.cell == "LSTM" else gru_cell
+
+    def input_sums(p: Any, way: str, x: Any) -> Any:
+        sums = x @ p[f"weight_ih_{way}"].T + p[f"bias_ih_{way}"]
+        return sums + p[f"bias_hh_{way}"] if w.cell == "LSTM" else sums
+
+    zero = jnp.zeros((w.batch, w.hidden), x.dtype)
+    state = (zero, zero) if w.cell == "LSTM" else (zero,)
+
+    def layers(p: Any, x: Any) -> Any:
+        for layer in range(w.layers):
+            ways = []
+            for of_layer, way in case.places():
+                if of_layer == layer:
+                    body = partial(cell, p[f"weight_hh_{way}"], p[f"bias_hh_{way}"])
+                    sums = input_sums(p, way, x)
+                    ways.append(jax.lax.scan(body, state, sums, reverse=way.endswith("_reverse"))[1])
+            x = jnp.concatenate(ways, axis=-1)
+        return x
+
+    if w.mode == STEP:
+
+        def lone_cell(p: Any, state: Any, x: Any) -> Any:
+            return cell(p["weight_hh_l0"], p["bias_hh_l0"], state, input_sums(p, "l0", x))
+
+        one_step = jax.jit(lone_cell)
+        first = x[0]
+
+        def step() -> Any:
+            nonlocal state
+            state, h = one_step(parameters, state, first)
+            return h.block_until_ready()
+
+        return Party(step, lambda h: {"output": numpy_of(h)[None]})
+    if w.mode == FORWARD:
+        forward = jax.jit(layers)
+        return Party(lambda: forward(parameters, x).block_until_ready(), lambda y: {"output": numpy_of(y)})
+
+    def loss(p: Any, x: Any) -> Any:
+        y = layers(p, x)
+        return jnp.vdot(y, grad_output), y
+
+    gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+    def collect(result: Any) -> dict[str, Array]:
+        (_, y), (grads, grad_x) = result
+        return {"output": numpy_of(y), "input": numpy_of(grad_x), **{n: numpy_of(g) for n, g in grads.items()}}
+
+    return Party(lambda: jax.block_until_ready(gradients(parameters, x)), collect)
+
+
+# ---- TensorFlow
+
+
+def tensorflow(case: Case) -> Party:
+    """keras.layers.LSTM or GRU in a tf.function, GradientTape for training; the layer's cell for a step."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    import keras
+    import tensorflow as tf
+
+    w = case.workload
+    if not tf.config.list_logical_devices("CPU"):
+        raise NotImplementedError("no device")
+    # Rows of a gate in Keras' order: i f c o, as PyTorch's; z r h for GRU.
+    order = [0, 1, 2, 3] if w.cell == "LSTM" else [1, 0, 2]
+
+    def reordered(value: Array) -> Array:
+        parts = np.split(value, GATES[w.cell])
+        return np.concatenate([parts[gate] for gate in order])
+
+    def keras_weights(way: str) -> list[Array]:
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            reordered(case.parameters[f"{kind}_{way}"]) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        bias = bias_ih + bias_hh if w.cell == "LSTM" else np.stack([bias_ih, bias_hh])
+        return [weight_ih.T, weight_hh.T, bias]
+
+    def make() -> Any:
+        return getattr(keras.layers, w.cell)(w.hidden, return_sequences=True, dtype=w.dtype)
+
+    stack = [
+        keras.layers.Bidirectional(make(), dtype=w.dtype) if w.directions == 2 else make() for _ in range(w.layers)
+    ]
+    x = tf.constant(case.x.swapaxes(0, 1))  # (B, T, I)
+    value = x
+    for layer, module in enumerate(stack):
+        value = module(value)
+        module.set_weights([v for of, way in case.places() if of == layer for v in keras_weights(way)])
+
+    def layers(x: Any) -> Any:
+        for module in stack:
+            x = module(x)
+        return x
+
+    if w.mode == STEP:
+        cell = stack[0].cell
+        zero = tf.zeros((w.batch, w.hidden), w.dtype)
+        state = [zero, zero] if w.cell == "LSTM" else [zero]
+        one_step = tf.function(lambda x, state: cell(x, state))
+        first = x[:, 0]
+
+        def step() -> Any:
+            nonlocal state
+            y, state = one_step(first, state)
+            return y.numpy()
+
+        return Party(step, lambda h: {"output": h[None].copy()})
+    if w.mode == FORWARD:
+        forward = tf.function(layers)
+        return Party(lambda: forward(x).numpy(), lambda y: {"output": y.swapaxes(0, 1)})
+
+    grad_output = tf.constant(case.grad_output.swapaxes(0, 1))
+    variables = [variable.value for module in stack for variable in module.trainable_variables]
+
+    def gradients() -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layers(x)
+        return y, tape.gradient(y, [x, *variables], grad_output)
+
+    train = tf.function(gradients)
+
+    def run() -> Any:
+        y, grads = train()
+        return y.numpy(), grads
+
+    def collect(result: Any) -> dict[str, Array]:
+        y, (grad_x, *grads) = result
+        back = np.argsort(order)
+        named = {"output": y.swapaxes(0, 1), "input": grad_x.numpy().swapaxes(0, 1)}
+        for (_, way), (kernel, recurrent, _) in zip(case.places(), zip(*[iter(grads)] * 3, strict=True), strict=True):
+            for kind, grad in (("weight_ih", kernel), ("weight_hh", recurrent)):
+                parts = np.split(grad.numpy().T, GATES[w.cell])
+                named[f"{kind}_{way}"] = np.concatenate([parts[gate] for gate in back])
+        return named
+
+    return Party(run, collect)
+
+
+def _set_tensorflow_threads(threads: int) -> None:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+class Peer(NamedTuple):
+    make: Callable[[Case], Party]
+    packages: tuple[str, ...]  # distributions that it needs
+    start: Callable[[int], None] | None = None  # called once, before anything else, with the number of threads
+
+
+PEERS = {
+    "PyTorch": Peer(pytorch, ("torch",)),
+    "ONNX Runtime": Peer(onnxruntime, ("onnxruntime", "onnx")),
+    "ONNX Runtime bound": Peer(onnxruntime_bound, ("onnxruntime", "onnx")),
+    "OpenVINO": Peer(openvino, ("openvino", "onnx")),
+    "JAX": Peer(jax, ("jax", "jaxlib")),
+    "TensorFlow": Peer(tensorflow, ("tensorflow", "keras"), _set_tensorflow_threads),
+}
+
+
+def versions(peer: Peer) -> dict[str, str]:
+    """Versions of the peer's distributions; PackageNotFoundError where one is missing."""
+    return {package: version(package) for package in peer.packages}

@@ -1,0 +1,173 @@
+"""Results as figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from .report import Document, best_peer, known
+from .workloads import FORWARD, STEP, TRAIN
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # the backend comes first
+
+# Okabe and Ito's colours, which do not depend on telling red from green.
+COLOURS = {
+    "PyTorch": "#d55e00",
+    "ONNX Runtime": "#0072b2",
+    "ONNX Runtime bound": "#56b4e9",
+    "OpenVINO": "#cc79a7",
+    "JAX": "#009e73",
+    "TensorFlow": "#e69f00",
+}
+GREY, INK = "#9a9a9a", "#222222"
+STYLE = {
+    "figure.dpi": 160,
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+MODES = (FORWARD, TRAIN, STEP)
+
+
+def ratios(document: Document) -> Any:
+    """Bars from 1 to the best peer's time over ours, on one thread; a diamond for two, a stroke for the floor."""
+    rows = [each for each in known(document) if best_peer(each[0])]
+    on_one = {mode: [each for each in rows if each[1].mode == mode and each[0]["threads"] == 1] for mode in MODES}
+    on_two = {row["name"]: row for row, _, _ in rows if row["threads"] == 2}
+    modes = [mode for mode in MODES if on_one[mode]]
+    if not modes:
+        return None
+    heights = [len(on_one[mode]) + 2 for mode in modes]
+    figure, panels = plt.subplots(
+        len(modes), 1, figsize=(10, 0.19 * sum(heights) + 0.6), squeeze=False, height_ratios=heights
+    )
+    for axes, mode in zip(panels[:, 0], modes, strict=True):
+        for y, (row, _, floor) in enumerate(on_one[mode]):
+            name, best = best_peer(row) or ("", {})
+            axes.barh(y, best["ratio"] - 1, left=1, height=0.72, color=COLOURS.get(name, GREY))
+            axes.plot([best["low"], best["high"]], [y, y], color=INK, lw=0.8)
+            axes.plot([floor.ratio] * 2, [y - 0.42, y + 0.42], color=INK, lw=1.6)
+            two = best_peer(on_two[row["name"]]) if row["name"] in on_two else None
+            if two:
+                axes.plot(two[1]["ratio"], y, "D", ms=3.6, mfc="white", mec=COLOURS.get(two[0], GREY), mew=1.1)
+        axes.axvline(1, color=INK, lw=0.8)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(on_one[mode])), [row["name"].replace(f" {mode} ", " ") for row, _, _ in on_one[mode]])
+        axes.set_ylim(len(on_one[mode]) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50) if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_title(f"{mode}: best peer's time / gatewise's")
+    seen = {fastest[0] for row, _, _ in rows if (fastest := best_peer(row))}
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(name, GREY), label=name) for name in COLOURS if name in seen
+    ]
+    handles.append(plt.Line2D([], [], color=INK, lw=1.6, marker="|", ls="", ms=8, mew=1.6, label="floor"))
+    if on_two:
+        handles.append(plt.Line2D([], [], marker="D", ls="", ms=3.6, mfc="white", mec=INK, label="two threads"))
+    figure.legend(handles=handles, loc="upper center", ncols=len(handles))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
+    return figure
+
+
+def peak(document: Document) -> Any:
+    """Share of the FMA peak over H, a line for each range of B; float32, one layer, one thread."""
+    shown: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+    for row, workload, _ in known(document):
+        if row["threads"] > 1 or workload.mode == STEP or workload.dtype != "float32" or workload.layers > 1:
+            continue
+        if row.get("share") is None:
+            continue
+        batch = next(text for most, text in ((1, "B 1"), (8, "B 2 to 8"), (32, "B 9 to 32"), (9999, "B 33 or more"))
+                     if workload.batch <= most)  # fmt: skip
+        lines = shown.setdefault((workload.mode, workload.cell), {})
+        lines.setdefault(batch, []).append((workload.hidden, row["share"]))
+    if not shown:
+        return None
+    modes = [mode for mode in MODES if any(key[0] == mode for key in shown)]
+    cells = sorted({cell for _, cell in shown}, reverse=True)
+    figure, panels = plt.subplots(
+        len(modes), len(cells), figsize=(10, 2.6 * len(modes)), squeeze=False, sharex=True, sharey=True
+    )
+    colours = dict(zip(("B 1", "B 2 to 8", "B 9 to 32", "B 33 or more"), list(COLOURS.values()), strict=False))
+    for i, mode in enumerate(modes):
+        for j, cell in enumerate(cells):
+            axes = panels[i, j]
+            for batch, colour in colours.items():
+                points = sorted(shown.get((mode, cell), {}).get(batch, []))
+                if points:
+                    axes.plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=colour, label=batch)
+            axes.set_title(f"{cell} {mode}")
+            axes.set_xscale("log", base=2)
+            sizes = (64, 128, 256, 512, 1024)
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.set_ylim(0, 1)
+            axes.set_yticks(np.arange(0, 1.1, 0.2), [f"{tick:.0%}" for tick in np.arange(0, 1.1, 0.2)])
+            axes.grid(axis="y", color="#e5e5e5", lw=0.6)
+            if i == len(modes) - 1:
+                axes.set_xlabel("hidden size H")
+            if j == 0:
+                axes.set_ylabel("share of the FMA peak")
+    handles, labels = [], []
+    for axes in panels.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    figure.legend(handles, labels, loc="upper center", ncols=4)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
+    return figure
+
+
+def _exceeded(histogram: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Microseconds, and the share of calls that took as long or longer."""
+    edges, counts = np.array(histogram, dtype=float).T
+    return edges / 1e3, counts[::-1].cumsum()[::-1] / counts.sum()
+
+
+def latency(document: Document) -> Any:
+    """How many single steps took longer than a time, with an empty call of the same run dashed."""
+    rows = [row for row, _, _ in known(document) if row["latency"]]
+    if not rows:
+        return None
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, sharex=True)
+    for axes, cell in zip(panels, ("LSTM", "GRU"), strict=True):
+        of_cell = [row for row in rows if row["name"].startswith(cell)]
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(of_cell)))
+        for row, colour in zip(of_cell, shades, strict=True):
+            label = row["name"].split(" step ")[1]
+            axes.step(*_exceeded(row["latency"]["histogram"]), where="post", color=colour, lw=1.2, label=label)
+        if of_cell:
+            empty = _exceeded(of_cell[0]["latency"]["empty"]["histogram"])
+            axes.step(*empty, where="post", color=GREY, ls="--", lw=1, label="empty call")
+            axes.legend(title="B x H", fontsize=7)
+        axes.set(xscale="log", yscale="log", xlabel="microseconds", title=f"{cell} step, single calls from Python")
+        axes.grid(color="#ececec", lw=0.6)
+    panels[0].set_ylabel("share of calls that took longer")
+    figure.tight_layout()
+    return figure
+
+
+def figures(document: Document, folder: Path) -> list[Path]:
+    """Write what there is data for into `folder`, as ratios.png, peak.png and latency.png; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for draw in (ratios, peak, latency):
+        with plt.rc_context(STYLE):
+            figure = draw(document)
+            if figure:
+                path = folder / f"{draw.__name__}.png"
+                figure.savefig(path)
+                plt.close(figure)
+                paths.append(path)
+    return paths

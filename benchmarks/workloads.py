@@ -1,0 +1,144 @@
+"""What is measured, as data: the workloads, and the floors that they must reach.
+
+Sizes: T steps, B batch, I input, H hidden. One workload is one call: a whole sequence forward, one training step of it
+(forward with a tape, and all gradients, after a change of the weights), or one single step from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+GATES = {"LSTM": 4, "GRU": 3}
+FORWARD, TRAIN, STEP = "forward", "train", "step"
+
+
+@dataclass(frozen=True)
+class Workload:
+    mode: str
+    cell: str
+    steps: int
+    batch: int
+    input: int
+    hidden: int
+    layers: int = 1
+    directions: int = 1
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """`LSTM train 100x32x128`: T x B x H, then what is not as usual."""
+        sizes = f"{self.batch}x{self.hidden}" if self.mode == STEP else f"{self.steps}x{self.batch}x{self.hidden}"
+        parts = [self.cell, self.mode, sizes]
+        if self.input != self.hidden:
+            parts.append(f"I{self.input}")
+        if self.layers > 1:
+            parts.append(f"{self.layers} layers")
+        if self.directions > 1:
+            parts.append("both ways")
+        if self.dtype != "float32":
+            parts.append(self.dtype)
+        return " ".join(parts)
+
+    @property
+    def sequences(self) -> Iterator[tuple[int, int]]:
+        """Input and hidden size of each layer and direction."""
+        for layer in range(self.layers):
+            for _ in range(self.directions):
+                yield (self.input if layer == 0 else self.directions * self.hidden), self.hidden
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the products; backward has two products for each of forward's."""
+        of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
+        return of_row * self.steps * self.batch * (3 if self.mode == TRAIN else 1)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights that a call with few rows must read: those of h in every step, those of x once, or with each step."""
+        item = 8 if self.dtype == "float64" else 4
+        return sum(
+            GATES[self.cell] * hidden * (inputs + self.steps * hidden) * item for inputs, hidden in self.sequences
+        )
+
+
+# (T, B, I, H)
+SINGLE = [(100, 1, size, size) for size in (64, 128, 256, 512)]
+BATCHES = [(100, 32, 128, 128), (50, 64, 256, 256), (25, 64, 512, 512), (35, 20, 650, 650)]
+DEEP_BENCH = [(25, 16, 512, 512), (25, 32, 512, 512), (50, 32, 1024, 1024)]
+ODD = [(100, 3, 50, 50), (60, 7, 96, 96), (50, 20, 200, 200), (35, 1, 650, 650), (2000, 1, 64, 64), (200, 8, 40, 64)]
+TRAINED = [(100, 1, 64, 64), *BATCHES, (200, 8, 40, 64), (100, 1, 256, 256), (60, 7, 96, 96), (25, 16, 512, 512)]
+STEPS = [16, 64, 128, 256, 512]
+
+# What --quick measures: a minute's worth of the above.
+QUICK = [
+    "LSTM forward 100x1x64",
+    "LSTM forward 100x32x128",
+    "GRU forward 100x32x128",
+    "LSTM train 100x32x128",
+    "LSTM step 1x64",
+]
+
+
+def _all() -> Iterator[Workload]:
+    for cell in GATES:
+        for sizes in SINGLE + BATCHES + DEEP_BENCH + ODD:
+            yield Workload(FORWARD, cell, *sizes)
+        yield Workload(FORWARD, cell, 100, 16, 64, 128, layers=2, directions=2)
+        yield Workload(FORWARD, cell, 50, 32, 128, 128, dtype="float64")
+    for cell in GATES:
+        for sizes in TRAINED:
+            yield Workload(TRAIN, cell, *sizes)
+        yield Workload(TRAIN, cell, 100, 16, 64, 128, layers=2, directions=2)
+        yield Workload(TRAIN, cell, 50, 32, 128, 128, dtype="float64")
+    for cell in GATES:
+        for size in STEPS:
+            yield Workload(STEP, cell, 1, 1, size, size)
+        yield Workload(STEP, cell, 1, 8, 128, 128)
+        yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
+
+
+WORKLOADS = {workload.name: workload for workload in _all()}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a row must reach: the best peer's time over ours, and a share of the machine's limit (None: no demand)."""
+
+    ratio: float
+    share: float | None = None
+
+
+def _ratio_table() -> dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]]:
+    """Of one row (B 1), by hidden size: on one thread, on two or more."""
+    return {
+        (FORWARD, "LSTM"): ({64: 1.9, 128: 1.4, 256: 1.2, 512: 1.15}, {64: 2.5, 128: 2.0, 256: 1.6, 512: 1.2}),
+        (FORWARD, "GRU"): ({64: 2.5, 128: 1.7, 256: 1.5, 512: 1.2}, {64: 2.8, 128: 2.0, 256: 1.6, 512: 1.2}),
+        (STEP, "LSTM"): ({16: 25, 64: 7, 128: 3.5, 256: 1.9, 512: 1.35}, {}),
+        (STEP, "GRU"): ({16: 25, 64: 8, 128: 4}, {}),
+    }
+
+
+_SINGLE_ROW = _ratio_table()
+# On one thread, on two or more.
+_BATCH_FLOORS = {"LSTM": (Floor(1.05, 0.88), Floor(1.05, 0.85)), "GRU": (Floor(1.15, 0.88), Floor(1.05, 0.82))}
+_TRAIN_RATIOS = {"LSTM": (1.25, 1.4), "GRU": (1.35, 1.5)}
+_TRAIN_SINGLE_RATIOS = {"LSTM": (3.0, 2.5), "GRU": (2.5, 1.5)}
+_TRAIN_SHARES = {"LSTM": 0.85, "GRU": 0.82}
+
+
+def floor_of(workload: Workload, threads: int) -> Floor:
+    """The floor of a workload on a number of threads: the tables above, and 1 for everything else."""
+    w, several = workload, int(threads > 1)
+    sizes = (w.steps, w.batch, w.input, w.hidden)
+    if w.dtype != "float32" or w.layers > 1:
+        return Floor(1.0)
+    if w.mode == FORWARD and sizes in BATCHES:
+        return _BATCH_FLOORS[w.cell][several]
+    if w.mode == TRAIN:
+        if w.batch == 1:
+            return Floor(_TRAIN_SINGLE_RATIOS[w.cell][several])
+        return Floor(_TRAIN_RATIOS[w.cell][several], _TRAIN_SHARES[w.cell] if w.batch >= 8 and not several else None)
+    if w.batch == 1 and (w.mode == STEP or sizes in SINGLE):
+        return Floor(_SINGLE_ROW[w.mode, w.cell][several].get(w.hidden, 1.0))
+    return Floor(1.0)
