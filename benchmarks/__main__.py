@@ -67,9 +67,10 @@ The exit status is 1 if a floor is missed, 2 if the arguments are wrong.""",
     for threads in options.threads or ():
         if not 1 <= threads <= most:
             parser.error(f"--threads: expected 1 to {most}, the processors of this process, got {threads}")
-    for file in (options.show, options.against):
+    for name in ("show", "against"):
+        file = getattr(options, name)
         if file and not file.is_file():
-            parser.error(f"{file}: no such file")
+            parser.error(f"--{name}: expected a file of results, got {file}")
     options.threads = options.threads or sorted({1} if options.quick else {1, min(2, most), most})
     options.seconds = options.seconds or (0.3 if options.quick else 1.5)
     options.calls = options.calls or (50_000 if options.quick else 1_000_000)

@@ -1,0 +1,242 @@
+"""The benchmark harness: every party computes the same, floors and comparisons say what they should. No times."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib import metadata
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as command
+from benchmarks import peers, report, worker
+from benchmarks.workloads import FORWARD, QUICK, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+
+SMALL = [
+    Workload(mode, cell, 1 if mode == STEP else 4, 3, 5, 6, dtype=dtype)
+    for mode in (FORWARD, TRAIN, STEP)
+    for cell in ("LSTM", "GRU")
+    for dtype in ("float32", "float64")
+] + [Workload(mode, cell, 4, 3, 5, 6, 2, 2) for mode in (FORWARD, TRAIN) for cell in ("LSTM", "GRU")]
+FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
+
+
+def row(name=FIRST, threads=1, share=0.9, **ratios):
+    """A row with peers and their ratios, each with quartiles 1 % around it."""
+    found = {
+        p.replace("_", " "): {"seconds": 1.0, "ratio": r, "low": r * 0.99, "high": r * 1.01} for p, r in ratios.items()
+    }
+    return {
+        "name": name, "threads": threads, "seconds": 2e-4, "gflops": 33.0, "share": share, "share_best": share,
+        "bandwidth_share": None, "peers": found, "failed": {}, "memory": None, "latency": None,
+    }  # fmt: skip
+
+
+def document(*rows):
+    return {"made": {}, "how": {}, "skipped": {}, "rows": list(rows), "cold": []}
+
+
+def render(tables):
+    console = Console(width=140)
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table)
+    return capture.get()
+
+
+# ---- workloads and floors
+
+
+def test_names_are_unique_and_quick_ones_exist():
+    assert len({w.name for w in WORKLOADS.values()}) == len(WORKLOADS)
+    assert all(name in WORKLOADS for name in QUICK)
+
+
+@pytest.mark.parametrize(
+    ("name", "threads", "floor"),
+    [
+        ("LSTM forward 100x1x64", 1, Floor(1.9)),
+        ("LSTM forward 100x1x64", 2, Floor(2.5)),
+        ("GRU forward 25x64x512", 1, Floor(1.15, 0.88)),
+        ("LSTM train 100x32x128", 1, Floor(1.25, 0.85)),
+        ("LSTM train 100x32x128", 2, Floor(1.4)),
+        ("LSTM train 100x1x64", 1, Floor(3)),
+        ("LSTM step 1x16", 1, Floor(25)),
+        ("GRU step 8x128", 1, Floor(1)),
+        ("LSTM train 50x32x128 float64", 1, Floor(1)),
+        ("GRU forward 100x3x50", 2, Floor(1)),
+    ],
+)
+def test_floor_of_a_workload(name, threads, floor):
+    assert floor_of(WORKLOADS[name], threads) == floor
+
+
+def test_operations_and_bytes_of_a_stack():
+    workload = Workload(TRAIN, "LSTM", 10, 2, 3, 4, layers=2, directions=2)
+    multiplications = 10 * 2 * 4 * 4 * 2 * ((3 + 4) + (8 + 4))
+    assert workload.operations == 3 * 2 * multiplications
+    assert Workload(STEP, "GRU", 1, 1, 3, 4).weight_bytes == 3 * 4 * (3 + 4) * 4
+
+
+# ---- every party computes what the reference does
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("who", ["gatewise", *peers.PEERS])
+@pytest.mark.parametrize("workload", SMALL, ids=lambda workload: workload.name)
+def test_a_party_agrees_with_the_reference(who, workload):
+    make = peers.gatewise
+    if who != "gatewise":
+        peer = peers.PEERS[who]
+        try:
+            peers.versions(peer)
+        except metadata.PackageNotFoundError as missing:
+            pytest.skip(f"{missing.name} is not installed")
+        make = peer.make
+    case = worker.make_case(workload, 1)
+    expected = worker.expected_of(case, 3 if workload.mode == STEP else 1)
+    try:
+        party = make(case)
+        worker.check(case, party, expected)
+    except ValueError:
+        raise  # wrong numbers
+    except Exception as error:  # what a peer cannot do, it says in its own way
+        if who in ("gatewise", "PyTorch"):
+            raise
+        pytest.skip(f"{type(error).__name__}: {error}"[:80])
+
+
+def test_the_check_sees_a_wrong_number():
+    case = worker.make_case(Workload(TRAIN, "GRU", 4, 3, 5, 6), 1)
+    party, expected = peers.gatewise(case), worker.expected_of(case)
+    worker.check(case, party, expected)
+    for name in ("output", "weight_hh_l0"):
+        wrong = expected | {name: expected[name] * 1.001}
+        with pytest.raises(ValueError, match=f"wrong {name}"):
+            worker.check(case, party, wrong)
+    with pytest.raises(ValueError, match="wrong output"):
+        worker.check(case, party, expected | {"output": np.full_like(expected["output"], np.nan)})
+
+
+# ---- the worker
+
+
+def test_a_job_is_answered_line_by_line(monkeypatch):
+    good, bad = Workload(FORWARD, "LSTM", 4, 1, 5, 6), Workload(TRAIN, "LSTM", 4, 1, 5, 6)
+    monkeypatch.setitem(WORKLOADS, good.name, good)
+    monkeypatch.setitem(WORKLOADS, bad.name, bad)
+    monkeypatch.setitem(
+        peers.PEERS, "Other", peers.Peer(lambda case: peers.inference_only(case) or peers.gatewise(case), ())
+    )
+    job = {"task": "pairs", "peer": "Other", "threads": 1, "workloads": [good.name, bad.name], "seconds": 0.001}
+    first, second = worker.results(job)
+    assert first["found"]["low"] <= first["found"]["ratio"] <= first["found"]["high"]
+    assert second["failed"] == "NotImplementedError: inference only"
+    json.dumps([first, second])
+
+
+def test_limits_and_latency_of_a_small_step(monkeypatch):
+    step = Workload(STEP, "GRU", 1, 1, 5, 6)
+    monkeypatch.setitem(WORKLOADS, step.name, step)
+    job = {"threads": 1, "workloads": [step.name], "seconds": 0.001, "calls": 1000}
+    (limits,), (latency,) = (list(worker.results(job | {"task": task})) for task in ("limits", "latency"))
+    assert limits["found"]["share"] > 0
+    assert limits["found"]["bandwidth_share"] > 0
+    found = latency["found"]
+    assert found["calls"] == 1000 == sum(count for _, count in found["histogram"])
+    assert found["p50"] <= found["p99"] <= found["p99.9"] <= found["max"]
+
+
+def test_the_machines_limits_are_measured():
+    assert worker.peak("float32", 1) > 1e8
+    assert worker.bandwidth("float64", 2, 1 << 20) > 1e8
+
+
+# ---- the report
+
+
+def test_missed_floors():
+    passing = row(PyTorch=2.0, OpenVINO=2.1)
+    assert report.missed(document(passing)) == []
+    assert report.missed(document(row())) == []  # no peer, no ratio
+    slow = row(PyTorch=3.0, OpenVINO=1.5)
+    assert report.missed(document(slow)) == [f"{FIRST}, 1 thread: ratio to OpenVINO 1.50, floor 1.9"]
+    below = row(SECOND, share=0.8, JAX=2.0)
+    assert report.missed(document(below)) == [f"{SECOND}, 1 thread: 80% of the peak, floor 82%"]
+    failed = row(PyTorch=2.0) | {"failed": {"gatewise": "ValueError: wrong output"}}
+    assert report.missed(document(failed)) == [f"{FIRST}, 1 thread: ValueError: wrong output"]
+    assert report.missed(document(row("LSTM of another time", PyTorch=0.1))) == []
+
+
+def test_against_earlier_results():
+    old = document(row(PyTorch=2.0, JAX=3.0), row(SECOND, JAX=2.0))
+    assert report.against(copy.deepcopy(old), old) == []
+    slower = document(row(PyTorch=1.8, JAX=2.7), row(SECOND, JAX=1.0))
+    lines = report.against(slower, old)
+    assert [line.split(",")[0] for line in lines] == [SECOND, FIRST]  # the worst first
+    assert "PyTorch 2.00 -> 1.80" in lines[1]
+    assert report.against(document(row(PyTorch=1.8, OpenVINO=1.0)), document(row(JAX=3.0))) == []  # no peer in both
+    overlapping = document(row(PyTorch=1.8))
+    overlapping["rows"][0]["peers"]["PyTorch"]["high"] = 2.1
+    assert report.against(overlapping, old) == []
+
+
+def test_tables_and_markdown():
+    distribution = {"p50": 400, "p99": 500, "p99.9": 900, "max": 10_000, "histogram": [[400, 5], [900, 1]]}
+    step = row("LSTM step 1x16", PyTorch=30.0) | {"latency": {"calls": 6, "empty": distribution, **distribution}}
+    train = row(SECOND, JAX=1.2, PyTorch=3.0) | {"memory": {"gatewise": 10_000_000, "PyTorch": 20_000_000}}
+    results = document(step, train, row(threads=2, PyTorch=4.0), row(ONNX_Runtime=1.5))
+    results["cold"] = [{"who": "gatewise", "import": 0.01, "first": 0.02, "second": 0.001}]
+    text = render(report.tables(results))
+    for expected in ("1.20 !", "PyTorch", "torch 3.0", "2.00", "0.40 (0.40)", "20.0", "2 threads"):
+        assert expected in text
+    table = report.markdown(results)
+    assert f"| {FIRST} | 200 us | 90% | ONNX Runtime | 1.50 | 4.00 (PyTorch) |" in table
+
+
+def test_figures(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    distribution = {"p50": 400, "p99": 500, "p99.9": 900, "max": 10_000, "histogram": [[400, 5], [900, 1]]}
+    step = row("LSTM step 1x16", PyTorch=30.0) | {"latency": {"calls": 6, "empty": distribution, **distribution}}
+    assert plot.figures(document(), tmp_path) == []
+    written = plot.figures(document(step, row(PyTorch=2.0), row(threads=2, PyTorch=2.0)), tmp_path)
+    assert [path.name for path in written] == ["ratios.png", "peak.png", "latency.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--peers", "Nobody"], ["--threads", "0"], ["--only", "no such name"], ["--show", "no-such-file"]]
+)
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_list_and_show(tmp_path, capsys):
+    assert command.main(["--list"]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == list(WORKLOADS)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(document(row(PyTorch=2.0))))
+    assert command.main(["--show", str(file)]) == 0
+    file.write_text(json.dumps(document(row(PyTorch=1.0))))
+    assert command.main(["--show", str(file)]) == 1
+    assert "floor 1.9" in capsys.readouterr().out
+
+
+def test_jobs_cover_every_workload_and_leave_out_what_no_peer_can():
+    options = command.parse(["--threads", "1", "--seconds", "1"])
+    jobs = list(command.jobs(options, ["PyTorch", "OpenVINO"]))
+    limits = next(job for job in jobs if job["task"] == "limits")
+    assert limits["workloads"] == list(WORKLOADS)
+    pairs = {job["peer"]: job["workloads"] for job in jobs if job["task"] == "pairs"}
+    assert pairs["PyTorch"] == list(WORKLOADS)
+    assert not any(WORKLOADS[name].mode == TRAIN for name in pairs["OpenVINO"])
