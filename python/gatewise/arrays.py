@@ -84,6 +84,8 @@ def exact(name: str, value: object, dtype: np.dtype[Any]) -> Array:
 
 def shaped(name: str, array: Array, expected: Sequence[int | str]) -> Array:
     """`array` itself, which must have the shape `expected`, where a letter stands for any size."""
+    if array.shape == expected:
+        return array
     if len(expected) != array.ndim or any(
         isinstance(wanted, int) and wanted != size for wanted, size in zip(expected, array.shape, strict=True)
     ):
@@ -93,9 +95,11 @@ def shaped(name: str, array: Array, expected: Sequence[int | str]) -> Array:
 
 def rows(array: Array) -> Array:
     """`array` itself where the core can walk over it by strides, else a contiguous copy."""
-    item = array.itemsize
-    walkable = array.flags.aligned and (array.shape[-1] <= 1 or array.strides[-1] == item)
-    if walkable and all(stride % item == 0 for stride in array.strides):
+    item, strides = array.itemsize, array.strides
+    walkable = array.flags.aligned and (strides[-1] == item or array.shape[-1] <= 1)
+    for stride in strides:  # not all(...): this runs at each call, and a generator costs as much as the rest
+        walkable = walkable and stride % item == 0
+    if walkable:
         return array
     walked: Array = np.require(array, requirements=["C", "A"])
     return walked

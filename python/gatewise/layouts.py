@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,8 +12,7 @@ from gatewise.parameters import Architecture
 State: TypeAlias = Array | tuple[Array, Array]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The sizes T and B of a call, and the order of its axes."""
 
     architecture: Architecture
