@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from .report import Document, best_peer, known
-from .workloads import FORWARD, STEP, TRAIN
+from .report import Document, best_peer, known, threads_of
+from .workloads import FORWARD, GATES, STEP, TRAIN
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first
@@ -34,54 +34,63 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+DIAMOND = {"marker": "D", "ls": "", "ms": 5, "mec": "white", "mew": 0.9}
 MODES = (FORWARD, TRAIN, STEP)
+# What an axis of ratios names: far from 1, and near it.
+COARSE = (0.4, 0.6, 0.8, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50)
+FINE = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2)
 
 
 def ratios(document: Document) -> Any:
-    """Bars from 1 to the best peer's time over ours, on one thread; a diamond for two, a stroke for the floor."""
+    """Bars from 1 to the best peer's time over ours, on the fewest threads; diamonds: the most, strokes: floors."""
     rows = [each for each in known(document) if best_peer(each[0])]
-    on_one = {mode: [each for each in rows if each[1].mode == mode and each[0]["threads"] == 1] for mode in MODES}
-    on_two = {row["name"]: row for row, _, _ in rows if row["threads"] == 2}
-    modes = [mode for mode in MODES if on_one[mode]]
-    if not modes:
+    if not rows:
         return None
-    heights = [len(on_one[mode]) + 2 for mode in modes]
+    fewest, most = (bound((row for row, _, _ in rows), key=lambda row: int(row["threads"])) for bound in (min, max))
+    few = [each for each in rows if each[0]["threads"] == fewest["threads"]]
+    bars = {mode: [each for each in few if each[1].mode == mode] for mode in MODES}
+    many = {row["name"]: row for row, _, _ in rows if row["threads"] == most["threads"] > fewest["threads"]}
+    modes = [mode for mode in MODES if bars[mode]]
+    heights = [len(bars[mode]) + 3 for mode in modes]
     figure, panels = plt.subplots(
         len(modes), 1, figsize=(10, 0.19 * sum(heights) + 0.6), squeeze=False, height_ratios=heights
     )
     for axes, mode in zip(panels[:, 0], modes, strict=True):
-        for y, (row, _, floor) in enumerate(on_one[mode]):
+        for y, (row, _, floor) in enumerate(bars[mode]):
             name, best = best_peer(row) or ("", {})
             axes.barh(y, best["ratio"] - 1, left=1, height=0.72, color=COLOURS.get(name, GREY))
             axes.plot([best["low"], best["high"]], [y, y], color=INK, lw=0.8)
             axes.plot([floor.ratio] * 2, [y - 0.42, y + 0.42], color=INK, lw=1.6)
-            two = best_peer(on_two[row["name"]]) if row["name"] in on_two else None
-            if two:
-                axes.plot(two[1]["ratio"], y, "D", ms=3.6, mfc="white", mec=COLOURS.get(two[0], GREY), mew=1.1)
+            other = best_peer(many[row["name"]]) if row["name"] in many else None
+            if other:
+                axes.plot(other[1]["ratio"], y, color=COLOURS.get(other[0], GREY), **DIAMOND)
         axes.axvline(1, color=INK, lw=0.8)
         axes.set_xscale("log")
-        axes.set_yticks(range(len(on_one[mode])), [row["name"].replace(f" {mode} ", " ") for row, _, _ in on_one[mode]])
-        axes.set_ylim(len(on_one[mode]) - 0.4, -0.6)
+        axes.set_yticks(range(len(bars[mode])), [row["name"].replace(f" {mode} ", " ") for row, _, _ in bars[mode]])
+        axes.set_ylim(len(bars[mode]) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         low, high = axes.get_xlim()
-        ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50) if low <= tick <= high]
+        ticks = [tick for tick in (FINE if high < 2.5 * low else COARSE) if low <= tick <= high]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_title(f"{mode}: best peer's time / gatewise's")
+        axes.set_title(f"{mode}: best peer's time / gatewise's, {threads_of(fewest)}")
     seen = {fastest[0] for row, _, _ in rows if (fastest := best_peer(row))}
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(name, GREY), label=name) for name in COLOURS if name in seen
     ]
     handles.append(plt.Line2D([], [], color=INK, lw=1.6, marker="|", ls="", ms=8, mew=1.6, label="floor"))
-    if on_two:
-        handles.append(plt.Line2D([], [], marker="D", ls="", ms=3.6, mfc="white", mec=INK, label="two threads"))
+    if many:
+        handles.append(plt.Line2D([], [], color=INK, label=threads_of(most), **DIAMOND))
     figure.legend(handles=handles, loc="upper center", ncols=len(handles))
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     return figure
 
 
 def peak(document: Document) -> Any:
-    """Share of the FMA peak over H, a line for each range of B; float32, one layer, one thread."""
+    """Share of the FMA peak over H, a line for each range of B; float32, one layer, one thread.
+
+    A range can hold several workloads of one H: each is a marker, and the line goes through their mean.
+    """
     shown: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
     for row, workload, _ in known(document):
         if row["threads"] > 1 or workload.mode == STEP or workload.dtype != "float32" or workload.layers > 1:
@@ -99,18 +108,28 @@ def peak(document: Document) -> Any:
     figure, panels = plt.subplots(
         len(modes), len(cells), figsize=(10, 2.6 * len(modes)), squeeze=False, sharex=True, sharey=True
     )
-    colours = dict(zip(("B 1", "B 2 to 8", "B 9 to 32", "B 33 or more"), list(COLOURS.values()), strict=False))
+    colours = dict(
+        zip(
+            ("B 1", "B 2 to 8", "B 9 to 32", "B 33 or more"),
+            plt.get_cmap("viridis")(np.linspace(0, 0.85, 4)),
+            strict=True,
+        )
+    )
     for i, mode in enumerate(modes):
         for j, cell in enumerate(cells):
             axes = panels[i, j]
             for batch, colour in colours.items():
                 points = sorted(shown.get((mode, cell), {}).get(batch, []))
                 if points:
-                    axes.plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=colour, label=batch)
+                    sizes, shares = np.array(points).T
+                    unique = np.unique(sizes)
+                    means = [shares[sizes == size].mean() for size in unique]
+                    axes.plot(sizes, shares, "o", ms=4, color=colour, label=batch)
+                    axes.plot(unique, means, lw=1, color=colour)
             axes.set_title(f"{cell} {mode}")
             axes.set_xscale("log", base=2)
-            sizes = (64, 128, 256, 512, 1024)
-            axes.set_xticks(sizes, [str(size) for size in sizes])
+            ticks = (64, 128, 256, 512, 1024)
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.set_ylim(0, 1)
             axes.set_yticks(np.arange(0, 1.1, 0.2), [f"{tick:.0%}" for tick in np.arange(0, 1.1, 0.2)])
             axes.grid(axis="y", color="#e5e5e5", lw=0.6)
@@ -137,24 +156,30 @@ def _exceeded(histogram: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndar
 
 def latency(document: Document) -> Any:
     """How many single steps took longer than a time, with an empty call of the same run dashed."""
-    rows = [row for row, _, _ in known(document) if row["latency"]]
+    rows = [(row, workload) for row, workload, _ in known(document) if row["latency"]]
     if not rows:
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, sharex=True)
-    for axes, cell in zip(panels, ("LSTM", "GRU"), strict=True):
-        of_cell = [row for row in rows if row["name"].startswith(cell)]
-        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(of_cell)))
-        for row, colour in zip(of_cell, shades, strict=True):
+    cells = [cell for cell in GATES if any(workload.cell == cell for _, workload in rows)]
+    sizes = sorted({workload.hidden for _, workload in rows})
+    shades = dict(zip(sizes, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(sizes))), strict=True))
+    figure, panels = plt.subplots(1, len(cells), figsize=(10, 3.8), squeeze=False, sharey=True, sharex=True)
+    handles = {}  # a size looks the same in all panels: one legend
+    for axes, cell in zip(panels[0], cells, strict=True):
+        of_cell = [each for each in rows if each[1].cell == cell]
+        for row, w in of_cell:
             label = row["name"].split(" step ")[1]
-            axes.step(*_exceeded(row["latency"]["histogram"]), where="post", color=colour, lw=1.2, label=label)
-        if of_cell:
-            empty = _exceeded(of_cell[0]["latency"]["empty"]["histogram"])
-            axes.step(*empty, where="post", color=GREY, ls="--", lw=1, label="empty call")
-            axes.legend(title="B x H", fontsize=7)
+            look = {"color": shades[w.hidden], "ls": "-." if w.dtype != "float32" else ":" if w.batch > 1 else "-"}
+            (handles[label],) = axes.step(*_exceeded(row["latency"]["histogram"]), where="post", lw=1.3, **look)
+        empty = _exceeded(of_cell[0][0]["latency"]["empty"]["histogram"])
+        (nothing,) = axes.step(*empty, where="post", color=GREY, ls="--", lw=1)
         axes.set(xscale="log", yscale="log", xlabel="microseconds", title=f"{cell} step, single calls from Python")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(lambda share, _: "all" if share >= 1 else f"1 in {1 / share:,.0f}")
         axes.grid(color="#ececec", lw=0.6)
-    panels[0].set_ylabel("share of calls that took longer")
-    figure.tight_layout()
+    panels[0, 0].set_ylabel("calls that took longer")
+    handles["empty call"] = nothing
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=len(handles), title="B x H")
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / figure.get_figheight()))
     return figure
 
 

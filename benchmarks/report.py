@@ -26,12 +26,14 @@ TITLES = {
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
 }
-# So many of the other peers fit into a line; the results hold them all.
+# So many of the other peers fit into a line of 140 columns; the results hold them all.
 NEXT = 3
+# The few names that are longer are folded.
+NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
     "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "!: below its floor"
+    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow"
 )
 
 
@@ -101,10 +103,15 @@ def threads_of(row: Row) -> str:
     return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
 
 
+def three_digits(number: float) -> str:
+    """Three digits that count, more before the point where there are more, and never an exponent."""
+    return f"{number:#.3g}".rstrip(".") if 0.001 <= number < 999.5 else f"{number:.0f}"
+
+
 def time_text(seconds: float) -> str:
     for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
+            return f"{three_digits(seconds / unit)} {name}"
     return f"{seconds * 1e9:.0f} ns"
 
 
@@ -135,6 +142,7 @@ def ratio_table(mode: str, rows: Iterable[tuple[Row, Workload, Floor]]) -> Table
     rows = list(rows)
     title = f"{TITLES[mode]}; {threads_of(rows[0][0])}"
     table = new_table(title, "", "time", "GFLOP/s", "peak", "cache", "best peer", "ratio", "", "floor", "the next")
+    table.columns[0].max_width, table.columns[0].no_wrap = NAME_WIDTH, False
     table.columns[5].justify = table.columns[9].justify = "left"
     for row, _, floor in rows:
         best = best_peer(row)
@@ -143,10 +151,10 @@ def ratio_table(mode: str, rows: Iterable[tuple[Row, Workload, Floor]]) -> Table
         table.add_row(
             row["name"].replace(f" {mode} ", " "),
             time_text(row["seconds"]) if "seconds" in row else "failed",
-            f"{row['gflops']:.3g}" if "gflops" in row else "",
+            three_digits(row["gflops"]) if "gflops" in row else "",
             mark(share_text(row.get("share")), misses_share(row, floor)),
             share_text(row.get("bandwidth_share")),
-            best[0] if best else "",
+            SHORT.get(best[0], best[0]) if best else "",
             mark(f"{best[1]['ratio']:.2f}", misses_ratio(row, floor)) if best else "",
             f"{best[1]['low']:.2f}-{best[1]['high']:.2f}" if best else "",
             f"{floor.ratio:g}{share_floor}",

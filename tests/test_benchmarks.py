@@ -38,8 +38,8 @@ def document(*rows):
     return {"made": {}, "how": {}, "skipped": {}, "rows": list(rows), "cold": []}
 
 
-def render(tables):
-    console = Console(width=140)
+def render(tables, width=140):
+    console = Console(width=width)
     with console.capture() as capture:
         for table in tables:
             console.print(table)
@@ -194,6 +194,21 @@ def test_tables_and_markdown():
         assert expected in text
     table = report.markdown(results)
     assert f"| {FIRST} | 200 us | 90% | ONNX Runtime | 1.50 | 4.00 (PyTorch) |" in table
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.0123, "0.0123"), (1.4, "1.40"), (43, "43.0"), (999.7, "1000"), (1510.2, "1510"), (0, "0")]
+)
+def test_three_digits(number, text):
+    assert report.three_digits(number) == text
+
+
+def test_a_full_table_fits_120_columns():
+    slow = {p: 1.5 + i for i, p in enumerate(["ONNX_Runtime_bound", "ONNX_Runtime", "OpenVINO", "TensorFlow"])}
+    wide = row("LSTM forward 100x16x128 I64 2 layers both ways", **slow) | {"gflops": 1510.2, "bandwidth_share": 0.5}
+    text = " ".join(render(report.tables(document(wide)), 120).split())
+    for expected in ("ort bound 1.50 ", "ort 2.5,", "openvino", "tf", "4.5", "1510", "both ways"):
+        assert expected in text
 
 
 def test_figures(tmp_path):

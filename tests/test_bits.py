@@ -24,6 +24,7 @@ SIZES = pytest.mark.parametrize(
         (16, 16, {}),
         (5, 33, {"num_layers": 2}),
         (40, 100, {}),
+        (5, 200, {}),  # two chains, and panels in both directions
         (1500, 17, {"bias": False}),
     ],
     ids=str,
