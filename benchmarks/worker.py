@@ -22,8 +22,8 @@ from . import peers
 from .peers import Array, Case, Party
 from .workloads import GATES, STEP, TRAIN, WORKLOADS, Workload
 
-# Waited before each turn of several threads, so that the workers of the party before stop spinning for work: libgomp's do
-# after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
+# Waited before each turn of several threads, so that the workers of the party before stop spinning for work: libgomp's
+# do after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
 # processors with them: at 20 ms two threads of one row came out at half or at twice the speed, by chance.
 REST = 0.1
 # A turn's least time: calls much shorter are repeated within it, and the clock costs nothing.
