@@ -6,6 +6,7 @@ import copy
 import json
 from importlib import metadata
 
+import gatewise as gw
 import numpy as np
 import pytest
 from rich.console import Console
@@ -21,6 +22,14 @@ SMALL = [
     for dtype in ("float32", "float64")
 ] + [Workload(mode, cell, 4, 3, 5, 6, 2, 2) for mode in (FORWARD, TRAIN) for cell in ("LSTM", "GRU")]
 FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """A party sets the number of threads for its whole process."""
+    threads = gw.get_num_threads()
+    yield
+    gw.set_num_threads(threads)
 
 
 def row(name=FIRST, threads=1, share=0.9, **ratios):
