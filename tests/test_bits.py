@@ -178,7 +178,7 @@ def test_rows_of_a_stream(cell, dtype, batch):
 # Threads
 
 
-THREADS = (2, 3, 5)
+THREADS = (2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("batch", [1, 9, 25], ids="B{}".format)

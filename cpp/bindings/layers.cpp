@@ -1,4 +1,6 @@
 // Packed weights, forward, and the tape.
+#include <algorithm>
+
 #include "python.hpp"
 
 namespace gatewise {
@@ -144,7 +146,8 @@ Forward sequence_call(const Packed& packed, const py::array& x, const py::array&
 }
 
 void run_forward(const Packed& packed, Forward& call) {
-  const Size scratch = packed.kernels->forward_scratch(call.stack, call.steps, call.batch, call.tape != nullptr);
+  const Size scratch =
+      packed.kernels->forward_scratch(call.stack, call.steps, call.batch, call.tape != nullptr, call.threads);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
   without_gil(packed.operations(call.batch) * call.steps, [&] { packed.kernels->forward(call); });
@@ -192,7 +195,7 @@ Size Packed::operations(Size batch) const {
 
 int Packed::threads(Size steps, Size batch) const {
   return threads_for(operations(batch) / (layers * directions), steps * layers * directions,
-                     (hidden + kernels->lanes - 1) / kernels->lanes);
+                     std::max((hidden + kernels->lanes - 1) / kernels->lanes, batch / rows_alone(hidden)));
 }
 
 void bind_layers(py::module_& module) {

@@ -35,7 +35,7 @@ struct Stream {
   // Takes other weights of the same sizes; the state stays.
   void use(std::shared_ptr<const Packed> weights) {
     Stack stack = weights->stack();
-    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false) * item));
+    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false, 1) * item));
     if (!hidden.data()) {
       hidden = Buffer(static_cast<std::size_t>(hidden_bytes()));
       cell = Buffer(static_cast<std::size_t>(cell_bytes()));

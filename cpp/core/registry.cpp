@@ -87,10 +87,10 @@ int threads() { return has_threads() && !forked ? thread_count.load() : 1; }
 
 Size set_threading_threshold(Size operations) { return threshold.exchange(operations); }
 
-int threads_for(Size operations, Size steps, Size panels) {
+int threads_for(Size operations, Size steps, Size parts) {
   const Size least = threshold.load(std::memory_order_relaxed);
   if (operations < least || operations * steps < least * least_steps) return 1;
-  return static_cast<int>(std::max<Size>(1, std::min<Size>(threads(), panels)));
+  return static_cast<int>(std::max<Size>(1, std::min<Size>(threads(), parts)));
 }
 
 bool has_threads() {

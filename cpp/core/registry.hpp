@@ -27,8 +27,9 @@ int threads();
 // The least multiply-adds a step for which a call is cut over threads.
 Size set_threading_threshold(Size operations);
 
-// How many threads a call deserves that does `operations` multiply-adds a step in `steps` steps.
-int threads_for(Size operations, Size steps, Size panels);
+// How many threads a call deserves that does `operations` multiply-adds a step in `steps` steps and can be cut into
+// `parts`.
+int threads_for(Size operations, Size steps, Size parts);
 
 // Whether this build can use more than one thread.
 bool has_threads();

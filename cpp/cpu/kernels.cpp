@@ -52,9 +52,9 @@ Size tape(const Stack& stack, Size steps, Size batch, bool dropout) {
                    [&](auto cell) { return tape_size<decltype(cell)>(stack, steps, batch, dropout); });
 }
 
-Size scratch_forward(const Stack& stack, Size steps, Size batch, bool record) {
+Size scratch_forward(const Stack& stack, Size steps, Size batch, bool record, int threads) {
   return with_cell(stack.layer->cell,
-                   [&](auto cell) { return forward_scratch<decltype(cell)>(stack, steps, batch, record); });
+                   [&](auto cell) { return forward_scratch<decltype(cell)>(stack, steps, batch, record, threads); });
 }
 
 Size scratch_backward(const Stack& stack, Size steps, Size batch) {

@@ -27,10 +27,19 @@ constexpr Size gradient_steps(Size batch) { return larger(1, chain_length / larg
 // second; many rows: no difference.)
 inline bool turns_back(Size step) { return step % 2 == 1; }
 
+// Forward, threads are cut into groups, each with rows of the batch to itself: as many as have rows_alone of them.
+inline int groups_for(int threads, Size batch, Size hidden) {
+  const Size most = smaller(most_groups, larger(1, batch / rows_alone(hidden)));
+  int groups = threads;
+  while (groups > most || threads % groups != 0) --groups;
+  return groups;
+}
+
 // What a recorded sequence keeps.
 struct SequenceTape {
   Real* kept = nullptr;     // [T][panel][B][kept][lane]
   Real* carried = nullptr;  // [T + 1][panel][B][lane], in the order of the recurrence: the state before step i at i
+  Size rows = 0;            // B, of which a sequence may have a part
 
   SequenceTape() = default;
   template <class Cell>
@@ -38,12 +47,23 @@ struct SequenceTape {
     const Size values = panels_of(layer.hidden) * batch * lanes;
     kept = arena.take(steps * values * Cell::kept);
     carried = Cell::carried ? arena.take((steps + 1) * values) : nullptr;
+    rows = batch;
+  }
+
+  // Of the rows from the given one on.
+  template <class Cell>
+  SequenceTape from_row(Cell, Size row) const {
+    SequenceTape part = *this;
+    if (kept) part.kept += row * Cell::kept * lanes;
+    if (carried) part.carried += row * lanes;
+    return part;
   }
 };
 
 struct Sequence {
   Layer layer;
   Size steps, batch;
+  bool part;  // of a batch of more rows, so that those of one step do not follow on those of the step before
   bool reverse;
   Rows<const Real*> input;    // [T, B, I]
   Rows<Real*> output;         // [T, B, R]
@@ -72,18 +92,30 @@ inline void clear(Real* values, Size count) {
   for (Size i = 0; i < count; ++i) values[i] = 0;
 }
 
-// Columns of the panels in `share` between rows [B][units] and panels [panel][B][lane]; null rows are zero.
-inline void load_panels(const Real* rows, Size stride, Size units, Size batch, Team::Share share, Real* panels) {
+// Columns of the panels in `share` between rows [B][units] and panels [panel][rows][lane], of which the first B are
+// meant; null rows are zero.
+inline void load_panels(const Real* from, Size stride, Size units, Size batch, Team::Share share, Real* panels,
+                        Size rows) {
   for (Size panel = share.begin; panel < share.end; ++panel)
     for (Size b = 0; b < batch; ++b)
-      (rows ? load_first(rows + b * stride + panel * lanes, units_in(panel, units)) : Register::broadcast(0))
-          .store(panels + (panel * batch + b) * lanes);
+      (from ? load_first(from + b * stride + panel * lanes, units_in(panel, units)) : Register::broadcast(0))
+          .store(panels + (panel * rows + b) * lanes);
 }
-inline void store_panels(const Real* panels, Size units, Size batch, Team::Share share, Real* rows, Size stride) {
+inline void store_panels(const Real* panels, Size rows, Size units, Size batch, Team::Share share, Real* to,
+                         Size stride) {
   for (Size panel = share.begin; panel < share.end; ++panel)
     for (Size b = 0; b < batch; ++b)
-      store_first(Register::load(panels + (panel * batch + b) * lanes), rows + b * stride + panel * lanes,
+      store_first(Register::load(panels + (panel * rows + b) * lanes), to + b * stride + panel * lanes,
                   units_in(panel, units));
+}
+
+// The rows of `times` steps brought together, as [times * B][units].
+inline void gather_rows(Rows<const Real*> from, Size times, Size batch, Size units, Real* to) {
+  for (Size t = 0; t < times; ++t)
+    for (Size b = 0; b < batch; ++b, to += units) {
+      const Real* row = from.data + t * from.step + b * from.row;
+      for (Size i = 0; i < units; ++i) to[i] = row[i];
+    }
 }
 
 // The product with one set of rows, over all times at once where rows follow each other at one stride.
@@ -113,8 +145,9 @@ struct ForwardScratch {
   Real* zeros;        // [R]
   Real* cell_hidden;  // [B][H], h before the projection
   Real* projected;    // [panel of P][B][lane]
+  Real* input;        // [steps_ahead * B][I], where rows of a part of the batch are brought together
 
-  ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch) {
+  ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch, bool part) {
     const Size panels = panels_of(layer.hidden), row = panels * Cell::sums * lanes;
     const Size fitting = ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row),
                enough = ahead_rows / larger(1, batch);
@@ -124,17 +157,18 @@ struct ForwardScratch {
     zeros = arena.take(output_of(layer));
     cell_hidden = arena.take(layer.projection ? batch * layer.hidden : 0);
     projected = arena.take(panels_of(layer.projection) * batch * lanes);
+    input = arena.take(part ? steps_ahead * batch * layer.input : 0);
   }
 };
 
 // Sums of the panels in `share` become the state after the step, the output, and what the tape keeps.
-// sums [panel][B][sum][lane], a panel `panel_stride` apart; before, after [panel][B][lane]; out [B][H].
+// sums [panel][B][sum][lane], a panel `panel_stride` apart; before, after [panel][state_rows][lane]; out [B][H].
 //
 // The hidden unit of one row is finished while the next row is at its gates: LSTM's tanh(c) waits for all of them, and
 // a processor looks ahead less than two rows (2.35 ns a unit instead of 3.0 on Zen 3).
 template <class Cell, bool record>
 [[gnu::noinline]] void update(Team::Share share, Size units, Size batch, const Real* sums, Size panel_stride,
-                              const Real* before, Real* after, Real* kept, Real* out, Size out_row) {
+                              const Real* before, Real* after, Size state_rows, Real* kept, Real* out, Size out_row) {
   if (batch == 0) return;
   Register kept_of[Cell::kept], after_of{};
   Real* out_of = nullptr;
@@ -143,7 +177,7 @@ template <class Cell, bool record>
   for (Size panel = share.begin; panel < share.end; ++panel) {
     const Real* sum = sums + panel * panel_stride;
     for (Size b = 0; b < batch; ++b, sum += Cell::sums * lanes) {
-      const Size place = (panel * batch + b) * lanes;
+      const Size place = (panel * state_rows + b) * lanes;
       Register sum_of[Cell::sums], before_of{}, next_kept[Cell::kept], next_after{};
       repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
       if constexpr (Cell::carried) before_of = Register::load(before + place);
@@ -167,33 +201,41 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   constexpr int G = Cell::gates;
   const Layer& layer = sequence.layer;
   const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
-  const Size panels = panels_of(hidden), state = panels * batch * lanes;
+  const Size state_rows = record ? sequence.tape.rows : batch;
+  const Size panels = panels_of(hidden), state = panels * state_rows * lanes;
   const Team::Share own = team.share(panels), own_projection = team.share(panels_of(layer.projection));
   Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
   const Panels<Cell> packed(packed_arena, layer);
-  const ForwardScratch<Cell> s(arena, layer, steps, batch);
+  const ForwardScratch<Cell> s(arena, layer, steps, batch, sequence.part);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.steps_ahead * batch * sums_row;
   if (!sequence.hidden_before) clear(s.zeros, recurrent);  // by each thread: the same zeros
 
   Real* carried = record ? sequence.tape.carried : s.carried;
   if constexpr (Cell::carried) {
     const Real* before = Cell::carries_hidden ? sequence.hidden_before : cell_before;
-    load_panels(before, hidden, hidden, batch, own, carried);
+    load_panels(before, hidden, hidden, batch, own, carried, state_rows);
   }
 
   const Size group_values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * sums_row);
   const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
   for (Size ahead = 0; ahead < steps; ahead += s.steps_ahead) {
     const Size count = smaller(s.steps_ahead, steps - ahead), lowest = sequence.lowest_time(ahead, count);
+    Rows<const Real*> input{sequence.input.data + lowest * sequence.input.step, sequence.input.step,
+                            sequence.input.row};
+    if (sequence.part) {
+      if (team.rank == 0) gather_rows(input, count, batch, layer.input, s.input);
+      input = {s.input, batch * layer.input, layer.input};
+      team.wait();
+    }
     Product inputs{};
     inputs.panels = own.count();
     inputs.segments = 1;
     inputs.run = layer.input;
-    inputs.scalars = {sequence.input.data + lowest * sequence.input.step, 0, 1, 0};
+    inputs.scalars = {input.data, 0, 1, 0};
     inputs.vectors = {packed.input + own.begin * layer.input * G * lanes, layer.input * G * lanes, G * lanes, 0};
     inputs.start = {packed.bias + own.begin * sums_row, sums_row, 0};
     inputs.sums = {s.sums + own.begin * sums_panel, sums_panel, sums_row};
-    multiply_times<G>(inputs, sequence.input, count, batch);
+    multiply_times<G>(inputs, input, count, batch);
     // The sums that no input feeds start from their bias.
     for (Size panel = own.begin; panel < own.end && Cell::sums > G; ++panel)
       for (Size row = 0; row < count * batch; ++row)
@@ -224,7 +266,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
         product.sums = {sums + panel * sums_panel + Cell::first_hidden_sum * lanes, sums_panel, sums_row};
         product.start = {product.sums.data, sums_panel, sums_row};
         multiply<G>(product);
-        update<Cell, record>(share, hidden, batch, sums, sums_panel, carried, after,
+        update<Cell, record>(share, hidden, batch, sums, sums_panel, carried, after, state_rows,
                              record ? sequence.tape.kept + i * state * Cell::kept : nullptr,
                              layer.projection ? s.cell_hidden : output,
                              layer.projection ? hidden : sequence.output.row);
@@ -241,7 +283,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
         product.vectors = {packed.projection + own_projection.begin * hidden * lanes, hidden * lanes, lanes, 0};
         product.sums = {s.projected + own_projection.begin * batch * lanes, batch * lanes, lanes};
         multiply<1>(product);
-        store_panels(s.projected, layer.projection, batch, own_projection, output, sequence.output.row);
+        store_panels(s.projected, batch, layer.projection, batch, own_projection, output, sequence.output.row);
         team.wait();
       }
     }
@@ -252,7 +294,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   const Size begin = own_hidden.begin * lanes, end = smaller(own_hidden.end * lanes, recurrent);
   for (Size b = 0; b < batch; ++b)
     for (Size unit = begin; unit < end; ++unit) hidden_after[b * recurrent + unit] = last.data[b * last.row + unit];
-  if (cell_after) store_panels(carried, hidden, batch, own, cell_after, hidden);
+  if (cell_after) store_panels(carried, state_rows, hidden, batch, own, cell_after, hidden);
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
@@ -449,8 +491,8 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
     clear_panels(s.gradients.bias, sums_row, own);
     clear_panels(s.gradients.projection, hidden * lanes, own_projection);
   }
-  load_panels(grads.hidden_after, recurrent, recurrent, batch, own_hidden, s.grad_hidden);
-  if constexpr (Cell::carried) load_panels(grads.cell_after, hidden, hidden, batch, own, s.grad_carried);
+  load_panels(grads.hidden_after, recurrent, recurrent, batch, own_hidden, s.grad_hidden, batch);
+  if constexpr (Cell::carried) load_panels(grads.cell_after, hidden, hidden, batch, own, s.grad_carried, batch);
 
   for (Size end = steps; end > 0;) {
     const Size count = smaller(s.block_steps, end), first = end - count, lowest = sequence.lowest_time(first, count);
@@ -526,8 +568,8 @@ void backward_steps(const Sequence& sequence, const SequenceGradients& grads, Re
   if constexpr (Cell::carries_hidden)
     for (Size i = own.begin * batch * lanes; i < own.end * batch * lanes; i += lanes)
       (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
-  store_panels(s.grad_hidden, recurrent, batch, own_hidden, grads.hidden_before, recurrent);
-  if (grads.cell_before) store_panels(s.grad_carried, hidden, batch, own, grads.cell_before, hidden);
+  store_panels(s.grad_hidden, batch, recurrent, batch, own_hidden, grads.hidden_before, recurrent);
+  if (grads.cell_before) store_panels(s.grad_carried, batch, hidden, batch, own, grads.cell_before, hidden);
   unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
 }
 

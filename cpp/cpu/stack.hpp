@@ -47,22 +47,33 @@ inline Size between_layers(const Stack& stack, Size steps, Size batch) {
   return stack.layers > 1 ? steps * batch * stack.directions * output_of(*stack.layer) : 0;
 }
 
-template <class Scratch>
-Size largest_scratch(const Stack& stack, Size steps, Size batch) {
+template <class Scratch, class... Options>
+Size largest_scratch(const Stack& stack, Size steps, Size batch, Options... options) {
   Size most = 0;
   for (Size i = 0; i < stack.layers * stack.directions; ++i) {
     Arena arena{nullptr};
-    Scratch(arena, stack.layer[i], steps, batch);
+    Scratch(arena, stack.layer[i], steps, batch, options...);
     most = larger(most, arena.used);
   }
   return most;
 }
 
+// What each of `groups` groups of threads needs for its part of the batch. Parts differ by a row, and the one with
+// fewer may take more steps ahead.
 template <class Cell>
-Size forward_scratch(const Stack& stack, Size steps, Size batch, bool record) {
+Size group_scratch(const Stack& stack, Size steps, Size batch, int groups) {
+  const auto of_rows = [&](Size rows) { return largest_scratch<ForwardScratch<Cell>>(stack, steps, rows, groups > 1); };
+  return larger(of_rows(batch / groups), of_rows((batch + groups - 1) / groups));
+}
+
+template <class Cell>
+Size forward_scratch(const Stack& stack, Size steps, Size batch, bool record, int threads) {
   Arena arena{nullptr};
   for (int i = 0; i < 2 && !record; ++i) arena.take(between_layers(stack, steps, batch));
-  return arena.used + largest_scratch<ForwardScratch<Cell>>(stack, steps, batch);
+  const int groups = groups_for(threads, batch, stack.layer->hidden);
+  // The system may give fewer threads than it was asked for; these make one group.
+  return arena.used +
+         larger(groups * group_scratch<Cell>(stack, steps, batch, groups), group_scratch<Cell>(stack, steps, batch, 1));
 }
 
 template <class Cell>
@@ -72,20 +83,20 @@ Size backward_scratch(const Stack& stack, Size steps, Size batch) {
   return arena.used + largest_scratch<BackwardScratch<Cell>>(stack, steps, batch);
 }
 
-// Dropout over a whole sequence [T, B, units], cut over the team by steps.
-inline void drop_rows(const Dropout& dropout, Size layer, Size steps, Size batch, Size units, const Real* from,
-                      Real* to, const Team& team) {
+// Dropout over some rows of a whole sequence [T, B, units], cut over the team by steps.
+inline void drop_rows(const Dropout& dropout, Size layer, Size steps, Size batch, Team::Share rows, Size units,
+                      const Real* from, Real* to, const Team& team) {
   const Team::Share own = team.share(steps);
   for (Size t = own.begin; t < own.end; ++t)
-    for (Size b = 0; b < batch; ++b)
+    for (Size b = rows.begin; b < rows.end; ++b)
       drop_row(dropout, layer, b, t, units, from + (t * batch + b) * units, to + (t * batch + b) * units);
 }
 
-// The `index`-th of arrays of `size` elements, or null where there are none.
+// The elements from the given one on, or null where there are none.
 template <class Pointer>
-auto nth(Pointer* array, Size index, Size size) {
+auto from(Pointer* array, Size first) {
   using Typed = std::conditional_t<std::is_const_v<Pointer>, const Real, Real>;
-  return array ? static_cast<Typed*>(array) + index * size : nullptr;
+  return array ? static_cast<Typed*>(array) + first : nullptr;
 }
 
 template <class Cell>
@@ -99,7 +110,12 @@ void run_forward(const Forward& call) {
   for (int i = 0; i < 2 && !call.tape; ++i) buffers[i] = arena.take(between_layers(stack, steps, batch));
   Real* scratch = arena.base + arena.used;
 
-  run_team(call.threads, [&](const Team& team) {
+  run_team(call.threads, [&](const Team& everyone) {
+    const int groups = everyone.size == call.threads ? groups_for(everyone.size, batch, stack.layer->hidden) : 1;
+    const int rank = everyone.group_rank(groups);
+    const Team team = everyone.group(groups);
+    const Team::Share rows = Team::part(batch, rank, groups);
+    Real* own_scratch = scratch + rank * group_scratch<Cell>(stack, steps, batch, groups);
     Rows<const Real*> input{static_cast<const Real*>(call.input.data), call.input.step, call.input.row};
     for (Size layer = 0; layer < stack.layers; ++layer) {
       const Layer* of_direction = stack.layer + layer * directions;
@@ -113,23 +129,26 @@ void run_forward(const Forward& call) {
                : rows_of<Real*>(between, batch, units);
       for (Size d = 0; d < directions; ++d) {
         const Size index = layer * directions + d, hidden = of_direction[d].hidden;
+        const Size of_hidden = (index * batch + rows.begin) * recurrent,
+                   of_cell = (index * batch + rows.begin) * hidden;
         const Sequence sequence{of_direction[d],
                                 steps,
-                                batch,
+                                rows.count(),
+                                groups > 1,
                                 d == 1,
-                                input,
-                                {output.data + d * recurrent, output.step, output.row},
-                                nth(call.hidden_before, index, batch * recurrent),
-                                tape.direction[d]};
+                                {input.data + rows.begin * input.row, input.step, input.row},
+                                {output.data + rows.begin * output.row + d * recurrent, output.step, output.row},
+                                from(call.hidden_before, of_hidden),
+                                tape.direction[d].from_row(Cell(), rows.begin)};
         const auto walk = call.tape ? forward_steps<Cell, true> : forward_steps<Cell, false>;
-        walk(sequence, nth(call.cell_before, index, batch * hidden), nth(call.hidden_after, index, batch * recurrent),
-             nth(call.cell_after, index, batch * hidden), scratch, team);
+        walk(sequence, from(call.cell_before, of_cell), from(call.hidden_after, of_hidden),
+             from(call.cell_after, of_cell), own_scratch, team);
       }
       if (last) break;
       team.wait();
       input = rows_of<const Real*>(between, batch, units);
       if (dropout) {
-        drop_rows(call.dropout, layer, steps, batch, units, tape.output, tape.dropped, team);
+        drop_rows(call.dropout, layer, steps, batch, rows, units, tape.output, tape.dropped, team);
         team.wait();
         input.data = tape.dropped;
       }
@@ -169,30 +188,31 @@ void run_backward(const Backward& call) {
                      : rows_of<Real*>(buffers[layer % 2], batch, below);
       for (Size d = 0; d < directions; ++d) {
         const Size index = layer * directions + d, hidden = of_direction[d].hidden;
-        const Size of_hidden = batch * recurrent, of_cell = batch * hidden;
+        const Size of_hidden = index * batch * recurrent, of_cell = index * batch * hidden;
         const Sequence sequence{of_direction[d],
                                 steps,
                                 batch,
+                                false,
                                 d == 1,
                                 input,
                                 {const_cast<Real*>(output.data) + d * recurrent, output.step, output.row},
-                                nth(call.hidden_before, index, of_hidden),
+                                from(call.hidden_before, of_hidden),
                                 tape.direction[d]};
         const SequenceGradients grads{
             {grad_output.data ? grad_output.data + d * recurrent : nullptr, grad_output.step, grad_output.row},
-            nth(call.grad_hidden_after, index, of_hidden),
-            nth(call.grad_cell_after, index, of_cell),
+            from(call.grad_hidden_after, of_hidden),
+            from(call.grad_cell_after, of_cell),
             grad_input,
             d == 1,
-            nth(call.grad_hidden_before, index, of_hidden),
-            nth(call.grad_cell_before, index, of_cell),
+            from(call.grad_hidden_before, of_hidden),
+            from(call.grad_cell_before, of_cell),
             call.gradients + index};
         backward_steps<Cell>(sequence, grads, scratch, team);
         team.wait();
       }
       if (layer == 0) break;
       if (dropout) {
-        drop_rows(call.dropout, layer - 1, steps, batch, below, grad_input.data, grad_input.data, team);
+        drop_rows(call.dropout, layer - 1, steps, batch, {0, batch}, below, grad_input.data, grad_input.data, team);
         team.wait();
       }
       grad_output = {grad_input.data, grad_input.step, grad_input.row};

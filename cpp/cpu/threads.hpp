@@ -43,10 +43,24 @@ class FloatingPointMode {
 // Spins for about 10 us, then lets others run: a peer that lost its processor must not cost us ours as well.
 constexpr int spins_before_yield = 1000;
 
-// One thread's place in a team. The barrier is a count of arrivals that only grows.
+// A barrier is a count of arrivals that only grows. Each has a cache line to itself.
+struct alignas(64) Arrivals {
+  std::uint64_t count = 0;
+};
+constexpr int most_groups = 32;
+
+// One thread's place in a team.
 struct Team {
   int size = 1, rank = 0;
-  std::uint64_t* arrivals = nullptr;
+  Arrivals* arrivals = nullptr;  // of the team, then of each group that it may be cut into
+
+  // The group of this thread if the team is cut into `groups` equal ones, and which of them it is.
+  Team group(int groups) const {
+    if (groups == 1) return *this;
+    const int threads = size / groups;
+    return {threads, rank % threads, arrivals + 1 + rank / threads};
+  }
+  int group_rank(int groups) const { return rank / (size / groups); }
 
   // This thread's share [begin, end) of `count` things: the same share each time, so that a thread meets its own
   // data again in its own cache.
@@ -54,17 +68,16 @@ struct Team {
     Size begin, end;
     Size count() const { return end - begin; }
   };
-  Share share(Size count) const {
-    return size == 1 ? Share{0, count} : Share{count * rank / size, count * (rank + 1) / size};
-  }
+  Share share(Size count) const { return size == 1 ? Share{0, count} : part(count, rank, size); }
+  static Share part(Size count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
 
   void wait() const {
     if (size == 1) return;
 #ifdef _OPENMP
     const auto team = static_cast<std::uint64_t>(size);
-    const std::uint64_t arrived = __atomic_fetch_add(arrivals, 1, __ATOMIC_ACQ_REL);
+    const std::uint64_t arrived = __atomic_fetch_add(&arrivals->count, 1, __ATOMIC_ACQ_REL);
     const std::uint64_t all = arrived - arrived % team + team;
-    for (int spins = 0; __atomic_load_n(arrivals, __ATOMIC_ACQUIRE) < all; ++spins) {
+    for (int spins = 0; __atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE) < all; ++spins) {
 #if defined(__x86_64__)
       _mm_pause();
 #endif
@@ -80,11 +93,11 @@ void run_team(int threads, const Work& work) {
   const FloatingPointMode mode;
 #ifdef _OPENMP
   if (threads > 1) {
-    alignas(64) std::uint64_t arrivals = 0;
+    Arrivals arrivals[1 + most_groups];
 #pragma omp parallel num_threads(threads)
     {
       const FloatingPointMode worker_mode;
-      work(Team{omp_get_num_threads(), omp_get_thread_num(), &arrivals});
+      work(Team{omp_get_num_threads(), omp_get_thread_num(), arrivals});
     }
     return;
   }
