@@ -26,8 +26,10 @@ from .workloads import GATES, STEP, TRAIN, WORKLOADS, Workload
 # do after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
 # processors with them: at 20 ms two threads of one row came out at half or at twice the speed, by chance.
 REST = 0.1
-# A turn's least time: calls much shorter are repeated within it, and the clock costs nothing.
+# A turn's least time: calls much shorter are repeated within it, and the clock costs nothing. After a rest processors
+# come back slowly: of calls of 0.6 ms the first two took 1.2 and 0.9 ms. Hence a longer turn then, and a longer start.
 TURN = 0.002
+START_AFTER_REST, TURN_AFTER_REST = 0.005, 0.02
 
 
 def make_case(workload: Workload, threads: int) -> Case:
@@ -85,11 +87,11 @@ def check(case: Case, party: Party, expected: dict[str, Array]) -> None:
 # ---- timing
 
 
-def calls_for(run: Callable[[], Any]) -> int:
+def calls_for(run: Callable[[], Any], least: float) -> int:
     """So many calls as take a turn's least time."""
     calls = 1
-    while (seconds := time_of(run, calls)) < TURN:
-        calls = max(2 * calls, int(1.2 * calls * TURN / max(seconds, 1e-7)))
+    while (seconds := time_of(run, calls)) < least:
+        calls = max(2 * calls, int(1.2 * calls * least / max(seconds, 1e-7)))
     return calls
 
 
@@ -100,12 +102,20 @@ def time_of(run: Callable[[], Any], calls: int) -> float:
     return perf_counter() - start
 
 
-def turn(run: Callable[[], Any], calls: int, rest: float) -> float:
-    """Seconds of one call, after one that is not timed: it wakes the party's threads and fills the caches."""
-    if rest:
-        sleep(rest)
-    run()
-    return time_of(run, calls) / calls
+def turns(run: Callable[[], Any], threads: int) -> Callable[[], float]:
+    """A function that takes a turn: seconds of one call, after some that are not timed and wake threads and caches."""
+    calls = calls_for(run, TURN if threads == 1 else TURN_AFTER_REST)
+
+    def turn() -> float:
+        if threads > 1:
+            sleep(REST)
+            end = perf_counter() + START_AFTER_REST
+            while perf_counter() < end:
+                run()
+        run()
+        return time_of(run, calls) / calls
+
+    return turn
 
 
 def pairs(first: Callable[[], float], second: Callable[[], float], seconds: float) -> Array:
@@ -126,10 +136,9 @@ def against_peer(case: Case, seconds: float, peer: str) -> dict[str, Any]:
     ours, theirs = peers.gatewise(case), peers.PEERS[peer].make(case)
     check(case, ours, expected)
     check(case, theirs, expected)
-    rest = REST if case.threads > 1 else 0
-    calls = [calls_for(party.run) for party in (ours, theirs)]
+    our_turn, their_turn = (turns(party.run, case.threads) for party in (ours, theirs))
     gc.disable()
-    times = pairs(lambda: turn(ours.run, calls[0], rest), lambda: turn(theirs.run, calls[1], rest), seconds)
+    times = pairs(our_turn, their_turn, seconds)
     gc.enable()
     low, ratio, high = np.percentile(times[:, 1] / times[:, 0], [25, 50, 75])
     return {
@@ -176,9 +185,9 @@ def bandwidth(dtype: str, threads: int, size: int) -> float:
 
 
 def against_limits(case: Case, seconds: float) -> dict[str, Any]:
-    w, run = case.workload, peers.gatewise(case).run
-    calls, rest = calls_for(run), REST if case.threads > 1 else 0
-    times = pairs(lambda: turn(run, calls, rest), lambda: peak(w.dtype, case.threads), seconds)
+    w = case.workload
+    turn = turns(peers.gatewise(case).run, case.threads)
+    times = pairs(turn, lambda: peak(w.dtype, case.threads), seconds)
     rates = w.operations / times[:, 0]
     shares = rates / times[:, 1]
     found = {
@@ -191,9 +200,7 @@ def against_limits(case: Case, seconds: float) -> dict[str, Any]:
     }
     if w.batch == 1 and w.mode != TRAIN:
         working_set = w.weight_bytes // w.steps
-        times = pairs(
-            lambda: turn(run, calls, rest), lambda: bandwidth(w.dtype, case.threads, working_set), seconds / 2
-        )
+        times = pairs(turn, lambda: bandwidth(w.dtype, case.threads, working_set), seconds / 2)
         found["bandwidth_share"] = float(np.median(w.weight_bytes / times[:, 0] / times[:, 1]))
     return found
 
