@@ -54,14 +54,24 @@ struct Product {
     Real* data;  // [panel][row][gate][lane]; may be start itself
     Size panel, row;
   } sums;
-  // What to bring nearer meanwhile: a prefetch at each step, `step` bytes on from the one before.
-  struct {
-    const char* data;
-    Size step;
-  } next;
-  // A chain goes over some whole segments, or over a part of one that is longer: set by multiply.
-  Size chain_segments, chain_run;
   bool descending;  // from the last panel to the first
+};
+
+// How the sums of a product are made: in chains over some whole segments, or over a part of one that is longer; in
+// tiles of some rows, the first ones of a row more.
+struct Order {
+  Size chain_segments, chain_run, tiles, tile_rows, taller_tiles;
+};
+
+// One chain of some panels: where it is, and what to bring nearer meanwhile.
+struct Chain {
+  Size segments, run;
+  const Real *scalars, *vectors;
+  const Real* start;
+  Size start_panel, start_row;
+  Real* sums;
+  const char* next;
+  Size next_step;  // bytes from one prefetch to the one after
 };
 
 // Calls body(0) ... body(N - 1), unrolled before the compiler looks at arrays, so that an array of registers indexed
@@ -117,7 +127,7 @@ constexpr int locality = chain_length * step_bytes<G> <= 16 * 1024 ? 3 : 2;
 // The micro-kernel: `tiles` times M rows of P panels, the M * P * G sums of a tile in registers from the first k of a
 // chain to its last.
 template <int G, int M, int P>
-void multiply_tiles(const Product& product, Size tiles) {
+void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
   const auto each_sum = [](const auto& body) GATEWISE_LAMBDA {
     repeat<P>([&](int p) GATEWISE_LAMBDA {
       repeat<M>([&](int m) GATEWISE_LAMBDA { repeat<G>([&](int g) GATEWISE_LAMBDA { body(p, m, g); }); });
@@ -125,45 +135,40 @@ void multiply_tiles(const Product& product, Size tiles) {
   };
   const auto scalars = product.scalars;
   const auto vectors = product.vectors;
-  const auto out = product.sums;
-  const Size chain_run = product.chain_run, chain_segments = product.chain_segments;
-  auto next = product.next;
+  const Size segments = chain.segments, run = chain.run, next_step = chain.next_step;
+  const Size start_panel = chain.start_panel, start_row = chain.start_row;
+  const Size sums_panel = product.sums.panel, sums_row = product.sums.row;
+  const Real *first_scalar = chain.scalars, *start = chain.start;
+  Real* out = chain.sums;
+  const char* next = chain.next;
   for (Size tile = 0; tile < tiles; ++tile) {
-    const Real* const first_scalar = scalars.data + tile * M * scalars.row;
-    Real* const sum = out.data + tile * M * out.row;
-    auto start = product.start;
-    if (start.data) start.data += tile * M * start.row;
-    Size first_segment = 0, first_step = 0;
-    do {
-      const Size end_segment = smaller(product.segments, first_segment + chain_segments);
-      const Size run = smaller(product.run - first_step, chain_run);
-      Register sums[P][M][G];
-      each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
-      for (Size segment = first_segment; segment < end_segment; ++segment) {
-        const Real* scalar = first_scalar + segment * scalars.segment + first_step * scalars.step;
-        const Real* vector = vectors.data + segment * vectors.segment + first_step * vectors.step;
+    Register sums[P][M][G];
+    each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
+    for (Size segment = 0; segment < segments; ++segment) {
+      const Real* scalar = first_scalar + segment * scalars.segment;
+      const Real* vector = chain.vectors + segment * vectors.segment;
 #pragma GCC unroll 2  // 2 % faster; 4 or 8: no better
-        for (Size k = 0; k < run; ++k, scalar += scalars.step, vector += vectors.step) {
-          multiply_step<G, M, P>(scalar, scalars.row, vector, vectors.panel, sums);
-          if constexpr (M > 1)  // one row: as fast as the cache anyhow
-            repeat<prefetches<G>>([&](int) GATEWISE_LAMBDA {
-              repeat<P>([&](int p) GATEWISE_LAMBDA {
-                __builtin_prefetch(next.data + p * vectors.panel * Size(sizeof(Real)), 0, locality<G>);
-              });
-              next.data += next.step;
+      for (Size k = 0; k < run; ++k, scalar += scalars.step, vector += vectors.step) {
+        multiply_step<G, M, P>(scalar, scalars.row, vector, vectors.panel, sums);
+        if constexpr (M > 1)  // one row: as fast as the cache anyhow
+          repeat<prefetches<G>>([&](int) GATEWISE_LAMBDA {
+            repeat<P>([&](int p) GATEWISE_LAMBDA {
+              __builtin_prefetch(next + p * vectors.panel * Size(sizeof(Real)), 0, locality<G>);
             });
-        }
+            next += next_step;
+          });
       }
-      if (start.data)
-        each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
-          sums[p][m][g] = Register::load(start.data + p * start.panel + m * start.row + g * lanes) + sums[p][m][g];
-        });
-      each_sum([&](int p, int m, int g)
-                   GATEWISE_LAMBDA { sums[p][m][g].store(sum + p * out.panel + m * out.row + g * lanes); });
-      start = {sum, out.panel, out.row};
-      first_step += chain_run;
-      if (first_step >= product.run) first_step = 0, first_segment = end_segment;
-    } while (first_segment < product.segments);
+    }
+    if (start) {
+      each_sum([&](int p, int m, int g) GATEWISE_LAMBDA {
+        sums[p][m][g] = Register::load(start + p * start_panel + m * start_row + g * lanes) + sums[p][m][g];
+      });
+      start += M * start_row;
+    }
+    each_sum([&](int p, int m, int g)
+                 GATEWISE_LAMBDA { sums[p][m][g].store(out + p * sums_panel + m * sums_row + g * lanes); });
+    first_scalar += M * scalars.row;
+    out += M * sums_row;
   }
 }
 
@@ -178,84 +183,80 @@ constexpr int most_panels(int gates, int rows) {
 
 // Rows M and panels P are numbers known only at run time: walk down to the instantiation that has them.
 template <int G, int M, int P>
-void multiply_tiles(const Product& product, Size tiles, Size panels) {
-  if (panels == P) return multiply_tiles<G, M, P>(product, tiles);
-  if constexpr (P > 1) multiply_tiles<G, M, P / 2>(product, tiles, panels);
+void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size panels) {
+  if (panels == P) return multiply_tiles<G, M, P>(product, chain, tiles);
+  if constexpr (P > 1) multiply_tiles<G, M, P / 2>(product, chain, tiles, panels);
 }
 template <int G, int M = most_rows<G>>
-void multiply_tiles(const Product& product, Size tiles, Size rows, Size panels) {
-  if (rows == M) return multiply_tiles<G, M, most_panels(G, M)>(product, tiles, panels);
-  if constexpr (M > 1) multiply_tiles<G, M - 1>(product, tiles, rows, panels);
+void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size rows, Size panels) {
+  if (rows == M) return multiply_tiles<G, M, most_panels(G, M)>(product, chain, tiles, panels);
+  if constexpr (M > 1) multiply_tiles<G, M - 1>(product, chain, tiles, rows, panels);
 }
 
-// All rows of `width` panels. Tiles are as even as they can be: 4 rows are 2 + 2, not 3 + 1, since a tile of few rows
-// has too few sums in flight.
+// Parts of a long segment are as even as they can be, since a short chain costs as much at its end as a long one. So
+// are tiles: 4 rows are 2 + 2, not 3 + 1, since a tile of few rows has too few sums in flight.
 template <int G>
-void multiply_rows(Product product, Size tiles, Size width) {
-  const Size rows = product.rows / tiles, taller = product.rows % tiles;
-  if (taller > 0) {
-    multiply_tiles<G>(product, taller, rows + 1, width);
-    const Size done = taller * (rows + 1);
-    product.next.data += taller * product.segments * product.run * prefetches<G> * product.next.step;
-    product.scalars.data += done * product.scalars.row;
-    product.sums.data += done * product.sums.row;
-    if (product.start.data) product.start.data += done * product.start.row;
-  }
-  multiply_tiles<G>(product, tiles - taller, rows, width);
-}
-
-// Chain by chain over `width` panels: the same bits as tile by tile. All tiles pass over the weights of one chain in
-// the first cache, and together bring those of the next one, which follow them in memory: else the first tile would
-// wait for each of them (H 650, B 20: 65 % of the peak instead of 80).
-template <int G>
-void multiply_chains(Product product, Size tiles, Size width) {
-  const Size run = product.chain_run, segments = product.chain_segments;
-  for (Size segment = 0; segment < product.segments; segment += segments) {
-    Size step = 0;
-    do {
-      Product chain = product;
-      chain.segments = smaller(segments, product.segments - segment);
-      chain.run = smaller(run, product.run - step);
-      chain.scalars.data += segment * product.scalars.segment + step * product.scalars.step;
-      chain.vectors.data += segment * product.vectors.segment + step * product.vectors.step;
-      if (segment + step > 0) chain.start = {product.sums.data, product.sums.panel, product.sums.row};
-      const Size steps = chain.segments * chain.run, bytes = product.vectors.step * Size(sizeof(Real));
-      chain.next = {reinterpret_cast<const char*>(chain.vectors.data) + steps * bytes, bytes / prefetches<G> / tiles};
-      multiply_rows<G>(chain, tiles, width);
-      step += run;
-    } while (step < product.run);
-  }
-}
-
-// Parts of a long segment are as even as they can be, since a short chain costs as much at its end as a long one.
-inline void set_chains(Product& product) {
+Order order_of(const Product& product) {
+  Order order;
   const Size run = product.run, parts = larger(1, (run + chain_length / 2) / chain_length);
-  product.chain_run = parts == 1 ? run : (run + parts - 1) / parts;
-  product.chain_segments = product.segments == 1 || run >= chain_length ? 1 : chain_length / larger(1, run);
+  order.chain_run = parts == 1 ? run : (run + parts - 1) / parts;
+  order.chain_segments = product.segments == 1 || run >= chain_length ? 1 : chain_length / larger(1, run);
+  order.tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
+  order.tile_rows = order.tiles == 1 ? product.rows : product.rows / order.tiles;
+  order.taller_tiles = product.rows - order.tiles * order.tile_rows;
+  return order;
+}
+
+// All rows of `width` panels from the given one on, chain by chain: all tiles pass over the weights of one chain in the
+// first cache, and together bring those of the next one, which follow them in memory: else the first tile would wait
+// for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is filled in place: a copy would be read
+// before it is written (3 % of the time).
+template <int G>
+void multiply_panels(const Product& product, const Order& order, Size panel, Size width) {
+  const Size bytes = product.vectors.step * Size(sizeof(Real));
+  const Real* const vectors = product.vectors.data + panel * product.vectors.panel;
+  Real* const sums = product.sums.data + panel * product.sums.panel;
+  Chain chain;
+  chain.start = product.start.data ? product.start.data + panel * product.start.panel : nullptr;
+  chain.start_panel = product.start.panel;
+  chain.start_row = product.start.row;
+  Size segment = 0, step = 0;
+  do {
+    chain.segments = smaller(order.chain_segments, product.segments - segment);
+    chain.run = smaller(order.chain_run, product.run - step);
+    chain.scalars = product.scalars.data + segment * product.scalars.segment + step * product.scalars.step;
+    chain.vectors = vectors + segment * product.vectors.segment + step * product.vectors.step;
+    chain.sums = sums;
+    // With one tile each weight is used once: nothing to keep in the first cache.
+    const Size steps = chain.segments * chain.run;
+    chain.next = reinterpret_cast<const char*>(chain.vectors + (order.tiles == 1 ? 0 : steps * product.vectors.step));
+    chain.next_step = order.tiles == 1 ? 0 : bytes / prefetches<G> / order.tiles;
+    if (order.taller_tiles > 0) {
+      multiply_tiles<G>(product, chain, order.taller_tiles, order.tile_rows + 1, width);
+      const Size rows = order.taller_tiles * (order.tile_rows + 1);
+      chain.scalars += rows * product.scalars.row;
+      chain.sums += rows * product.sums.row;
+      if (chain.start) chain.start += rows * chain.start_row;
+      chain.next += order.taller_tiles * steps * prefetches<G> * chain.next_step;
+    }
+    multiply_tiles<G>(product, chain, order.tiles - order.taller_tiles, order.tile_rows, width);
+    chain.start = sums;
+    chain.start_panel = product.sums.panel;
+    chain.start_row = product.sums.row;
+    step += order.chain_run;
+    if (step >= product.run) step = 0, segment += order.chain_segments;
+  } while (segment < product.segments);
 }
 
 // The whole product.
 template <int G>
-void multiply(Product product) {
+void multiply(const Product& product) {
   if (product.rows == 0) return;
-  set_chains(product);
-  const Size tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
-  const Size tallest = tiles == 1 ? product.rows : (product.rows + tiles - 1) / tiles;
-  Size width = most_panels(G, static_cast<int>(tallest));
-  const auto vectors = product.vectors.data, start = product.start.data;
-  const auto sums = product.sums.data;
+  const Order order = order_of<G>(product);
+  Size width = most_panels(G, static_cast<int>(order.tile_rows + (order.taller_tiles > 0)));
   for (Size done = 0; done < product.panels; done += width) {
     while (width > product.panels - done) width /= 2;
-    const Size first = product.descending ? product.panels - done - width : done;
-    product.vectors.data = vectors + first * product.vectors.panel;
-    product.sums.data = sums + first * product.sums.panel;
-    if (start) product.start.data = start + first * product.start.panel;
-    // With one tile each weight is used once: nothing to keep in the first cache.
-    product.next = {reinterpret_cast<const char*>(product.vectors.data), 0};
-    if (tiles == 1)
-      multiply_tiles<G>(product, 1, product.rows, width);
-    else
-      multiply_chains<G>(product, tiles, width);
+    multiply_panels<G>(product, order, product.descending ? product.panels - done - width : done, width);
   }
 }
 
