@@ -195,9 +195,9 @@ def by_name(**values) -> dict[str, np.ndarray]:
     return flat
 
 
-def run_core(layer, x, state=None, grad_output=None, grad_state=None) -> dict[str, np.ndarray]:
+def run_core(layer, x, state=None, grad_output=None, grad_state=None, **options) -> dict[str, np.ndarray]:
     """A recorded forward and its backward: every result there is, by name."""
-    tape = layer.record(x, state)
+    tape = layer.record(x, state, **options)
     grads = tape.backward(grad_output, grad_state)
     return by_name(
         output=tape.output,
@@ -208,7 +208,7 @@ def run_core(layer, x, state=None, grad_output=None, grad_state=None) -> dict[st
     )
 
 
-def run_reference(layer, x, state=None, grad_output=None, grad_state=None, *, call_count=0):
+def run_reference(layer, x, state=None, grad_output=None, grad_state=None, *, call_count=0, **options):
     """The same by the reference in float64, with the layer's weights and the masks of call_count"""
 
     def double(value):
@@ -224,6 +224,7 @@ def run_reference(layer, x, state=None, grad_output=None, grad_state=None, *, ca
         dropout=layer.dropout,
         seed=layer.seed,
         call_count=call_count,
+        **options,
     )
     grads = reference.backward(tape, double(grad_output), double(grad_state))
     return by_name(output=output, state=after, grad_input=grads[0], grad_state=grads[1], grad=dict(grads[2]))

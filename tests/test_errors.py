@@ -664,3 +664,149 @@ def test_check_sees_a_change(layer):
     layer.parameters["weight_ih_l0"] = layer.parameters["weight_ih_l0"] + 1
     with pytest.raises(AssertionError):
         assert_same_bits(everything(layer), before)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Lengths, resets, checkpoints, traces
+
+
+BAD_LENGTHS = {
+    "above T": ([4, 5, 1], ValueError, "from 0 to 4 .T., got 5"),
+    "negative": ([4, -1, 1], ValueError, "from 0 to 4 .T., got -1"),
+    "too few": ([4, 1], ValueError, r"expected shape \(3,\), got \(2,\)"),
+    "too many": ([4, 1, 1, 1], ValueError, r"got \(4,\)"),
+    "two axes": ([[4, 1, 1]], ValueError, r"got \(1, 3\)"),
+    "a number": (3, ValueError, r"got \(\)"),
+    "fractions": ([4.0, 1.0, 1.0], TypeError, "got float64"),
+    "bools": ([True, False, True], TypeError, "got bool"),
+    "text": ("abc", TypeError, "expected whole numbers"),
+    "object": (object(), TypeError, "expected whole numbers"),
+    "uneven": ([[1, 2], [3]], ValueError, "uneven"),
+    "unsigned and huge": (np.array([2**64 - 1, 0, 0], np.uint64), ValueError, f"got {2**64 - 1}"),
+}
+BAD_RESETS = {
+    "transposed": (zeros(B, T), ValueError, r"expected shape \(4, 3\), got \(3, 4\)"),
+    "one axis": (zeros(T), ValueError, r"got \(4,\)"),
+    "a step too many": (zeros(T + 1, B), ValueError, r"got \(5, 3\)"),
+    "two": (np.full((T, B), 2), ValueError, "got 2"),
+    "a half": (np.full((T, B), 0.5), ValueError, "got 0.5"),
+    "nan": (np.full((T, B), np.nan), ValueError, "got nan"),
+    "complex": (zeros(T, B, dtype="complex64"), TypeError, "got complex64"),
+    "text": ("abc", TypeError, "expected bools"),
+    "object": (object(), TypeError, "expected bools"),
+}
+
+
+@pytest.mark.parametrize("method", ["__call__", "record", "trace"])
+def test_lengths_and_resets(layer, refused, method):
+    for lengths, error, match in BAD_LENGTHS.values():
+        refused(error, f"^lengths: .*{match}", getattr(layer, method), X, lengths=lengths)
+    for resets, error, match in BAD_RESETS.values():
+        refused(error, f"^resets: .*{match}", getattr(layer, method), X, resets=resets)
+    refused(ValueError, "^state", getattr(layer, method), X, make_state(layer, B + 1), lengths=[1, 2, 3])
+
+
+def test_lengths_leave_out_alone(layer):
+    out = np.full((T, B, H), 7, "float32")
+    for options in ({"lengths": [5, 1, 1]}, {"resets": zeros(T)}):
+        with pytest.raises(ValueError, match=r"^(lengths|resets): "):
+            layer(X, out=out, **options)
+    assert (out == 7).all()
+
+
+def test_axes_of_lengths_and_resets(cell):
+    layer = make_layer(cell, I, H, batch_first=True)
+    x = X.swapaxes(0, 1)
+    with pytest.raises(ValueError, match=r"^resets: expected shape \(3, 4\), got \(4, 3\)"):
+        layer(x, resets=zeros(T, B))
+    with pytest.raises(ValueError, match=r"^lengths: expected shape \(\), got \(1,\)"):
+        layer(x[0], lengths=[2])
+    with pytest.raises(ValueError, match=r"^resets: expected shape \(4,\), got \(4, 1\)"):
+        layer(x[0], resets=zeros(T, 1))
+
+
+@pytest.mark.parametrize(
+    ("every", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError)],
+    ids=str,
+)
+def test_checkpoint_every(layer, refused, every, error):
+    refused(error, "^checkpoint_every: ", layer.record, X, checkpoint_every=every)
+
+
+def test_resets_of_streams(cell):
+    layer = make_layer(cell, I, H, 2)
+    stream, single = layer.stream(B), layer.stream()
+    for one, x in ((stream, X), (single, X[:, 0])):
+        one.run(x)
+        before = everything_of_stream(one)
+        flags = [zeros(B + 1), zeros(B, 1), np.full(B, 2), "abc", np.full(B, np.nan)]
+        for resets in flags if one is stream else [zeros(1), 2, "abc", np.nan]:
+            for out in (None, np.empty((*stream_rows(one), H), "float32")):
+                with pytest.raises((TypeError, ValueError), match=r"^resets: "):
+                    one.step(x[0], out, resets=resets)
+            with pytest.raises((TypeError, ValueError), match=r"^resets: "):
+                one.run(x, resets=resets)
+        with pytest.raises(ValueError, match=r"^x: "):
+            one.step(X[0, 0, 1:], resets=np.ones(stream_rows(one), bool))
+        with pytest.raises(TypeError, match=r"^step: "):
+            one.step(x[0], None, None)
+        assert_same_bits(everything_of_stream(one), before)
+
+
+def test_rows_to_reset(cell):
+    layer = make_layer(cell, I, H)
+    stream, single = layer.stream(B), layer.stream()
+    stream.run(X)
+    before = everything_of_stream(stream)
+    bad = [(3, ValueError), (-4, ValueError), ([0, 3], ValueError), ([[0]], ValueError), ([0.5], TypeError)]
+    bad += [("a", TypeError), (np.ones(2, bool), ValueError), (np.ones((B, 1), bool), ValueError)]
+    for rows, error in bad:
+        with pytest.raises(error, match=r"^rows: "):
+            stream.reset(rows)
+    with pytest.raises(ValueError, match=r"^rows: "):
+        single.reset([0])
+    assert_same_bits(everything_of_stream(stream), before)
+
+
+def test_gates(layer):
+    for name in ("forgot", "", 3, None):
+        with pytest.raises(ValueError, match=r"^name: expected '"):
+            layer.gate(name)
+
+
+def test_input_gradient(layer, refused):
+    for step, error in [(T, ValueError), (-T - 1, ValueError), (1.0, TypeError), (None, TypeError)]:
+        refused(error, "^step: ", layer.input_gradient, X, step)
+    for unit, error in [(H, ValueError), (-H - 1, ValueError), (0.5, TypeError)]:
+        refused(error, "^unit: ", layer.input_gradient, X, 0, unit=unit)
+    with pytest.raises(ValueError, match=r"^step: expected a step of the sequence, which has none"):
+        layer.input_gradient(X[:0], 0)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "error", "match"),
+    [
+        ([], ValueError, "^sequences: expected one array at least"),
+        (3, TypeError, "^sequences: expected several arrays"),
+        ("text", TypeError, "^sequences: "),
+        ([zeros(3, 2), zeros(3, 3)], ValueError, r"^sequences\[1\]: expected shape \(T, 2\), got \(3, 3\)"),
+        ([zeros(3, 2), zeros(3)], ValueError, r"^sequences\[1\]: "),
+        ([zeros()], ValueError, r"^sequences\[0\]: "),
+        ([zeros(3), zeros(3, dtype="float64")], TypeError, r"^sequences\[1\]: expected float32 .*, got float64"),
+    ],
+    ids=str,
+)
+def test_pad(sequences, error, match):
+    with pytest.raises(error, match=match):
+        gw.pad(sequences)
+
+
+def test_unpad():
+    for lengths, error, match in BAD_LENGTHS.values():
+        with pytest.raises(error, match=f"^lengths: .*{match}"):
+            gw.unpad(X, lengths)
+    with pytest.raises(ValueError, match=r"^x: expected shape \(T, B, ...\), got \(4,\)"):
+        gw.unpad(zeros(4), [1])
+    with pytest.raises(TypeError, match=r"^batch_first: "):
+        gw.unpad(X, [1, 1, 1], batch_first=1)

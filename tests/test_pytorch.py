@@ -152,3 +152,33 @@ def test_weights_come_back(cell, dtype):
     assert list(weights) == list(layer.state_dict())
     other.load_state_dict(weights)
     assert_same_bits(other.state_dict(), weights)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Rows of different lengths: PyTorch's packed sequences
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [3, 9, 1, 1, 6], [1, 2, 3, 4, 5, 6, 7, 8, 9]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_packed_sequences(cell, dtype, lengths, options):
+    """Outputs, final states and all gradients."""
+    layer = make_layer(cell, 5, 33, dtype=dtype, **options)
+    steps = max(lengths)
+    data = make_data(layer, steps, len(lengths))
+    module = torch_module(layer)
+
+    class Packed(torch.nn.Module):
+        """The same module on padded input and output."""
+
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x, state):
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            output, after = self.module(packed, state)
+            return torch.nn.utils.rnn.pad_packed_sequence(output)[0], after
+
+    theirs = run_torch(Packed(), *data)
+    theirs = {name.replace("grad module.", "grad "): value for name, value in theirs.items()}
+    assert_results_close(run_core(layer, *data, lengths=lengths), theirs, "torch_")

@@ -60,6 +60,8 @@ DIFFERENCES = [
     *((cell, stack) for cell in CELLS for stack in STACKS),
     ("lstm", {"projection": 1, "bias": False}),
     ("lstm", {"projection": 1, "layers": 2, "bidirectional": True, "dropout": 0.4}),
+    *((cell, {"bidirectional": True, "lengths": (3, 1), "resets": ((0, 1), (0, 0), (1, 0))}) for cell in CELLS),
+    ("lstm", {"projection": 1, "layers": 2, "lengths": (0, 2), "resets": ((0, 0), (0, 1), (1, 1))}),
 ]
 
 
@@ -80,6 +82,7 @@ def central_difference(loss, array):
 @pytest.mark.parametrize(("cell", "stack"), DIFFERENCES, ids=str)
 def test_backward_is_the_derivative_of_forward(cell, stack):
     stack = dict(stack)
+    scheduled = {name: stack.pop(name, None) for name in ("lengths", "resets")}
     dropout = stack.pop("dropout", 0.0)
     problem = make_problem(cell, **stack, steps=3, batch=2, hidden=2)
     x, state, parameters, grad_output, grad_state = problem
@@ -89,6 +92,7 @@ def test_backward_is_the_derivative_of_forward(cell, stack):
         "dropout": dropout,
         "seed": 7,
         "call_count": 3,
+        **scheduled,
     }
 
     def loss():
@@ -424,6 +428,53 @@ def test_state_carries_on(cell):
     second, after, _ = reference.forward(cell, x[1:], between, parameters, num_layers=2)
     assert_close(np.concatenate([first, second]), whole, "float64")
     assert_close(members(after), members(last), "float64")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_end_where_they_end(cell):
+    """Each row as if it were alone and cut to its length, whatever lies behind; both directions, two layers."""
+    options = {"num_layers": 2, "bidirectional": True}
+    x, state, parameters, grad_output, grad_state = make_problem(cell, layers=2, bidirectional=True)
+    lengths = [3, 0, 4]
+    for row, length in enumerate(lengths):
+        x[length:, row] = grad_output[length:, row] = np.nan
+    output, after, tape = reference.forward(cell, x, state, parameters, **options, lengths=lengths)
+    grad_x, grad_before, grad_parameters = reference.backward(tape, grad_output, grad_state)
+    total = {name: np.zeros_like(value) for name, value in parameters.items()}
+    for row, length in enumerate(lengths):
+        own = slice(row, row + 1)
+
+        def of_row(state, own=own):
+            parts = tuple(part[:, own] for part in members(state))
+            return parts if isinstance(state, tuple) else parts[0]
+
+        alone = reference.forward(cell, x[:length, own], of_row(state), parameters, **options)
+        grads = reference.backward(alone[2], grad_output[:length, own], of_row(grad_state))
+        assert_close(output[:length, own], alone[0], "float64")
+        assert_close(members(of_row(after)), members(alone[1]), "float64")
+        assert_close(grad_x[:length, own], grads[0], "float64_gradient")
+        assert_close(members(of_row(grad_before)), members(grads[1]), "float64_gradient")
+        assert not output[length:, row].any()
+        assert not grad_x[length:, row].any()
+        total = {name: value + grads[2][name] for name, value in total.items()}
+    assert_close(grad_parameters, total, "float64_gradient")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_reset_separates(cell):
+    """Two sequences in one: in both directions each half is as if it were alone."""
+    x, state, parameters, _, _ = make_problem(cell, bidirectional=True, steps=5)
+    resets = np.zeros((5, B), bool)
+    resets[2] = True
+    output, _, _ = reference.forward(cell, x, None, parameters, bidirectional=True, resets=resets)
+    halves = [reference.forward(cell, part, None, parameters, bidirectional=True)[0] for part in (x[:2], x[2:])]
+    assert_close(output, np.concatenate(halves), "float64")
+    first = np.zeros((5, B), bool)
+    first[0] = True
+    one_way = {name: value for name, value in parameters.items() if not name.endswith("_reverse")}
+    before = tuple(part[:1] for part in members(state))
+    output, _, _ = reference.forward(cell, x, before if cell == "lstm" else before[0], one_way, resets=first)
+    assert_close(output, reference.forward(cell, x, None, one_way)[0], "float64")
 
 
 def test_arguments_are_checked():

@@ -48,10 +48,11 @@ Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps
   return {found.data, found.step, found.row};
 }
 
-// The same with states [L*D, B, .], which are contiguous.
+// A whole call but for its scratch, with states [L*D, B, .], which are contiguous.
 Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
-                     const py::array& output, const py::array& hidden_after, const Array& cell_after) {
-  Forward call = sequence_call(packed, x, output);
+                     const py::array& output, const py::array& hidden_after, const Array& cell_after,
+                     const Plan* plan) {
+  Forward call = sequence_call(packed, x, output, plan);
   const Size states = packed.layers * packed.directions * call.batch;
   call.hidden_before = flat(packed, hidden, states * packed.recurrent(), false);
   call.cell_before = flat(packed, cell, states * packed.hidden, false);
@@ -62,8 +63,8 @@ Forward forward_call(const Packed& packed, const py::array& x, const Array& hidd
 }
 
 void forward(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell, const py::array& output,
-             const py::array& hidden_after, const Array& cell_after) {
-  Forward call = forward_call(packed, x, hidden, cell, output, hidden_after, cell_after);
+             const py::array& hidden_after, const Array& cell_after, const Plan* plan) {
+  Forward call = forward_call(packed, x, hidden, cell, output, hidden_after, cell_after, plan);
   run_forward(packed, call);
 }
 
@@ -72,35 +73,71 @@ struct Tape {
   std::shared_ptr<const Packed> packed;
   py::array x, output;
   Array hidden;
+  std::shared_ptr<const Plan> plan;
   Buffer memory;
   Dropout dropout;
+  Size checkpoint_every;
 
   Tape(std::shared_ptr<const Packed> weights, const py::array& x, const Array& hidden, const Array& cell,
-       const py::array& output, const py::array& hidden_after, const Array& cell_after, double probability,
-       std::uint64_t seed, std::uint64_t call_count)
-      : packed(std::move(weights)), x(x), output(output), hidden(hidden), dropout{probability, seed, call_count} {
-    Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after);
-    const Size size = packed->kernels->tape_size(call.stack, call.steps, call.batch, probability > 0);
+       const py::array& output, const py::array& hidden_after, const Array& cell_after,
+       std::shared_ptr<const Plan> given_plan, Size checkpoint_every, double probability, std::uint64_t seed,
+       std::uint64_t call_count)
+      : packed(std::move(weights)),
+        x(x),
+        output(output),
+        hidden(hidden),
+        plan(std::move(given_plan)),
+        dropout{probability, seed, call_count},
+        checkpoint_every(checkpoint_every) {
+    require(checkpoint_every >= 0, "internal: a negative distance of checkpoints");
+    Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after, plan.get());
+    call.dropout = dropout;
+    call.checkpoint_every = checkpoint_every;
+    const Size size = packed->kernels->tape_size(call);
     memory = Buffer(static_cast<std::size_t>(size * packed->kernels->item_bytes));
     call.tape = memory.data();
-    call.dropout = dropout;
     run_forward(*packed, call);
+  }
+
+  // The call that undoes forward, but for the gradients.
+  Backward backward_call() const {
+    Backward call{};
+    call.stack = packed->stack();
+    call.steps = x.shape(0);
+    call.batch = x.shape(1);
+    if (plan) call.schedule = plan->schedule(call.steps, call.batch);
+    call.checkpoint_every = checkpoint_every;
+    call.input = read_rows(*packed, x, call.steps, call.batch, packed->input);
+    call.output = read_rows(*packed, output, call.steps, call.batch, packed->output());
+    call.hidden_before =
+        flat(*packed, hidden, packed->layers * packed->directions * call.batch * packed->recurrent(), false);
+    call.tape = memory.data();
+    call.dropout = dropout;
+    return call;
+  }
+
+  // kept [T, B, H] as in core/contract.hpp, carried [T, B, H] or None, hidden [T, B, R]
+  void trace(Size layer, Size direction, const std::vector<py::array>& kept, const Array& carried,
+             const py::array& hidden_rows) const {
+    const Backward call = backward_call();
+    const Size rows_in_all = call.steps * call.batch;
+    require(layer >= 0 && layer < packed->layers && direction >= 0 && direction < packed->directions &&
+                checkpoint_every == 0 && static_cast<Size>(kept.size()) == kept_of(packed->layer[0].cell) &&
+                carried.has_value() == packed->has_cell(),
+            "internal: a trace of something else");
+    std::vector<void*> values;
+    for (const py::array& value : kept) values.push_back(flat(*packed, value, rows_in_all * packed->hidden, true));
+    packed->kernels->trace(call,
+                           {layer, direction, values.data(), flat(*packed, carried, rows_in_all * packed->hidden, true),
+                            flat(*packed, hidden_rows, rows_in_all * packed->recurrent(), true)});
   }
 
   void backward(const Array& grad_output, const Array& grad_hidden, const Array& grad_cell, const py::array& grad_x,
                 const py::array& grad_hidden_before, const Array& grad_cell_before,
                 const std::vector<std::vector<Array>>& gradients) const {
-    Backward call{};
-    call.stack = packed->stack();
-    call.steps = x.shape(0);
-    call.batch = x.shape(1);
+    Backward call = backward_call();
     const Size sequences = packed->layers * packed->directions, states = sequences * call.batch;
     const Size recurrent = packed->recurrent(), hidden_size = packed->hidden;
-    call.input = read_rows(*packed, x, call.steps, call.batch, packed->input);
-    call.output = read_rows(*packed, output, call.steps, call.batch, packed->output());
-    call.hidden_before = flat(*packed, hidden, states * recurrent, false);
-    call.tape = memory.data();
-    call.dropout = dropout;
     call.grad_output = read_rows(*packed, grad_output, call.steps, call.batch, packed->output());
     call.grad_hidden_after = flat(*packed, grad_hidden, states * recurrent, false);
     call.grad_cell_after = flat(*packed, grad_cell, states * hidden_size, false);
@@ -124,7 +161,7 @@ struct Tape {
     }
     call.gradients = of_layer.data();
     call.threads = packed->threads(call.steps, call.batch);
-    const Size scratch = packed->kernels->backward_scratch(call.stack, call.steps, call.batch);
+    const Size scratch = packed->kernels->backward_scratch(call);
     const Buffer buffer(static_cast<std::size_t>(scratch * packed->kernels->item_bytes));
     call.scratch = buffer.data();
     without_gil(2 * packed->operations(call.batch) * call.steps, [&] { packed->kernels->backward(call); });
@@ -133,7 +170,7 @@ struct Tape {
 
 }  // namespace
 
-Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output) {
+Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan) {
   require(x.ndim() == 3, "internal: x is not three-dimensional");
   Forward call{};
   call.stack = packed.stack();
@@ -141,13 +178,13 @@ Forward sequence_call(const Packed& packed, const py::array& x, const py::array&
   call.batch = x.shape(1);
   call.input = read_rows(packed, x, call.steps, call.batch, packed.input);
   call.output = rows(packed, output, call.steps, call.batch, packed.output(), true);
+  if (plan) call.schedule = plan->schedule(call.steps, call.batch);
   call.threads = packed.threads(call.steps, call.batch);
   return call;
 }
 
 void run_forward(const Packed& packed, Forward& call) {
-  const Size scratch =
-      packed.kernels->forward_scratch(call.stack, call.steps, call.batch, call.tape != nullptr, call.threads);
+  const Size scratch = packed.kernels->forward_scratch(call);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
   without_gil(packed.operations(call.batch) * call.steps, [&] { packed.kernels->forward(call); });
@@ -205,13 +242,16 @@ void bind_layers(py::module_& module) {
                     const std::vector<std::vector<Array>>&>(),
            "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a, "weights"_a)
       .def_property_readonly("backend", [](const Packed& packed) { return packed.kernels->level; })
-      .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a);
+      .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a,
+           "plan"_a = nullptr);
   py::class_<Tape>(module, "Tape")
       .def(py::init<std::shared_ptr<const Packed>, const py::array&, const Array&, const Array&, const py::array&,
-                    const py::array&, const Array&, double, std::uint64_t, std::uint64_t>(),
-           "packed"_a, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a, "probability"_a,
-           "seed"_a, "call_count"_a)
+                    const py::array&, const Array&, std::shared_ptr<const Plan>, Size, double, std::uint64_t,
+                    std::uint64_t>(),
+           "packed"_a, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a, "plan"_a,
+           "checkpoint_every"_a, "probability"_a, "seed"_a, "call_count"_a)
       .def_property_readonly("nbytes", [](const Tape& tape) { return tape.memory.bytes(); })
+      .def("trace", &Tape::trace, "layer"_a, "direction"_a, "kept"_a, "carried"_a, "hidden"_a)
       .def("backward", &Tape::backward, "grad_output"_a, "grad_hidden"_a, "grad_cell"_a, "grad_x"_a,
            "grad_hidden_before"_a, "grad_cell_before"_a, "gradients"_a);
 }

@@ -6,6 +6,7 @@
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   if (_import_array() < 0) throw pybind11::error_already_set();
   gatewise::bind_settings(module);
+  gatewise::bind_plans(module);
   gatewise::bind_layers(module);
   gatewise::bind_streams(module);
 }

@@ -12,6 +12,7 @@
 
 #include <numpy/arrayobject.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -57,12 +58,27 @@ struct Packed {
   bool has_cell() const { return layer[0].cell == Cell::lstm; }
 };
 
+// Owns what a Schedule points to, for T steps of B rows.
+class Plan {
+ public:
+  // lengths int64 [B], the largest T, or None; resets bool [T, B] or None
+  Plan(Size steps, Size batch, const Array& lengths, const Array& resets);
+  const Schedule& schedule(Size steps, Size batch) const;  // throws unless it was made for these
+
+ private:
+  Size steps_, batch_;
+  std::vector<Size> order_, lengths_, active_, taken_;
+  std::vector<std::uint8_t> resets_;
+  Schedule schedule_{};
+};
+
 // The call on x [T, B, I] and output [T, B, D*R], which may have any strides but the last; the states are to be added.
-Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output);
+Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan);
 
 // Runs a call that is complete but for the scratch.
 void run_forward(const Packed& packed, Forward& call);
 
+void bind_plans(py::module_& module);
 void bind_layers(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_settings(py::module_& module);

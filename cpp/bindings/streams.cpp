@@ -34,28 +34,41 @@ struct Stream {
 
   // Takes other weights of the same sizes; the state stays.
   void use(std::shared_ptr<const Packed> weights) {
-    Stack stack = weights->stack();
-    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(stack, 1, batch, false, 1) * item));
+    Forward step{};
+    step.stack = weights->stack();
+    step.steps = 1;
+    step.batch = batch;
+    step.input = {nullptr, 0, weights->input};
+    step.output = {nullptr, 0, weights->output()};
+    step.threads = 1;  // a step starts no thread
+    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(step) * item));
     if (!hidden.data()) {
       hidden = Buffer(static_cast<std::size_t>(hidden_bytes()));
       cell = Buffer(static_cast<std::size_t>(cell_bytes()));
     }
     scratch = std::move(new_scratch);
     packed = std::move(weights);
-    call.stack = stack;
-    call.steps = 1;
-    call.batch = batch;
-    call.input = {nullptr, 0, packed->input};
-    call.output = {nullptr, 0, packed->output()};
+    call = step;
     call.hidden_before = call.hidden_after = hidden.data();
     call.cell_before = call.cell_after = packed->has_cell() ? cell.data() : nullptr;
     call.scratch = scratch.data();
-    call.threads = 1;  // a step starts no thread
   }
 
   void reset() {
     std::memset(hidden.data(), 0, hidden.bytes());
     std::memset(cell.data(), 0, cell.bytes());
+  }
+
+  // Zero in the rows that are flagged.
+  void reset(const npy_bool* flags) {
+    for (Size row = 0; row < batch; ++row)
+      for (Size layer = 0; layer < layers && flags[row]; ++layer) {
+        clear_row(hidden, (layer * batch + row) * recurrent * item, recurrent * item);
+        clear_row(cell, (layer * batch + row) * cell_size * item, cell_size * item);
+      }
+  }
+  static void clear_row(const Buffer& buffer, Size offset, Size bytes) {
+    std::memset(static_cast<char*>(buffer.data()) + offset, 0, static_cast<std::size_t>(bytes));
   }
 
   Size hidden_bytes() const { return layers * batch * recurrent * item; }
@@ -116,32 +129,57 @@ bool overlap(PyObject* a, PyObject* b) {
   return a_begin < b_end && b_begin < a_end;
 }
 
-// True and a new reference in `out`, or false and a Python exception.
-bool run_step(Stream& stream, PyObject* x, PyObject* out) {
+// The flags of a bool array [] or [B], or null.
+const npy_bool* flags_of(const Stream& stream, PyObject* object) {
+  if (!PyArray_Check(object)) return nullptr;
+  auto* array = reinterpret_cast<PyArrayObject*>(object);
+  const bool fitting =
+      PyArray_TYPE(array) == NPY_BOOL && PyArray_ISCARRAY_RO(array) &&
+      (stream.unbatched ? PyArray_NDIM(array) == 0 : PyArray_NDIM(array) == 1 && PyArray_DIM(array, 0) == stream.batch);
+  return fitting ? static_cast<const npy_bool*>(PyArray_DATA(array)) : nullptr;
+}
+
+struct Step {
+  PyObject *x = nullptr, *out = nullptr, *resets = nullptr;
+};
+
+// Whether all of it can be used as it is.
+bool fits(const Stream& stream, const Step& given) {
+  return given.out && fits(stream, given.x, stream.input, false) && fits(stream, given.out, stream.recurrent, true) &&
+         !overlap(given.x, given.out) && (!given.resets || flags_of(stream, given.resets));
+}
+
+// A new reference to `out`, or null and a Python exception.
+PyObject* run_step(Stream& stream, const Step& given) {
   const Turn turn(stream);
   if (!turn) {
     PyErr_SetString(PyExc_RuntimeError, Turn::refused);
-    return false;
+    return nullptr;
   }
-  stream.call.input.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(x));
-  stream.call.output.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(out));
+  if (given.resets) stream.reset(flags_of(stream, given.resets));
+  stream.call.input.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
+  stream.call.output.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out));
   without_gil(stream.packed->operations(stream.batch), [&] { stream.packed->kernels->forward(stream.call); });
-  return true;
+  return Py_NewRef(given.out);
 }
 
 // Anything but step(x, out) with arrays that fit: Python converts, allocates, or says what is wrong.
-PyObject* step_slowly(Stream& stream, PyObject* self, PyObject* x, PyObject* out) {
-  const auto prepared =
-      py::reinterpret_steal<py::object>(PyObject_CallMethod(self, "_prepare_step", "OO", x, out ? out : Py_None));
+PyObject* step_slowly(Stream& stream, PyObject* self, const Step& given) {
+  const auto none_if_null = [](PyObject* object) { return object ? object : Py_None; };
+  const auto prepared = py::reinterpret_steal<py::object>(
+      PyObject_CallMethod(self, "_prepare_step", "OOO", given.x, none_if_null(given.out), none_if_null(given.resets)));
   if (!prepared) return nullptr;
-  if (!PyTuple_Check(prepared.ptr()) || PyTuple_GET_SIZE(prepared.ptr()) != 2 ||
-      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 0), stream.input, false) ||
-      !fits(stream, PyTuple_GET_ITEM(prepared.ptr(), 1), stream.recurrent, true)) {
+  Step fitting;
+  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == 3) {
+    fitting = {PyTuple_GET_ITEM(prepared.ptr(), 0), PyTuple_GET_ITEM(prepared.ptr(), 1),
+               PyTuple_GET_ITEM(prepared.ptr(), 2)};
+    if (fitting.resets == Py_None) fitting.resets = nullptr;
+  }
+  if (!fitting.x || !fits(stream, fitting)) {
     PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
     return nullptr;
   }
-  PyObject* y = PyTuple_GET_ITEM(prepared.ptr(), 1);
-  return run_step(stream, PyTuple_GET_ITEM(prepared.ptr(), 0), y) ? Py_NewRef(y) : nullptr;
+  return run_step(stream, fitting);
 }
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
@@ -150,38 +188,48 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     PyErr_SetString(PyExc_TypeError, "stream: not initialised");
     return nullptr;
   }
-  PyObject* x = count > 0 ? arguments[0] : nullptr;
-  PyObject* out = count > 1 ? arguments[1] : nullptr;
+  Step given;
+  if (count > 0) given.x = arguments[0];
+  if (count > 1) given.out = arguments[1];
   bool understood = count <= 2;
   for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
-    PyObject** place = nullptr;
-    if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), "x") == 0) place = &x;
-    if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), "out") == 0) place = &out;
+    const auto named = [&](const char* name) {
+      return PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), name) == 0;
+    };
+    PyObject** place = named("x") ? &given.x : named("out") ? &given.out : named("resets") ? &given.resets : nullptr;
     if (place && !*place)
       *place = arguments[count + i];
     else
       understood = false;
   }
-  if (!understood || !x) {
-    PyErr_SetString(PyExc_TypeError, "step: expected step(x) or step(x, out)");
+  if (!understood || !given.x) {
+    PyErr_SetString(PyExc_TypeError, "step: expected step(x), step(x, out) or step(x, out, resets=flags)");
     return nullptr;
   }
-  if (out && fits(*stream, x, stream->input, false) && fits(*stream, out, stream->recurrent, true) && !overlap(x, out))
-    return run_step(*stream, x, out) ? Py_NewRef(out) : nullptr;
-  return step_slowly(*stream, self, x, out);
+  if (given.resets == Py_None) given.resets = nullptr;
+  return fits(*stream, given) ? run_step(*stream, given) : step_slowly(*stream, self, given);
 }
 
 // ---- the rest ---------------------------------------------------------------------------------------------------
 
 // x [T, B, I] and output [T, B, R], with any strides.
-void run(Stream& stream, const py::array& x, const py::array& output) {
+void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
   const Turn turn(stream);
   turn.require();
-  Forward call = sequence_call(*stream.packed, x, output);
+  Forward call = sequence_call(*stream.packed, x, output, plan);
   if (call.batch != stream.batch) throw py::value_error("internal: the batch does not fit");
   call.hidden_before = call.hidden_after = stream.call.hidden_after;
   call.cell_before = call.cell_after = stream.call.cell_after;
   run_forward(*stream.packed, call);
+}
+
+// The rows that are flagged in a bool array [] or [B].
+void reset(Stream& stream, const py::array& rows) {
+  const npy_bool* flags = flags_of(stream, rows.ptr());
+  if (!flags) throw py::value_error("internal: flags of the wrong dtype or size");
+  const Turn turn(stream);
+  turn.require();
+  stream.reset(flags);
 }
 
 void copy_bytes(void* to, const void* from, Size bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
@@ -211,9 +259,10 @@ void set_state(Stream& stream, const py::array& hidden, const Array& cell) {
 
 PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
                                METH_FASTCALL | METH_KEYWORDS,
-                               "step($self, x, out=None)\n--\n\n"
-                               "One step. x [I] or [B, I], out [D*R] or [B, D*R]. With `out` nothing is converted and "
-                               "nothing allocated;\nwithout it x is converted and a new array returned."};
+                               "step($self, x, out=None, *, resets=None)\n--\n\n"
+                               "One step. x (I,) or (B, I), out (H,) or (B, H). Rows that are flagged in resets () or "
+                               "(B,)\nstart from zero. With `out`, and resets of bool if any, nothing is converted and "
+                               "nothing\nallocated; without it x is converted and a new array returned."};
 
 }  // namespace
 
@@ -221,7 +270,8 @@ void bind_streams(py::module_& module) {
   using namespace py::literals;
   py::class_<Stream> type(module, "Stream");
   type.def(py::init<std::shared_ptr<const Packed>, Size, bool>(), "packed"_a, "batch"_a, "unbatched"_a)
-      .def("_run", run, "x"_a, "output"_a)
+      .def("_run", run, "x"_a, "output"_a, "plan"_a = nullptr)
+      .def("_reset", reset, "rows"_a)
       .def("_get_state", get_state, "hidden"_a, "cell"_a)
       .def("_set_state", set_state, "hidden"_a, "cell"_a)
       .def(

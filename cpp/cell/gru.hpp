@@ -16,10 +16,14 @@ struct Gru {
   static constexpr int hidden_gate(int slot) { return slot; }           // r z n
 
   template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V before, V& after, V (&kept)[Gru::kept]) {
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[Gru::kept]) {
     const V r = sigmoid(sum[1]), z = sigmoid(sum[2]), n = tanh(fused(r, sum[3], sum[0]));
-    after = fused(z, before - n, n);
     kept[0] = n, kept[1] = r, kept[2] = z, kept[3] = sum[3];
+  }
+
+  template <class V>
+  GATEWISE_INLINE static V after(const V (&kept)[Gru::kept], V before) {
+    return fused(kept[2], before - kept[0], kept[0]);
   }
 
   template <class V>

@@ -19,10 +19,14 @@ struct Lstm {
   static constexpr int hidden_gate(int slot) { return slot; }
 
   template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V before, V& after, V (&kept)[Lstm::kept]) {
-    const V i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
-    after = fused(f, before, i * g);
-    kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o;
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[Lstm::kept]) {
+    kept[0] = sigmoid(sum[0]), kept[1] = sigmoid(sum[1]), kept[2] = tanh(sum[2]), kept[3] = sigmoid(sum[3]);
+  }
+
+  // The carried state after the step, from what was kept and the one before.
+  template <class V>
+  GATEWISE_INLINE static V after(const V (&kept)[Lstm::kept], V before) {
+    return fused(kept[1], before, kept[0] * kept[2]);
   }
 
   // The hidden unit, from what was kept and the carried state after the step.

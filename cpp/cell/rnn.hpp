@@ -15,6 +15,10 @@ struct RnnShape {
   static constexpr int hidden_gate(int slot) { return slot; }
 
   template <class V>
+  GATEWISE_INLINE static V after(const V (&)[RnnShape::kept], V before) {
+    return before;
+  }
+  template <class V>
   GATEWISE_INLINE static V hidden(const V (&kept)[RnnShape::kept], V) {
     return kept[0];
   }
@@ -22,7 +26,7 @@ struct RnnShape {
 
 struct RnnTanh : RnnShape {
   template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
     kept[0] = tanh(sum[0]);
   }
 
@@ -35,7 +39,7 @@ struct RnnTanh : RnnShape {
 
 struct RnnRelu : RnnShape {
   template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V, V&, V (&kept)[RnnShape::kept]) {
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
     kept[0] = maximum(sum[0], V::broadcast(0));
   }
 

@@ -20,6 +20,8 @@ enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
 enum class Activation { exp, sigmoid, tanh };
 
 GATEWISE_INLINE constexpr Size gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+// Values of a unit and step that a tape keeps beside the carried state.
+GATEWISE_INLINE constexpr Size kept_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 1; }
 
 // One layer in one direction.
 struct Layer {
@@ -70,30 +72,40 @@ struct Dropout {
   std::uint64_t seed, call;
 };
 
-struct Forward {
+// Which rows of the batch take which steps, and where their state starts anew.
+struct Schedule {
+  const Size* order;           // [B] the rows by their number of steps, most first; null: all rows take all steps
+  const Size* lengths;         // [B] these numbers, in that order; the first is T
+  const Size* active;          // [T] how many rows take the step at time t: the first ones of `order`
+  const Size* taken;           // [T + 1] the sum of `active` over the times before t
+  const std::uint8_t* resets;  // [T, B] 1: the state of the row is set to zero before the step at time t; null: never
+};
+
+// What forward and backward have in common.
+struct Call {
   Stack stack;
   Size steps, batch;
+  Schedule schedule;
+  Size checkpoint_every;      // steps between two states that the tape keeps; 0: it keeps everything
   Rows<const void*> input;    // [T, B, I]
-  Rows<void*> output;         // [T, B, D*R]
   const void* hidden_before;  // [L*D, B, R]; null: zero
-  const void* cell_before;    // [L*D, B, H]; null: zero; LSTM only
-  void* hidden_after;         // [L*D, B, R]; may be hidden_before
-  void* cell_after;           // [L*D, B, H]; may be cell_before
-  void* tape;                 // tape_size elements; null: inference, nothing is kept and nothing dropped
   Dropout dropout;
-  void* scratch;  // forward_scratch elements
+  void* tape;     // tape_size elements; null: inference, nothing is kept and nothing dropped
+  void* scratch;  // forward_scratch or backward_scratch elements
   int threads;
 };
 
-// What Forward left behind, with the same input, output, states before and tape.
-struct Backward {
-  Stack stack;
-  Size steps, batch;
-  Rows<const void*> input;    // [T, B, I]
-  Rows<const void*> output;   // [T, B, D*R]
-  const void* hidden_before;  // [L*D, B, R]; null: zero
-  const void* tape;
-  Dropout dropout;
+// Output and input gradient are written for each row as far as it goes; the rest of it becomes zero.
+struct Forward : Call {
+  Rows<void*> output;       // [T, B, D*R]
+  const void* cell_before;  // [L*D, B, H]; null: zero; LSTM only
+  void* hidden_after;       // [L*D, B, R]; may be hidden_before
+  void* cell_after;         // [L*D, B, H]; may be cell_before
+};
+
+// What Forward left behind, with the same input, output, state before and tape.
+struct Backward : Call {
+  Rows<const void*> output;       // [T, B, D*R]
   Rows<const void*> grad_output;  // [T, B, D*R]; null data: zero
   const void* grad_hidden_after;  // [L*D, B, R]; null: zero
   const void* grad_cell_after;    // [L*D, B, H]; null: zero
@@ -101,8 +113,14 @@ struct Backward {
   void* grad_hidden_before;       // [L*D, B, R]
   void* grad_cell_before;         // [L*D, B, H]; LSTM only
   const Gradients* gradients;     // [L*D]
-  void* scratch;                  // backward_scratch elements
-  int threads;
+};
+
+// What one layer and direction did in a recorded forward that kept everything; zero where a row has no step.
+struct Trace {
+  Size layer, direction;
+  void* const* kept;  // [T, B, H] each, in the order of the cell's file: LSTM i f g o, GRU n r z, n's hidden sum, RNN h
+  void* carried;      // [T, B, H], the cell state after each step; LSTM only
+  void* hidden;       // [T, B, R], h after it
 };
 
 // One backend and dtype. All memory belongs to the caller and is aligned to 64 bytes. Functions do not throw.
@@ -111,11 +129,13 @@ struct Kernels {
   int item_bytes, lanes;
   Size (*packed_size)(const Layer&);
   void (*pack)(const Layer&, const Weights&, void* packed);
-  Size (*tape_size)(const Stack&, Size steps, Size batch, bool dropout);
-  Size (*forward_scratch)(const Stack&, Size steps, Size batch, bool record, int threads);
-  Size (*backward_scratch)(const Stack&, Size steps, Size batch);
+  // Of a call that is complete but for the memory that they ask for.
+  Size (*tape_size)(const Forward&);
+  Size (*forward_scratch)(const Forward&);
+  Size (*backward_scratch)(const Backward&);
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
+  void (*trace)(const Backward&, const Trace&);
   void (*evaluate)(Activation, Size count, const void* x, void* y);
   // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.
   Size (*multiply_add)(Size repetitions);

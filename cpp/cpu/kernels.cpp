@@ -47,26 +47,35 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
   with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
 }
 
-Size tape(const Stack& stack, Size steps, Size batch, bool dropout) {
-  return with_cell(stack.layer->cell,
-                   [&](auto cell) { return tape_size<decltype(cell)>(stack, steps, batch, dropout); });
+Size tape(const Forward& call) {
+  return with_cell(call.stack.layer->cell, [&](auto cell) { return tape_size<decltype(cell)>(call); });
 }
 
-Size scratch_forward(const Stack& stack, Size steps, Size batch, bool record, int threads) {
-  return with_cell(stack.layer->cell,
-                   [&](auto cell) { return forward_scratch<decltype(cell)>(stack, steps, batch, record, threads); });
+Size scratch_forward(const Forward& call) {
+  return with_cell(call.stack.layer->cell, [&](auto cell) { return forward_scratch<decltype(cell)>(call); });
 }
 
-Size scratch_backward(const Stack& stack, Size steps, Size batch) {
-  return with_cell(stack.layer->cell, [&](auto cell) { return backward_scratch<decltype(cell)>(stack, steps, batch); });
+Size scratch_backward(const Backward& call) {
+  return with_cell(call.stack.layer->cell, [&](auto cell) { return backward_scratch<decltype(cell)>(call); });
+}
+
+// Without rows there is nothing to walk through.
+template <class SomeCall>
+SomeCall without_empty_steps(SomeCall call) {
+  if (call.batch == 0) call.steps = 0;
+  return call;
 }
 
 void forward(const Forward& call) {
-  with_cell(call.stack.layer->cell, [&](auto cell) { run_forward<decltype(cell)>(call); });
+  with_cell(call.stack.layer->cell, [&](auto cell) { run_forward<decltype(cell)>(without_empty_steps(call)); });
 }
 
 void backward(const Backward& call) {
-  with_cell(call.stack.layer->cell, [&](auto cell) { run_backward<decltype(cell)>(call); });
+  with_cell(call.stack.layer->cell, [&](auto cell) { run_backward<decltype(cell)>(without_empty_steps(call)); });
+}
+
+void trace(const Backward& call, const Trace& wanted) {
+  with_cell(call.stack.layer->cell, [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
 }
 
 void evaluate(Activation activation, Size count, const void* x, void* y) {
@@ -122,7 +131,7 @@ Size read(const void* data, Size count, Size repetitions) {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {GATEWISE_NAME,    sizeof(Real), lanes,    packed_size, pack,         tape, scratch_forward,
-                         scratch_backward, forward,      backward, evaluate,    multiply_add, read};
+const Kernels kernels = {GATEWISE_NAME,    sizeof(Real), lanes,    packed_size, pack,     tape,         scratch_forward,
+                         scratch_backward, forward,      backward, trace,       evaluate, multiply_add, read};
 
 }  // namespace gatewise::GATEWISE_KERNEL

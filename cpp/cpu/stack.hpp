@@ -1,8 +1,8 @@
 // Layers on layers, in one or both directions: one call, one team of threads, no allocation in between.
 #pragma once
 
+#include "backward.hpp"
 #include "dropout.hpp"
-#include "sequence.hpp"
 
 namespace gatewise::GATEWISE_KERNEL {
 
@@ -19,40 +19,42 @@ struct LayerTape {
   Real* dropped = nullptr;  // the same after dropout; without dropout the output itself
 
   LayerTape() = default;
-  LayerTape(Arena& arena, const Stack& stack, Size layer, Size steps, Size batch, bool dropout) {
+  LayerTape(Arena& arena, const Call& call, Size layer) {
+    const Stack& stack = call.stack;
     const Layer* first = stack.layer + layer * stack.directions;
-    for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], steps, batch);
-    const Size size = layer + 1 < stack.layers ? steps * batch * stack.directions * output_of(*first) : 0;
+    for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], call);
+    const Size size = layer + 1 < stack.layers ? call.steps * call.batch * stack.directions * output_of(*first) : 0;
     output = arena.take(size);
-    dropped = dropout ? arena.take(size) : output;
+    dropped = call.dropout.probability > 0 ? arena.take(size) : output;
   }
 
-  // Of the given layer in a tape at `base`.
-  static LayerTape find(Real* base, const Stack& stack, Size layer, Size steps, Size batch, bool dropout) {
-    Arena arena{base};
-    for (Size below = 0; below < layer; ++below) LayerTape(arena, stack, below, steps, batch, dropout);
-    return LayerTape(arena, stack, layer, steps, batch, dropout);
+  // Of the given layer.
+  static LayerTape find(const Call& call, Size layer) {
+    Arena arena{static_cast<Real*>(call.tape)};
+    for (Size below = 0; below < layer; ++below) LayerTape(arena, call, below);
+    return LayerTape(arena, call, layer);
   }
 };
 
 template <class Cell>
-Size tape_size(const Stack& stack, Size steps, Size batch, bool dropout) {
+Size tape_size(const Call& call) {
   Arena arena{nullptr};
-  for (Size layer = 0; layer < stack.layers; ++layer) LayerTape<Cell>(arena, stack, layer, steps, batch, dropout);
+  for (Size layer = 0; layer < call.stack.layers; ++layer) LayerTape<Cell>(arena, call, layer);
   return arena.used;
 }
 
 // Elements between two layers, [T, B, D*R], of which forward in inference and backward need two at a time.
-inline Size between_layers(const Stack& stack, Size steps, Size batch) {
-  return stack.layers > 1 ? steps * batch * stack.directions * output_of(*stack.layer) : 0;
+inline Size between_layers(const Call& call) {
+  const Stack& stack = call.stack;
+  return stack.layers > 1 ? call.steps * call.batch * stack.directions * output_of(*stack.layer) : 0;
 }
 
-template <class Scratch, class... Options>
-Size largest_scratch(const Stack& stack, Size steps, Size batch, Options... options) {
+template <class Scratch, class... Arguments>
+Size largest_scratch(const Stack& stack, const Arguments&... arguments) {
   Size most = 0;
   for (Size i = 0; i < stack.layers * stack.directions; ++i) {
     Arena arena{nullptr};
-    Scratch(arena, stack.layer[i], steps, batch, options...);
+    Scratch(arena, stack.layer[i], arguments...);
     most = larger(most, arena.used);
   }
   return most;
@@ -61,35 +63,38 @@ Size largest_scratch(const Stack& stack, Size steps, Size batch, Options... opti
 // What each of `groups` groups of threads needs for its part of the batch. Parts differ by a row, and the one with
 // fewer may take more steps ahead.
 template <class Cell>
-Size group_scratch(const Stack& stack, Size steps, Size batch, int groups) {
-  const auto of_rows = [&](Size rows) { return largest_scratch<ForwardScratch<Cell>>(stack, steps, rows, groups > 1); };
-  return larger(of_rows(batch / groups), of_rows((batch + groups - 1) / groups));
+Size group_scratch(const Call& call, int groups) {
+  const bool scattered = groups > 1 || call.schedule.order, direct = !call.schedule.order && !call.schedule.resets;
+  const auto of_rows = [&](Size rows) {
+    return largest_scratch<ForwardScratch<Cell>>(call.stack, call.steps, rows, scattered, direct);
+  };
+  return larger(of_rows(call.batch / groups), of_rows((call.batch + groups - 1) / groups));
 }
 
 template <class Cell>
-Size forward_scratch(const Stack& stack, Size steps, Size batch, bool record, int threads) {
+Size forward_scratch(const Call& call) {
   Arena arena{nullptr};
-  for (int i = 0; i < 2 && !record; ++i) arena.take(between_layers(stack, steps, batch));
-  const int groups = groups_for(threads, batch, stack.layer->hidden);
+  for (int i = 0; i < 2 && !call.tape; ++i) arena.take(between_layers(call));
+  const int groups = groups_for(call.threads, call);
   // The system may give fewer threads than it was asked for; these make one group.
-  return arena.used +
-         larger(groups * group_scratch<Cell>(stack, steps, batch, groups), group_scratch<Cell>(stack, steps, batch, 1));
+  return arena.used + larger(groups * group_scratch<Cell>(call, groups), group_scratch<Cell>(call, 1));
 }
 
 template <class Cell>
-Size backward_scratch(const Stack& stack, Size steps, Size batch) {
+Size backward_scratch(const Call& call) {
   Arena arena{nullptr};
-  for (int i = 0; i < 2; ++i) arena.take(between_layers(stack, steps, batch));
-  return arena.used + largest_scratch<BackwardScratch<Cell>>(stack, steps, batch);
+  for (int i = 0; i < 2; ++i) arena.take(between_layers(call));
+  return arena.used + largest_scratch<BackwardScratch<Cell>>(call.stack, call);
 }
 
 // Dropout over some rows of a whole sequence [T, B, units], cut over the team by steps.
-inline void drop_rows(const Dropout& dropout, Size layer, Size steps, Size batch, Team::Share rows, Size units,
-                      const Real* from, Real* to, const Team& team) {
-  const Team::Share own = team.share(steps);
+inline void drop_rows(const Call& call, Size layer, Team::Share rows, Size units, const Real* from, Real* to,
+                      const Team& team) {
+  const Team::Share own = team.share(call.steps);
   for (Size t = own.begin; t < own.end; ++t)
     for (Size b = rows.begin; b < rows.end; ++b)
-      drop_row(dropout, layer, b, t, units, from + (t * batch + b) * units, to + (t * batch + b) * units);
+      drop_row(call.dropout, layer, b, t, units, from + (t * call.batch + b) * units,
+               to + (t * call.batch + b) * units);
 }
 
 // The elements from the given one on, or null where there are none.
@@ -99,58 +104,76 @@ auto from(Pointer* array, Size first) {
   return array ? static_cast<Typed*>(array) + first : nullptr;
 }
 
+// What a layer reads: the caller's input, or what is between it and the one below.
+inline Rows<const Real*> input_rows(const Call& call, Size layer, const Real* between) {
+  if (layer == 0) return {static_cast<const Real*>(call.input.data), call.input.step, call.input.row};
+  return rows_of<const Real*>(const_cast<Real*>(between), call.batch,
+                              call.stack.layer[layer * call.stack.directions].input);
+}
+// What it writes, or wrote: the caller's output, or what is between it and the one above.
+template <class Pointer>
+Rows<Real*> output_rows(const Call& call, Rows<Pointer> output, Size layer, Real* between) {
+  const Stack& stack = call.stack;
+  if (layer + 1 == stack.layers)
+    return {const_cast<Real*>(static_cast<const Real*>(output.data)), output.step, output.row};
+  return rows_of<Real*>(between, call.batch, stack.directions * output_of(*stack.layer));
+}
+
+// One direction of a layer, over some rows of the batch.
+inline Sequence sequence_of(const Call& call, Size layer, Size direction, Team::Share rows, Rows<const Real*> input,
+                            Rows<Real*> output, const SequenceTape& tape) {
+  const Size index = layer * call.stack.directions + direction;
+  const Layer& of = call.stack.layer[index];
+  const Size recurrent = output_of(of);
+  return {of,
+          call.steps,
+          rows.count(),
+          rows.begin,
+          call.batch,
+          direction == 1,
+          call.schedule,
+          input,
+          {output.data + direction * recurrent, output.step, output.row},
+          from(call.hidden_before, index * call.batch * recurrent),
+          tape};
+}
+
 template <class Cell>
 void run_forward(const Forward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
-  const Size steps = batch ? call.steps : 0;  // without rows there is nothing to walk through
   const bool dropout = call.tape && call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
   Real* buffers[2] = {};
-  for (int i = 0; i < 2 && !call.tape; ++i) buffers[i] = arena.take(between_layers(stack, steps, batch));
+  for (int i = 0; i < 2 && !call.tape; ++i) buffers[i] = arena.take(between_layers(call));
   Real* scratch = arena.base + arena.used;
 
   run_team(call.threads, [&](const Team& everyone) {
-    const int groups = everyone.size == call.threads ? groups_for(everyone.size, batch, stack.layer->hidden) : 1;
+    const int groups = everyone.size == call.threads ? groups_for(everyone.size, call) : 1;
     const int rank = everyone.group_rank(groups);
     const Team team = everyone.group(groups);
     const Team::Share rows = Team::part(batch, rank, groups);
-    Real* own_scratch = scratch + rank * group_scratch<Cell>(stack, steps, batch, groups);
-    Rows<const Real*> input{static_cast<const Real*>(call.input.data), call.input.step, call.input.row};
+    Real* own_scratch = scratch + rank * group_scratch<Cell>(call, groups);
+    const Real* below = nullptr;
     for (Size layer = 0; layer < stack.layers; ++layer) {
-      const Layer* of_direction = stack.layer + layer * directions;
-      const Size recurrent = output_of(*of_direction), units = directions * recurrent;
-      const bool last = layer + 1 == stack.layers;
+      const Size recurrent = output_of(*stack.layer), hidden = stack.layer->hidden;
       LayerTape<Cell> tape{};
-      if (call.tape) tape = LayerTape<Cell>::find(static_cast<Real*>(call.tape), stack, layer, steps, batch, dropout);
+      if (call.tape) tape = LayerTape<Cell>::find(call, layer);
       Real* between = call.tape ? tape.output : buffers[layer % 2];
-      const Rows<Real*> output =
-          last ? Rows<Real*>{static_cast<Real*>(call.output.data), call.output.step, call.output.row}
-               : rows_of<Real*>(between, batch, units);
       for (Size d = 0; d < directions; ++d) {
-        const Size index = layer * directions + d, hidden = of_direction[d].hidden;
-        const Size of_hidden = (index * batch + rows.begin) * recurrent,
-                   of_cell = (index * batch + rows.begin) * hidden;
-        const Sequence sequence{of_direction[d],
-                                steps,
-                                rows.count(),
-                                groups > 1,
-                                d == 1,
-                                {input.data + rows.begin * input.row, input.step, input.row},
-                                {output.data + rows.begin * output.row + d * recurrent, output.step, output.row},
-                                from(call.hidden_before, of_hidden),
-                                tape.direction[d].from_row(Cell(), rows.begin)};
-        const auto walk = call.tape ? forward_steps<Cell, true> : forward_steps<Cell, false>;
-        walk(sequence, from(call.cell_before, of_cell), from(call.hidden_after, of_hidden),
-             from(call.cell_after, of_cell), own_scratch, team);
+        const Size states = (layer * directions + d) * batch;
+        forward_steps<Cell>(sequence_of(call, layer, d, rows, input_rows(call, layer, below),
+                                        output_rows(call, call.output, layer, between), tape.direction[d]),
+                            from(call.cell_before, states * hidden), from(call.hidden_after, states * recurrent),
+                            from(call.cell_after, states * hidden), own_scratch, team);
       }
-      if (last) break;
+      if (layer + 1 == stack.layers) break;
       team.wait();
-      input = rows_of<const Real*>(between, batch, units);
+      below = between;
       if (dropout) {
-        drop_rows(call.dropout, layer, steps, batch, rows, units, tape.output, tape.dropped, team);
+        drop_rows(call, layer, rows, directions * recurrent, tape.output, tape.dropped, team);
         team.wait();
-        input.data = tape.dropped;
+        below = tape.dropped;
       }
     }
   });
@@ -160,44 +183,26 @@ template <class Cell>
 void run_backward(const Backward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
-  const Size steps = batch ? call.steps : 0;  // without rows there is nothing to walk through
   const bool dropout = call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
   Real* buffers[2];
-  for (Real*& buffer : buffers) buffer = arena.take(between_layers(stack, steps, batch));
+  for (Real*& buffer : buffers) buffer = arena.take(between_layers(call));
   Real* scratch = arena.base + arena.used;
-  Real* tape_base = const_cast<Real*>(static_cast<const Real*>(call.tape));
 
   run_team(call.threads, [&](const Team& team) {
     Rows<const Real*> grad_output{static_cast<const Real*>(call.grad_output.data), call.grad_output.step,
                                   call.grad_output.row};
     for (Size layer = stack.layers - 1; layer >= 0; --layer) {
-      const Layer* of_direction = stack.layer + layer * directions;
-      const Size recurrent = output_of(*of_direction), units = directions * recurrent, below = of_direction->input;
-      const auto tape_of = [&](Size l) { return LayerTape<Cell>::find(tape_base, stack, l, steps, batch, dropout); };
-      const LayerTape<Cell> tape = tape_of(layer);
-      const bool last = layer + 1 == stack.layers;
-      const Rows<const Real*> output =
-          last ? Rows<const Real*>{static_cast<const Real*>(call.output.data), call.output.step, call.output.row}
-               : rows_of<const Real*>(tape.output, batch, units);
-      const Rows<const Real*> input =
-          layer == 0 ? Rows<const Real*>{static_cast<const Real*>(call.input.data), call.input.step, call.input.row}
-                     : rows_of<const Real*>(tape_of(layer - 1).dropped, batch, below);
+      const Size recurrent = output_of(*stack.layer), hidden = stack.layer->hidden,
+                 below = stack.layer[layer * directions].input;
+      const LayerTape<Cell> tape = LayerTape<Cell>::find(call, layer);
+      const Real* dropped = layer > 0 ? LayerTape<Cell>::find(call, layer - 1).dropped : nullptr;
       const Rows<Real*> grad_input =
           layer == 0 ? Rows<Real*>{static_cast<Real*>(call.grad_input.data), call.grad_input.step, call.grad_input.row}
                      : rows_of<Real*>(buffers[layer % 2], batch, below);
       for (Size d = 0; d < directions; ++d) {
-        const Size index = layer * directions + d, hidden = of_direction[d].hidden;
-        const Size of_hidden = index * batch * recurrent, of_cell = index * batch * hidden;
-        const Sequence sequence{of_direction[d],
-                                steps,
-                                batch,
-                                false,
-                                d == 1,
-                                input,
-                                {const_cast<Real*>(output.data) + d * recurrent, output.step, output.row},
-                                from(call.hidden_before, of_hidden),
-                                tape.direction[d]};
+        const Size index = layer * directions + d, of_hidden = index * batch * recurrent,
+                   of_cell = index * batch * hidden;
         const SequenceGradients grads{
             {grad_output.data ? grad_output.data + d * recurrent : nullptr, grad_output.step, grad_output.row},
             from(call.grad_hidden_after, of_hidden),
@@ -207,17 +212,51 @@ void run_backward(const Backward& call) {
             from(call.grad_hidden_before, of_hidden),
             from(call.grad_cell_before, of_cell),
             call.gradients + index};
-        backward_steps<Cell>(sequence, grads, scratch, team);
+        backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, dropped),
+                                         output_rows(call, call.output, layer, tape.output), tape.direction[d]),
+                             call, grads, scratch, team);
         team.wait();
       }
       if (layer == 0) break;
       if (dropout) {
-        drop_rows(call.dropout, layer - 1, steps, batch, {0, batch}, below, grad_input.data, grad_input.data, team);
+        drop_rows(call, layer - 1, {0, batch}, below, grad_input.data, grad_input.data, team);
         team.wait();
       }
       grad_output = {grad_input.data, grad_input.step, grad_input.row};
     }
   });
+}
+
+// What one layer and direction kept, taken out of the panels of the tape: rows [T][B][units] of each value.
+template <class Cell>
+void run_trace(const Backward& call, const Trace& trace) {
+  const LayerTape<Cell> tape = LayerTape<Cell>::find(call, trace.layer);
+  const Sequence sequence =
+      sequence_of(call, trace.layer, trace.direction, {0, call.batch}, {},
+                  output_rows(call, call.output, trace.layer, tape.output), tape.direction[trace.direction]);
+  const Size hidden = sequence.layer.hidden, recurrent = output_of(sequence.layer);
+  for (Size i = 0; i < sequence.steps; ++i) {
+    const StepTape step = sequence.step_tape(Cell(), i);
+    for (Size b = 0; b < sequence.batch; ++b) {
+      const Size at = sequence.time(i), row = at * sequence.batch + sequence.row(b);
+      copy(sequence.output.data + at * sequence.output.step + sequence.row(b) * sequence.output.row,
+           static_cast<Real*>(trace.hidden) + row * recurrent, recurrent);
+      const auto value = [&](void* to, Size panel, Register from) {
+        store_first(from, static_cast<Real*>(to) + row * hidden + panel * lanes, units_in(panel, hidden));
+      };
+      for (Size panel = 0; panel < panels_of(hidden); ++panel) {
+        const Size place = (panel * step.rows + b) * lanes;
+        Register kept[Cell::kept], before = Register::broadcast(0);
+        const bool active = b < sequence.active(i);
+        if (active && Cell::carried) before = Register::load(step.carried + place);
+        repeat<Cell::kept>([&](int n) GATEWISE_LAMBDA {
+          kept[n] = active ? Register::load(step.kept + place * Cell::kept + n * lanes) : Register::broadcast(0);
+          value(trace.kept[n], panel, kept[n]);
+        });
+        if (trace.carried) value(trace.carried, panel, Cell::after(kept, before));
+      }
+    }
+  }
 }
 
 }  // namespace gatewise::GATEWISE_KERNEL

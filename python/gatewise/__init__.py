@@ -2,6 +2,7 @@
 
 from gatewise import reference
 from gatewise.layers import GRU, LSTM, RNN
+from gatewise.sequences import pad, unpad
 from gatewise.settings import (
     _start,
     backend,
@@ -13,6 +14,7 @@ from gatewise.settings import (
 )
 from gatewise.streams import Stream
 from gatewise.tapes import Gradients, Tape
+from gatewise.traces import GRUTrace, LSTMTrace, RNNTrace, Trace
 
 __version__ = "0.1.0"
 
@@ -20,15 +22,21 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "GRUTrace",
     "Gradients",
+    "LSTMTrace",
+    "RNNTrace",
     "Stream",
     "Tape",
+    "Trace",
     "backend",
     "backends",
     "get_num_threads",
+    "pad",
     "reference",
     "set_num_threads",
     "show_config",
+    "unpad",
     "use_backend",
 ]
 

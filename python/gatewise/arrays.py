@@ -53,18 +53,24 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
+def as_array(name: str, value: object) -> Array:
+    """`value`, or what NumPy makes of it."""
+    if type(value) is np.ndarray:
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: expected an array, got a sequence of uneven lengths") from None
+    except Exception as error:
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
+
+
 def floating(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """`value` in `dtype`: any real floating array, or what NumPy takes for one. Converted only if it must be."""
-    if type(value) is not np.ndarray:
-        try:
-            value = np.asarray(value)
-        except ValueError:
-            raise ValueError(f"{name}: expected an array, got a sequence of uneven lengths") from None
-        except Exception as error:
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
-    if value.dtype.kind != "f":
-        raise TypeError(f"{name}: expected floating numbers ({dtype}), got {_kind(value)}")
-    converted: Array = value.astype(dtype, copy=False)
+    array = as_array(name, value)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name}: expected floating numbers ({dtype}), got {_kind(array)}")
+    converted: Array = array.astype(dtype, copy=False)
     return converted
 
 

@@ -13,8 +13,18 @@ import numpy as np
 from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
 from gatewise.layouts import Layout, State
 from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights, one_at_a_time
+from gatewise.sequences import cut, plan
 from gatewise.streams import Stream
 from gatewise.tapes import Tape, record
+from gatewise.traces import Trace, trace
+
+# In the order of PyTorch's weights.
+GATES = {
+    "lstm": ("input", "forget", "candidate", "output"),
+    "gru": ("reset", "update", "candidate"),
+    "rnn_tanh": ("candidate",),
+    "rnn_relu": ("candidate",),
+}
 
 
 class Layer:
@@ -121,6 +131,20 @@ class Layer:
         yield copies
         self.load_state_dict(copies)
 
+    def gate(self, name: str) -> slice:
+        """The rows of one gate in weight_ih, weight_hh and their biases.
+
+        Parameters
+        ----------
+        name : str
+            LSTM: "input", "forget", "candidate" or "output"; GRU: "reset", "update" or "candidate"; RNN: "candidate".
+        """
+        gates, size = GATES[self._architecture.cell], self._architecture.hidden_size
+        if name not in gates:
+            raise ValueError(f"name: expected {' or '.join(map(repr, gates))}, got {name!r}")
+        first = gates.index(name) * size
+        return slice(first, first + size)
+
     def state_dict(self) -> dict[str, Array]:
         """Copies of all weights by name, in PyTorch's order."""
         return {name: array.copy() for name, array in self._holder.weights.arrays.items()}
@@ -139,7 +163,10 @@ class Layer:
 
     # -- its work -----------------------------------------------------------------------------------------------
 
-    def __call__(self, x: object, state: object = None, *, out: Array | None = None) -> tuple[Array, State]:
+    def __call__(
+        self, x: object, state: object = None, *, lengths: object = None, resets: object = None,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:  # fmt: skip
         """Inference over a whole sequence. Dropout does nothing here.
 
         Parameters
@@ -151,6 +178,14 @@ class Layer:
             The state before the first step: (h, c) for LSTM, h for the others, each (num_layers * D, B, hidden_size),
             unbatched (num_layers * D, hidden_size), where D is 2 if bidirectional, else 1; h of an LSTM with
             projection has proj_size in place of hidden_size. None is zero.
+        lengths : array_like of integers, optional
+            (B,), unbatched (): how many steps each row has, from 0 to T, in any order; None: all have T. What x holds
+            behind a row's end does not matter, the output there is zero, the state returned is the one at the row's
+            own end, and the reverse direction starts there.
+        resets : array_like of bools or of numbers that are 0 or 1, optional
+            (T, B) in the order of x's axes, unbatched (T,): where the state is set to zero before the step. These are
+            the starts of episodes: `resets[t] = dones[t - 1]`. The reverse direction starts anew between the same two
+            steps: after step t, before step t - 1.
         out : ndarray, optional
             Where to write the output: C-contiguous, writable, of the layer's dtype and memory of its own. x must then
             have exactly the layer's dtype.
@@ -173,22 +208,94 @@ class Layer:
             else output("out", out, of.dtype, shape, ("x", array), ("state", hidden), ("state", cell))
         )
         hidden_after, cell_after = layout.new_state()
-        self._holder.weights.packed().forward(
-            rows(layout.to_time_major(array)), hidden, cell, layout.to_time_major(y), hidden_after, cell_after
-        )
+        given, written = layout.to_time_major(array), layout.to_time_major(y)
+        timetable = None
+        if lengths is not None or resets is not None:
+            timetable, steps = plan(layout, lengths, resets)
+            given, written = given[:steps], cut(written, steps)
+        self._holder.weights.packed().forward(rows(given), hidden, cell, written, hidden_after, cell_after, timetable)
         return y, layout.state_out(hidden_after, cell_after)
 
-    def record(self, x: object, state: object = None) -> Tape:
-        """Forward for training: with dropout, keeping what backward needs. x and state as in a call."""
+    def record(
+        self, x: object, state: object = None, *, lengths: object = None, resets: object = None,
+        checkpoint_every: int | None = None,
+    ) -> Tape:  # fmt: skip
+        """Forward for training: with dropout, keeping what backward needs.
+
+        Parameters
+        ----------
+        x, state, lengths, resets
+            As in a call.
+        checkpoint_every : int, optional
+            Keep only the cell state of every so many steps, beside the outputs of all layers, and let backward
+            compute the gates between two of them again. The gradients have the same bits; see `Tape.nbytes` for what
+            it saves. The square root of T, or so, needs the least memory in all.
+        """
         of = self._architecture
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
         hidden, cell = layout.state_in("state", state)
+        timetable, steps = plan(layout, lengths, resets)
+        every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
         with one_at_a_time():
             call_count = self._call_count
             self._call_count = (call_count + 1) % 2**64
         packed = self._holder.weights.packed()
-        return record(layout, packed, array, hidden, cell, self._dropout, self._seed, call_count)
+        dropout = (self._dropout, self._seed, call_count)
+        return record(layout, packed, array, hidden, cell, timetable, steps, every, dropout)
+
+    def trace(self, x: object, state: object = None, *, lengths: object = None, resets: object = None) -> Trace:
+        """A call that shows what goes on inside: every gate and state of every layer and direction.
+
+        Parameters
+        ----------
+        x, state, lengths, resets
+            As in a call; the results have the same bits.
+
+        Returns
+        -------
+        Trace
+            `trace.output`, `trace.state`, and `trace["l0"].forget_gate` and so on.
+        """
+        of = self._architecture
+        array = floating("x", x, of.dtype)
+        layout = Layout.of(of, self._batch_first, "x", array)
+        hidden, cell = layout.state_in("state", state)
+        timetable, steps = plan(layout, lengths, resets)
+        tape = record(layout, self._holder.weights.packed(), array, hidden, cell, timetable, steps, 0, (0.0, 0, 0))
+        return trace(tape, lengths)
+
+    def input_gradient(
+        self, x: object, step: int, state: object = None, *, unit: int | None = None, lengths: object = None,
+        resets: object = None,
+    ) -> Array:  # fmt: skip
+        """The gradient of the output at one step with respect to the input at every step: how far back it remembers.
+
+        Parameters
+        ----------
+        x, state, lengths, resets
+            As in a call.
+        step : int
+            The step of the output, from 0 to T - 1; negative ones count from the end.
+        unit : int, optional
+            Of this unit of the output alone; None: of the sum of all units.
+
+        Returns
+        -------
+        ndarray
+            In the shape of x. Zero where the output at `step` does not depend on it.
+        """
+        of = self._architecture
+        array = floating("x", x, of.dtype)
+        layout = Layout.of(of, self._batch_first, "x", array)
+        at = place("step", step, layout.steps)
+        units = slice(None) if unit is None else place("unit", unit, of.output_size)
+        hidden, cell = layout.state_in("state", state)
+        timetable, steps = plan(layout, lengths, resets)
+        tape = record(layout, self._holder.weights.packed(), array, hidden, cell, timetable, steps, 0, (0.0, 0, 0))
+        grad_output = np.zeros(tape.output.shape, of.dtype)
+        layout.to_time_major(grad_output)[at, :, units] = 1
+        return tape.backward(grad_output).input
 
     def stream(self, batch_size: int | None = None) -> Stream:
         """A state that advances step by step, from zero. Without batch_size its steps are unbatched."""
@@ -200,6 +307,14 @@ class Layer:
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__, _holder=copy(self._holder))  # from here on its own weights
         return other
+
+
+def place(name: str, value: object, count: int) -> int:
+    """An index from the front or, negative, from the end, as one from the front."""
+    if count == 0:
+        raise ValueError(f"{name}: expected a {name} of the sequence, which has none")
+    index = whole_number(name, value, -count, count - 1)
+    return index % count
 
 
 def _dtype(value: object) -> np.dtype[Any]:

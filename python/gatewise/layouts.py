@@ -47,6 +47,12 @@ class Layout(NamedTuple):
             return sequence[:, None, :]
         return sequence.swapaxes(0, 1) if self.batch_first else sequence
 
+    def from_time_major(self, sequence: Array) -> Array:
+        """The inverse."""
+        if self.unbatched:
+            return sequence[:, 0, :]
+        return sequence.swapaxes(0, 1) if self.batch_first else sequence
+
     def state_shape(self, units: int) -> tuple[int, ...]:
         of = self.architecture
         sequences = of.num_layers * of.directions

@@ -18,6 +18,7 @@ __all__ = ["CELLS", "backward", "dropout_mask", "forward", "sigmoid"]
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Arrays: TypeAlias = tuple[Array, ...]  # a state, inside this file always a tuple: (h, c) or (h,)
+Flags: TypeAlias = npt.NDArray[np.bool_]
 Activation: TypeAlias = Callable[..., Array]
 Weights: TypeAlias = Mapping[str, Array]  # of one layer and direction, names without their suffix
 
@@ -150,23 +151,54 @@ def product_backward(kind: str, weights: Weights, x: Array, grad: Array, grad_we
 # ---- one layer in one direction, through time
 
 
+# Rows of different lengths: a row that has no step t leaves it as it came, and its output is zero. Everything of
+# it is selected, never multiplied by zero, so that what lies behind its end cannot matter.
+
+
 class Step(NamedTuple):
     t: int
-    x: Array  # [B, I]
+    active: Flags  # [B, 1], which rows have this step
+    reset: Flags  # [B, 1], which begin it with a state of zero
+    x: Array  # [B, I], zero where a row has no step
     before: Arrays  # h [B, P], c [B, H]
     hidden: Array  # [B, H], h before its projection
     kept: Arrays  # by the cell
 
 
-def sequence(cell: Cell, weights: Weights, x: Array, state: Arrays, reverse: bool) -> tuple[Array, Arrays, list[Step]]:
+class Schedule(NamedTuple):
+    active: Flags  # [T, B, 1]
+    resets: Flags  # [T, B, 1], of rows that are active
+
+    def reset_before(self, t: int, reverse: bool) -> Flags:
+        """What separates the steps t - 1 and t separates them in the reverse direction, too."""
+        at = t + 1 if reverse else t
+        flags: Flags = self.resets[at] if at < len(self.resets) else np.zeros_like(self.resets[t])
+        return flags
+
+
+def select(which: Flags, ones: Arrays, others: Arrays) -> Arrays:
+    return tuple(np.where(which, one, other) for one, other in zip(ones, others, strict=True))
+
+
+def zeros_like(arrays: Arrays) -> Arrays:
+    return tuple(np.zeros_like(array) for array in arrays)
+
+
+def sequence(
+    cell: Cell, weights: Weights, x: Array, state: Arrays, schedule: Schedule, reverse: bool
+) -> tuple[Array, Arrays, list[Step]]:
     output = np.empty((*x.shape[:2], state[0].shape[-1]), x.dtype)  # [T, B, P]
     steps = []
     for t in reversed(range(len(x))) if reverse else range(len(x)):
-        input_sums, hidden_sums = product("ih", weights, x[t]), product("hh", weights, state[0])
+        active, reset = schedule.active[t], schedule.reset_before(t, reverse)
+        x_t = np.where(active, x[t], 0)
+        state = select(reset, zeros_like(state), state)
+        input_sums, hidden_sums = product("ih", weights, x_t), product("hh", weights, state[0])
         (hidden, *others), kept = cell.forward(input_sums, hidden_sums, state)
-        steps.append(Step(t, x[t], state, hidden, kept))
-        output[t] = product("hr", weights, hidden) if "weight_hr" in weights else hidden
-        state = (output[t], *others)
+        steps.append(Step(t, active, reset, x_t, state, hidden, kept))
+        h = product("hr", weights, hidden) if "weight_hr" in weights else hidden
+        output[t] = np.where(active, h, 0)
+        state = select(active, (h, *others), state)
     return output, state, steps
 
 
@@ -175,14 +207,16 @@ def sequence_backward(
 ) -> tuple[Array, Arrays]:
     """From the gradient of the state after the steps to that before them; add to grad_weights, in place."""
     grad_x = np.empty((*grad_output.shape[:2], weights["weight_ih"].shape[1]), grad_output.dtype)  # [T, B, I]
-    for t, x, before, hidden, kept in reversed(steps):
-        grad_h = grad[0] + grad_output[t]  # [B, P]
+    for t, active, reset, x, before, hidden, kept in reversed(steps):
+        grad_h = np.where(active, grad[0] + grad_output[t], 0)  # [B, P]
         if "weight_hr" in weights:
             grad_h = product_backward("hr", weights, hidden, grad_h, grad_weights)  # [B, H]
-        grad_input_sums, grad_hidden_sums, direct = cell.backward(kept, before, (grad_h, *grad[1:]))
+        of_step = (grad_h, *select(active, grad[1:], zeros_like(grad[1:])))
+        grad_input_sums, grad_hidden_sums, direct = cell.backward(kept, before, of_step)
         grad_x[t] = product_backward("ih", weights, x, grad_input_sums, grad_weights)
         through_sums = product_backward("hh", weights, before[0], grad_hidden_sums, grad_weights)  # [B, P]
-        grad = (direct[0] + through_sums, *direct[1:])
+        grad = select(active, (direct[0] + through_sums, *direct[1:]), grad)
+        grad = select(reset, zeros_like(grad), grad)
     return grad_x, grad
 
 
@@ -257,6 +291,8 @@ def forward(
     dropout: float = 0.0,
     seed: int = 0,
     call_count: int = 0,
+    lengths: npt.ArrayLike | None = None,
+    resets: npt.ArrayLike | None = None,
 ) -> tuple[Array, Any, Tape]:
     """Run a stack of recurrent layers over a sequence.
 
@@ -274,6 +310,9 @@ def forward(
     num_layers, bidirectional : L, and whether D is 2
     dropout : share dropped of the output of each layer but the last; 0 for inference
     seed, call_count : which mask, see `dropout_mask`
+    lengths : integers (B,), how many steps each row has; None: all have T. Behind its end a row's output is zero,
+        the state after the last step is the one at its end, and the reverse direction starts there
+    resets : booleans (T, B), where the state is set to zero before step t, in the reverse direction after it
 
     Returns
     -------
@@ -287,13 +326,14 @@ def forward(
     directions = 2 if bidirectional else 1
     weights = {name: np.array(value, x.dtype) for name, value in parameters.items()}
     starts = places("state", state, cell, weights, num_layers * directions, x.shape[1])
+    schedule = schedule_of(x.shape[0], x.shape[1], lengths, resets)
     ends: list[Arrays] = []
     steps, masks = [], []
     for layer in range(num_layers):
         outputs = []
         for reverse in (False, True)[:directions]:
             own = of_place(weights, layer, reverse)
-            output, end, kept = sequence(CELLS[cell], own, x, starts[len(ends)], reverse)
+            output, end, kept = sequence(CELLS[cell], own, x, starts[len(ends)], schedule, reverse)
             outputs.append(output)
             ends.append(end)
             steps.append(kept)
@@ -336,6 +376,17 @@ def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Arra
             grad_inputs.append(grad_x)
         grad = np.sum(grad_inputs, axis=0)  # [T, B, I of this layer]
     return grad, joined(grads), grad_parameters
+
+
+def schedule_of(steps: int, batch: int, lengths: npt.ArrayLike | None, resets: npt.ArrayLike | None) -> Schedule:
+    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    flags = np.zeros((steps, batch), np.bool_) if resets is None else np.asarray(resets, np.bool_)
+    if ends.shape != (batch,) or flags.shape != (steps, batch):
+        raise ValueError(
+            f"lengths, resets: expected shapes {(batch,)}, {(steps, batch)}, got {ends.shape}, {flags.shape}"
+        )
+    active = np.arange(steps)[:, None] < ends
+    return Schedule(active[:, :, None], (flags & active)[:, :, None])
 
 
 def of_place(parameters: Mapping[str, Array], layer: int, reverse: bool) -> Weights:

@@ -11,6 +11,7 @@ from gatewise import _core
 from gatewise.arrays import Array, describe, empty, exact, floating, output, rows, shaped, whole_number
 from gatewise.layouts import Layout, State
 from gatewise.parameters import MOST, Architecture, Holder, Weights
+from gatewise.sequences import flags_of_rows, plan, restarts
 
 
 class Stream(_core.Stream):
@@ -46,19 +47,20 @@ class Stream(_core.Stream):
         unbatched = self._batch_size is None
         return Layout(self._weights.architecture, self._batch_first, unbatched, steps, self._batch_size or 1)
 
-    def _prepare_step(self, x: object, out: object) -> tuple[Array, Array]:
+    def _prepare_step(self, x: object, out: object, resets: object) -> tuple[Array, Array, Array | None]:
         """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
         of = self._weights.architecture
         leading = () if self._batch_size is None else (self._batch_size,)
+        flags = None if resets is None else restarts(resets, leading)
         if out is None:
             array = shaped("x", floating("x", x, of.dtype), (*leading, of.input_size))
-            return np.require(array, requirements=["C", "A"]), np.empty((*leading, of.output_size), of.dtype)
+            return np.require(array, requirements=["C", "A"]), np.empty((*leading, of.output_size), of.dtype), flags
         array = shaped("x", exact("x", x, of.dtype), (*leading, of.input_size))
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise ValueError(f"x: expected a C-contiguous array with `out`, got strides {array.strides}")
-        return array, output("out", out, of.dtype, (*leading, of.output_size), ("x", array))
+        return array, output("out", out, of.dtype, (*leading, of.output_size), ("x", array)), flags
 
-    def run(self, x: object, out: Array | None = None) -> Array:
+    def run(self, x: object, out: Array | None = None, *, resets: object = None) -> Array:
         """Several steps in one call, the same bits as one by one.
 
         Parameters
@@ -67,6 +69,8 @@ class Stream(_core.Stream):
             (T, input_size); with batch_size B (T, B, input_size), or (B, T, input_size) if the layer is batch_first.
         out : ndarray, optional
             Where to write the output, as in the layer's call.
+        resets : array_like of bools or of numbers that are 0 or 1, optional
+            (T, B) in the order of x's axes, unbatched (T,): where the state is set to zero before the step.
 
         Returns
         -------
@@ -81,7 +85,8 @@ class Stream(_core.Stream):
         layout = self._layout(shaped("x", array, axes).shape[axes.index("T")])
         shape = layout.shape(of.output_size)
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
-        self._run(rows(layout.to_time_major(array)), layout.to_time_major(y))
+        timetable = None if resets is None else plan(layout, None, resets)[0]
+        self._run(rows(layout.to_time_major(array)), layout.to_time_major(y), timetable)
         return y
 
     @property
@@ -100,13 +105,15 @@ class Stream(_core.Stream):
         assert hidden is not None
         self._set_state(hidden, cell)
 
-    def reset(self) -> None:
-        """Set the state to zero."""
-        hidden, cell = self._layout(0).new_state()
-        for part in (hidden, cell):
-            if part is not None:
-                part[...] = 0
-        self._set_state(hidden, cell)
+    def reset(self, rows: object = None) -> None:
+        """Set the state to zero: all of it, or some rows, given as bools (batch_size,) or as one or more indices."""
+        batch = self._batch_size
+        if rows is None:
+            self._reset(np.ones(() if batch is None else batch, np.bool_))
+        elif batch is None:
+            raise ValueError("rows: expected none, since this stream is unbatched")
+        else:
+            self._reset(flags_of_rows("rows", rows, batch))
 
     def refresh(self) -> None:
         """Take the layer's present weights; the state stays."""

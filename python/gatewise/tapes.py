@@ -9,6 +9,7 @@ import numpy as np
 from gatewise import _core
 from gatewise.arrays import Array, empty, flag, floating, read_only, rows, shaped
 from gatewise.layouts import Layout, State
+from gatewise.sequences import cut
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,12 @@ class Tape:
         The number of the dropout masks that were drawn.
     """
 
-    def __init__(self, layout: Layout, core: _core.Tape, output: Array, state: State, call_count: int) -> None:
+    def __init__(
+        self, layout: Layout, core: _core.Tape, steps: int, output: Array, state: State, call_count: int
+    ) -> None:
         self._layout = layout
         self._core: _core.Tape | None = core
+        self._steps = steps  # that the core took: those of the longest row
         self.output = output
         self.state = state
         self.call_count = call_count
@@ -77,37 +81,42 @@ class Tape:
         ValueError, TypeError
             If a gradient has the wrong shape or dtype; the tape stays usable.
         """
-        core = self._core
-        if core is None:
-            raise RuntimeError("backward: this tape is used up; pass keep=True to use a tape again")
+        core = self._usable()
         keep = flag("keep", keep)
         layout, of = self._layout, self._layout.architecture
         grad_y = None
         if grad_output is not None:
             grad_y = shaped("grad_output", floating("grad_output", grad_output, of.dtype), self.output.shape)
-            grad_y = rows(layout.to_time_major(grad_y))
+            grad_y = rows(layout.to_time_major(grad_y)[: self._steps])
         grad_h, grad_c = layout.state_in("grad_state", grad_state, allow_none=True)
         grad_x = empty(layout.shape(of.input_size), of.dtype)
         grad_h0, grad_c0 = layout.new_state()
         parameters = {name: empty(shape, of.dtype) for name, shape in of.shapes().items()}
-        core.backward(grad_y, grad_h, grad_c, layout.to_time_major(grad_x), grad_h0, grad_c0, of.grouped(parameters))
+        written = cut(layout.to_time_major(grad_x), self._steps)
+        core.backward(grad_y, grad_h, grad_c, written, grad_h0, grad_c0, of.grouped(parameters))
         if not keep:
             self._core = None
         return Gradients(grad_x, layout.state_out(grad_h0, grad_c0), parameters)
 
+    def _usable(self) -> _core.Tape:
+        if self._core is None:
+            raise RuntimeError("backward: this tape is used up; pass keep=True to use a tape again")
+        return self._core
+
 
 def record(
     layout: Layout, packed: _core.Packed, x: Array, hidden: Array | None, cell: Array | None,
-    dropout: float, seed: int, call_count: int,
+    plan: _core.Plan | None, steps: int, checkpoint_every: int, dropout: tuple[float, int, int],
 ) -> Tape:  # fmt: skip
-    """Run forward and keep what backward needs. x is in the layout's own order of axes."""
-    own_x = np.array(layout.to_time_major(x), order="C", copy=True)  # the caller may write to x before backward
+    """Run forward and keep what backward needs. x has the layout's order of axes; dropout: p, seed, call_count."""
+    # A copy, since the caller may write to x before backward.
+    own_x = np.array(layout.to_time_major(x)[:steps], order="C", copy=True)
     own_hidden = None if hidden is None else hidden.copy()
     output = empty(layout.shape(layout.architecture.output_size), layout.architecture.dtype)
     hidden_after, cell_after = layout.new_state()
     core = _core.Tape(
-        packed, own_x, own_hidden, cell, layout.to_time_major(output), hidden_after, cell_after,
-        dropout, seed, call_count,
+        packed, own_x, own_hidden, cell, cut(layout.to_time_major(output), steps), hidden_after, cell_after,
+        plan, min(checkpoint_every, steps), *dropout,
     )  # fmt: skip
     after = [read_only(part) for part in (hidden_after, cell_after) if part is not None]
-    return Tape(layout, core, read_only(output), layout.state_out(*after), call_count)
+    return Tape(layout, core, steps, read_only(output), layout.state_out(*after), dropout[2])

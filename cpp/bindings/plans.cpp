@@ -1,0 +1,61 @@
+// Which rows take which steps, and where their state starts anew, as the core wants to have it.
+#include <algorithm>
+#include <numeric>
+
+#include "python.hpp"
+
+namespace gatewise {
+namespace {
+
+// The elements of a C-contiguous array of the given type and size.
+template <class Value>
+const Value* elements(const py::array& array, int type_number, Size size) {
+  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
+  if (PyArray_TYPE(raw) != type_number || !PyArray_ISCARRAY_RO(raw) || PyArray_SIZE(raw) != size)
+    throw py::value_error("internal: lengths or resets of the wrong dtype, size or layout");
+  return static_cast<const Value*>(PyArray_DATA(raw));
+}
+
+}  // namespace
+
+Plan::Plan(Size steps, Size batch, const Array& lengths, const Array& resets) : steps_(steps), batch_(batch) {
+  if (steps < 0 || batch < 0) throw py::value_error("internal: a negative size");
+  if (lengths) {
+    const auto* given = elements<std::int64_t>(*lengths, NPY_INT64, batch);
+    order_.resize(static_cast<std::size_t>(batch));
+    std::iota(order_.begin(), order_.end(), Size(0));
+    std::stable_sort(order_.begin(), order_.end(), [&](Size a, Size b) { return given[a] > given[b]; });
+    for (const Size row : order_) lengths_.push_back(given[row]);
+    if (steps != (batch ? lengths_.front() : 0) || (batch && lengths_.back() < 0))
+      throw py::value_error("internal: lengths do not fit the steps");
+    Size active = batch;
+    taken_.push_back(0);
+    for (Size time = 0; time < steps; ++time) {
+      while (lengths_[static_cast<std::size_t>(active - 1)] <= time) --active;
+      active_.push_back(active);
+      taken_.push_back(taken_.back() + active);
+    }
+    schedule_.order = order_.data();
+    schedule_.lengths = lengths_.data();
+    schedule_.active = active_.data();
+    schedule_.taken = taken_.data();
+  }
+  if (resets) {
+    const auto* given = elements<std::uint8_t>(*resets, NPY_BOOL, steps * batch);
+    resets_.assign(given, given + steps * batch);
+    schedule_.resets = resets_.data();
+  }
+}
+
+const Schedule& Plan::schedule(Size steps, Size batch) const {
+  if (steps != steps_ || batch != batch_) throw py::value_error("internal: a plan for other sizes");
+  return schedule_;
+}
+
+void bind_plans(py::module_& module) {
+  using namespace py::literals;
+  py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
+      .def(py::init<Size, Size, const Array&, const Array&>(), "steps"_a, "batch"_a, "lengths"_a, "resets"_a);
+}
+
+}  // namespace gatewise

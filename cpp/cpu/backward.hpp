@@ -1,0 +1,345 @@
+// Backward through time (BPTT), one layer and direction.
+#pragma once
+
+#include "forward.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+// The gradients of the sums of some steps, counted from the last one, are collected before they are multiplied with:
+// of just as many rows as make one chain of the gradients of the weights, so that these, too, have one order of
+// additions, whatever the threads, the padding or the checkpoints. Within a block rows are in the order of BPTT, from
+// the last step to the first.
+inline Size block_rows(const Call& call) {
+  const Size batch = larger(1, call.batch), all = call.schedule.taken ? call.schedule.taken[call.steps] : 0;
+  if (all > 0) return smaller(all, larger(chain_length, batch));
+  return smaller(larger(1, call.steps), larger(1, chain_length / batch)) * call.batch;
+}
+
+template <class Cell>
+struct BackwardScratch {
+  Size rows;                // of a block
+  Real* hidden_turned;      // [panel of R][panel of H][gate][lane][lane of R]
+  Real* input_turned;       // [panel of I][panel of H][gate][lane][lane of I]
+  Real* projection_turned;  // [panel of H][panel of P][lane][lane of H]
+  Panels<Cell> gradients;
+  Real* grad_sums;         // [panel of H][rows][sum][lane]
+  Real* grad_hidden;       // [panel of R][B][lane]
+  Real* grad_carried;      // [panel of H][B][lane]
+  Real* grad_input;        // [panel of I][rows][lane]
+  Real* grad_projected;    // [panel of P][rows][lane]
+  Real* grad_cell_hidden;  // [panel of H][B][lane]
+  Real* cell_hidden;       // [rows][H], h before the projection
+  Real* zeros;             // [R]
+  Size turned_row;         // at least `rows`
+  Real* turned_input;      // [I][turned_row], turned_hidden [R][turned_row]: see turn_rows
+  Real* turned_hidden;
+  // With checkpoints: what a tape of everything would keep of the steps after one, and the state that walks over them.
+  RowsScratch<Cell> replayed;
+  Real* kept;          // [checkpoint_every][panel of H][B][kept][lane]
+  Real* carried;       // [checkpoint_every][panel of H][B][lane]
+  Real* carried_here;  // [panel of H][B][lane]
+
+  BackwardScratch(Arena& arena, const Layer& layer, const Call& call)
+      : rows(block_rows(call)),
+        hidden_turned(arena.take(panels_of(output_of(layer)) * depth(layer) * lanes)),
+        input_turned(arena.take(panels_of(layer.input) * depth(layer) * lanes)),
+        projection_turned(arena.take(panels_of(layer.hidden) * panels_of(layer.projection) * lanes * lanes)),
+        gradients(arena, layer),
+        replayed(arena, layer, call.steps, call.checkpoint_every ? call.batch : 0, call.schedule.order, true) {
+    const Size panels = panels_of(layer.hidden), batch = call.batch, state = panels * batch * lanes;
+    grad_sums = arena.take(panels * rows * Cell::sums * lanes);
+    grad_hidden = arena.take(panels_of(output_of(layer)) * batch * lanes);
+    grad_carried = arena.take(state);
+    grad_input = arena.take(panels_of(layer.input) * rows * lanes);
+    grad_projected = arena.take(panels_of(layer.projection) * rows * lanes);
+    grad_cell_hidden = arena.take(layer.projection ? state : 0);
+    cell_hidden = arena.take(layer.projection ? rows * layer.hidden : 0);
+    zeros = arena.take(output_of(layer));
+    turned_row = (panels_of(rows) + 1) * lanes;  // one more: no power of two, whose rows would share a cache's sets
+    turned_input = arena.take(panels_of(layer.input) * lanes * turned_row);
+    turned_hidden = arena.take(panels_of(output_of(layer)) * lanes * turned_row);
+    const Size between = smaller(call.steps, call.checkpoint_every);
+    kept = arena.take(between * state * Cell::kept);
+    carried = arena.take(between * state);
+    carried_here = arena.take(between ? state : 0);
+  }
+
+  static Size depth(const Layer& layer) { return panels_of(layer.hidden) * Cell::gates * lanes; }
+};
+
+struct SequenceGradients {
+  Rows<const Real*> output;  // [T, B, R]; null: zero
+  const Real* hidden_after;  // [B, R]; null: zero
+  const Real* cell_after;    // [B, H]; null: zero
+  Rows<Real*> input;         // [T, B, I]
+  bool add_to_input;         // to what another direction has written there
+  Real* hidden_before;       // [B, R]
+  Real* cell_before;         // [B, H]; null: none
+  const Gradients* parameters;
+};
+
+// Some steps [first, end) of the recurrence, whose rows lie one after the other in the order of BPTT.
+struct Block {
+  Size first, end, rows;
+
+  // Where those of the i-th step begin.
+  static Size row(const Sequence& sequence, Size i, Size end) {
+    const Size last = sequence.time(end - 1);
+    return sequence.reverse ? sequence.rows_between(last, sequence.time(i))
+                            : sequence.rows_between(sequence.time(i) + 1, last + 1);
+  }
+  Block(const Sequence& sequence, Size end, Size most)
+      : first(end - sequence.steps_within(end - 1, -1, end, most)), end(end), rows(row(sequence, first - 1, end)) {}
+};
+
+// The gradients of h and of the carried state after a step become those of the sums and of the carried state before it.
+// grad_hidden [panel][B][lane] is what came through the hidden product of the next step, grad_output, which points at
+// the step's rows [B][R], comes on top. grad_sums [panel][rows][sum][lane], a panel `sums_panel` apart.
+template <class Cell>
+[[gnu::noinline]] void update_backward(const Sequence& sequence, Team::Share share, Size rows, StepTape tape,
+                                       Real* grad_hidden, Rows<const Real*> grad_output, Real* grad_carried,
+                                       Real* grad_sums, Size sums_panel, Real* cell_hidden) {
+  const Size units = sequence.layer.hidden;
+  for (Size panel = share.begin; panel < share.end; ++panel) {
+    Real* grad_sum = grad_sums + panel * sums_panel;
+    const Size count = units_in(panel, units);
+    Size state = panel * sequence.batch * lanes, place = panel * tape.rows * lanes;
+    for (Size b = 0; b < rows; ++b, grad_sum += Cell::sums * lanes, state += lanes, place += lanes) {
+      Register kept[Cell::kept], before{}, grad_carried_of{}, grad_sum_of[Cell::sums], grad_before{};
+      repeat<Cell::kept>([&](int i)
+                             GATEWISE_LAMBDA { kept[i] = Register::load(tape.kept + place * Cell::kept + i * lanes); });
+      if constexpr (Cell::carried) before = Register::load(tape.carried + place);
+      if constexpr (Cell::carried) grad_carried_of = Register::load(grad_carried + state);
+      const Register after = Cell::after(kept, before);
+      Register grad_hidden_of = Register::load(grad_hidden + state);
+      if constexpr (Cell::carries_hidden) grad_hidden_of = grad_hidden_of + grad_carried_of;
+      if (grad_output.data)
+        grad_hidden_of =
+            grad_hidden_of + load_first(grad_output.data + sequence.row(b) * grad_output.row + panel * lanes, count);
+      Cell::backward(kept, before, after, grad_hidden_of, grad_carried_of, grad_sum_of, grad_before);
+      repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA {
+        // Lanes without a unit must not pass on an infinity's NaN.
+        only_first(grad_sum_of[i], count).store(grad_sum + i * lanes);
+      });
+      if constexpr (Cell::carried) grad_before.store(grad_carried + state);
+      if (cell_hidden) store_first(Cell::hidden(kept, after), cell_hidden + b * units + panel * lanes, count);
+    }
+  }
+}
+
+// The rows that a block of steps read, x or h before each step, turned over: [unit][row]. The gradients of weights walk
+// through rows, many times; where these lie a power of two apart they would share a few places of the first cache
+// (H 512, B 16: 20 % of the products' time).
+template <class RowAt>
+void turn_rows(const Sequence& sequence, const Block& block, Size units, Team::Share share, const RowAt& row_at,
+               Real* turned, Size turned_row) {
+  Size i = block.end - 1, b = 0;
+  for (Size row = 0; row < block.rows; row += lanes) {
+    const Size rows = smaller(lanes, block.rows - row);
+    const Real* from[lanes];
+    for (Size of = 0; of < rows; ++of) {
+      from[of] = row_at(i, b);
+      if (++b == sequence.active(i)) b = 0, --i;
+    }
+    for (Size panel = share.begin; panel < share.end; ++panel) {
+      const auto column_at = [&](Size of) GATEWISE_LAMBDA { return from[of] + panel * lanes; };
+      const Square square(column_at, rows, units_in(panel, units));
+      for (Size unit = 0; unit < lanes; ++unit)
+        square.row[unit].store(turned + (panel * lanes + unit) * turned_row + row);
+    }
+  }
+}
+
+// The products of a block with the gradients of its sums: into the gradients of the weights, each a chain from the last
+// step to the first and from the first row to the last.
+template <class Cell>
+void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>& s, const Block& block,
+                          const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Team::Share own = team.share(panels_of(layer.hidden)), own_projection = team.share(panels_of(layer.projection));
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
+  // Rows [size][block.rows], a unit and a row apart by so much, against gradients of sums.
+  const auto add = [&](auto gates, const Real* rows, Size unit, Size row, Size size, const Real* grads,
+                       Size grads_panel, Size grads_row, Team::Share share, Real* sums) {
+    constexpr int width = decltype(gates)::value;
+    Product product{};
+    product.rows = size;
+    product.panels = share.count();
+    product.segments = 1;
+    product.run = block.rows;
+    product.scalars = {rows, unit, row, 0};
+    product.vectors = {grads + share.begin * grads_panel, grads_panel, grads_row, 0};
+    product.sums = {sums + share.begin * size * width * lanes, size * width * lanes, width * lanes};
+    if (block.end < sequence.steps) product.start = {product.sums.data, product.sums.panel, product.sums.row};
+    multiply<width>(product);
+  };
+  using Gates = std::integral_constant<int, G>;
+  add(Gates(), s.turned_input, s.turned_row, 1, layer.input, s.grad_sums + Cell::first_input_sum * lanes, sums_panel,
+      sums_row, own, s.gradients.input);
+  add(Gates(), s.turned_hidden, s.turned_row, 1, output_of(layer), s.grad_sums + Cell::first_hidden_sum * lanes,
+      sums_panel, sums_row, own, s.gradients.hidden);
+  if (layer.projection)
+    add(std::integral_constant<int, 1>(), s.cell_hidden, 1, layer.hidden, layer.hidden, s.grad_projected,
+        s.rows * lanes, lanes, own_projection, s.gradients.projection);
+
+  // A bias is a weight of an input that is always one.
+  const Real one = 1;
+  add(std::integral_constant<int, Cell::sums>(), &one, 0, 0, 1, s.grad_sums, sums_panel, sums_row, own,
+      s.gradients.bias);
+}
+
+// grad_sums from row 0 on times turned weights: [panel of k][row][lane], k the inputs or the hidden units.
+template <class Cell>
+Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s, int first_sum, const Real* turned,
+                             Team::Share share) {
+  const Size depth = BackwardScratch<Cell>::depth(layer), sums_row = Cell::sums * lanes;
+  Product product{};
+  product.panels = share.count();
+  product.segments = panels_of(layer.hidden);
+  product.run = Cell::gates * lanes;
+  product.scalars = {s.grad_sums + first_sum * lanes, sums_row, 1, s.rows * sums_row};
+  product.vectors = {turned + share.begin * depth * lanes, depth * lanes, lanes, Cell::gates * lanes * lanes};
+  return product;
+}
+
+// The gradients of the input of a block, in the columns of `share`; zero where a row has no step.
+template <class Cell>
+void input_gradients(const Sequence& sequence, const SequenceGradients& grads, const BackwardScratch<Cell>& s,
+                     const Block& block, Team::Share share) {
+  const Size panel_size = s.rows * lanes, units = sequence.layer.input;
+  Product product = product_of_gradients(sequence.layer, s, Cell::first_input_sum, s.input_turned, share);
+  product.rows = block.rows;
+  product.sums = {s.grad_input + share.begin * panel_size, panel_size, lanes};
+  const auto grad_row = [&](Size i, Size b) {
+    return grads.input.data + sequence.time(i) * grads.input.step + sequence.row(b) * grads.input.row;
+  };
+  const auto each = [&](const auto& body) {
+    for (Size panel = share.begin; panel < share.end; ++panel) {
+      Real* sums = s.grad_input + panel * panel_size;
+      for (Size i = block.end - 1; i >= block.first; --i)
+        for (Size b = 0; b < sequence.active(i); ++b, sums += lanes)
+          body(sums, grad_row(i, b) + panel * lanes, units_in(panel, units));
+    }
+  };
+  if (grads.add_to_input) {
+    each([](Real* sums, const Real* row, Size count) { load_first(row, count).store(sums); });
+    product.start = {product.sums.data, product.sums.panel, product.sums.row};
+  }
+  multiply<1>(product);
+  each([](const Real* sums, Real* row, Size count) { store_first(Register::load(sums), row, count); });
+  const Team::Share own = units_of(share, units);
+  for (Size i = block.first; i < block.end && !grads.add_to_input; ++i)
+    for (Size b = sequence.active(i); b < sequence.batch; ++b) clear(grad_row(i, b) + own.begin, own.count());
+}
+
+template <class Cell>
+void backward_steps(const Sequence& sequence, const Call& call, const SequenceGradients& grads, Real* scratch,
+                    const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
+  const Size panels = panels_of(hidden);
+  const Team::Share own = team.share(panels), own_hidden = team.share(panels_of(recurrent));
+  const Team::Share own_input = team.share(panels_of(layer.input)),
+                    own_projection = team.share(panels_of(layer.projection));
+  Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
+  const Panels<Cell> packed(packed_arena, layer);
+  const BackwardScratch<Cell> s(arena, layer, call);
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
+
+  if (!sequence.hidden_before || sequence.schedule.resets) clear(s.zeros, recurrent);  // by each thread: the same zeros
+  transpose(packed.hidden, hidden, recurrent, G, own_hidden, s.hidden_turned);
+  transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);
+  if (layer.projection) transpose(packed.projection, layer.projection, hidden, 1, own, s.projection_turned);
+  if (steps == 0) {
+    const auto clear_panels = [](Real* panels_from, Size size, Team::Share share) {
+      clear(panels_from + share.begin * size, share.count() * size);
+    };
+    clear_panels(s.gradients.input, layer.input * G * lanes, own);
+    clear_panels(s.gradients.hidden, recurrent * G * lanes, own);
+    clear_panels(s.gradients.bias, sums_row, own);
+    clear_panels(s.gradients.projection, hidden * lanes, own_projection);
+  }
+  load_state(sequence, grads.hidden_after, recurrent, own_hidden, s.grad_hidden);
+  if constexpr (Cell::carried) load_state(sequence, grads.cell_after, hidden, own, s.grad_carried);
+
+  Size replayed = steps;  // from here on the tape, or its stand-in, has everything
+  for (Size end = steps; end > 0;) {
+    const Block block(sequence, end, s.rows);
+    turn_rows(
+        sequence, block, layer.input, own_input, [&](Size i, Size b) { return sequence.input_row(i, b); },
+        s.turned_input, s.turned_row);
+    turn_rows(
+        sequence, block, recurrent, own_hidden, [&](Size i, Size b) { return sequence.hidden_row(i, b, s.zeros); },
+        s.turned_hidden, s.turned_row);
+    for (Size i = end - 1; i >= block.first; --i) {
+      const Size rows = sequence.active(i), row = Block::row(sequence, i, end);
+      StepTape tape = sequence.step_tape(Cell(), i);
+      if (const Size every = call.checkpoint_every) {
+        const Size from = i / every * every, state = panels * batch * lanes;
+        if (i < replayed) {
+          if constexpr (Cell::carried)
+            copy(sequence.step_tape(Cell(), from).carried + own.begin * batch * lanes,
+                 s.carried_here + own.begin * batch * lanes, own.count() * batch * lanes);
+          replay_steps(sequence, packed, from, i + 1 - from, s.carried_here, s.replayed, s.zeros,
+                       {s.kept, s.carried, batch}, team);
+          replayed = from;
+        }
+        tape = {s.kept + (i - from) * state * Cell::kept, s.carried + (i - from) * state, batch};
+      }
+      Rows<const Real*> grad_output = grads.output;
+      if (grad_output.data) grad_output.data += sequence.time(i) * grad_output.step;
+      Real* grad_cell_hidden = s.grad_hidden;
+      if (layer.projection) {
+        for (Size panel = own_projection.begin; panel < own_projection.end; ++panel)
+          for (Size b = 0; b < rows; ++b) {
+            const Size count = units_in(panel, recurrent);
+            Register grad = Register::load(s.grad_hidden + (panel * batch + b) * lanes);
+            if (grad_output.data)
+              grad = grad + load_first(grad_output.data + sequence.row(b) * grad_output.row + panel * lanes, count);
+            only_first(grad, count).store(s.grad_projected + (panel * s.rows + row + b) * lanes);
+          }
+        team.wait();
+        grad_cell_hidden = s.grad_cell_hidden;
+        grad_output.data = nullptr;
+        Product product{};
+        product.rows = rows;
+        product.panels = own.count();
+        product.segments = panels_of(recurrent);
+        product.run = lanes;
+        product.scalars = {s.grad_projected + row * lanes, lanes, 1, s.rows * lanes};
+        product.vectors = {s.projection_turned + own.begin * product.segments * lanes * lanes,
+                           product.segments * lanes * lanes, lanes, lanes * lanes};
+        product.sums = {grad_cell_hidden + own.begin * batch * lanes, batch * lanes, lanes};
+        multiply<1>(product);
+      }
+      update_backward<Cell>(sequence, own, rows, tape, grad_cell_hidden, grad_output, s.grad_carried,
+                            s.grad_sums + row * sums_row, sums_panel,
+                            layer.projection ? s.cell_hidden + row * hidden : nullptr);
+      team.wait();
+      Product product = product_of_gradients(layer, s, Cell::first_hidden_sum, s.hidden_turned, own_hidden);
+      product.rows = rows;
+      product.descending = turns_back(i);
+      product.scalars.data += row * sums_row;
+      product.sums = {s.grad_hidden + own_hidden.begin * batch * lanes, batch * lanes, lanes};
+      multiply<1>(product);
+      // Where the state was set to zero before the step, nothing comes through to the steps before.
+      reset_panels(sequence, i, own_hidden, s.grad_hidden);
+      if (Cell::carried) reset_panels(sequence, i, own, s.grad_carried);
+    }
+    accumulate_gradients(sequence, s, block, team);
+    input_gradients(sequence, grads, s, block, own_input);
+    team.wait();
+    end = block.first;
+  }
+
+  if constexpr (Cell::carries_hidden)
+    for (Size i = own.begin * batch * lanes; i < own.end * batch * lanes; i += lanes)
+      (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
+  store_state(sequence, s.grad_hidden, recurrent, own_hidden, grads.hidden_before);
+  if (grads.cell_before) store_state(sequence, s.grad_carried, hidden, own, grads.cell_before);
+  unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL

@@ -1,0 +1,321 @@
+// Forward through time, one layer and direction.
+#pragma once
+
+#include "sequence.hpp"
+
+namespace gatewise::GATEWISE_KERNEL {
+
+// Sums of the input products that are made ahead of the recurrence: what stays in the second cache meanwhile, or, where
+// that is only a few rows, as many rows as make one passage over the weights pay. (H 650, B 20: 5 % faster.)
+constexpr Size ahead_bytes = 128 * 1024;
+constexpr Size ahead_rows = 96;
+// Sums of some panels between their product and the cell: what stays in the first cache.
+constexpr Size group_bytes = 8 * 1024;
+
+// Forward, threads are cut into groups, each with rows of the batch to itself: as many as have rows_alone of them. Rows
+// of different lengths stay together, since fewer and fewer take a step.
+inline int groups_for(int threads, const Call& call) {
+  const Size most = smaller(most_groups, larger(1, call.batch / rows_alone(call.stack.layer->hidden)));
+  int groups = call.schedule.order ? 1 : threads;
+  while (groups > most || threads % groups != 0) --groups;
+  return groups;
+}
+
+// The rows of some steps that are worked on at a time, in the order of time.
+template <class Cell>
+struct RowsScratch {
+  Size rows;
+  Real* sums;    // [panel of H][rows][sum][lane]
+  Real* input;   // [rows][I], where rows are brought together; else null
+  Real* hidden;  // [rows][R], likewise
+
+  RowsScratch(Arena& arena, const Layer& layer, Size steps, Size batch, bool gathers_input, bool gathers_hidden) {
+    const Size row = panels_of(layer.hidden) * Cell::sums * lanes;
+    const Size fitting = ahead_bytes / Size(sizeof(Real)) / larger(1, batch * row),
+               enough = ahead_rows / larger(1, batch);
+    rows = larger(1, smaller(steps, larger(fitting, enough))) * batch;
+    sums = arena.take(rows * row);
+    input = gathers_input ? arena.take(rows * layer.input) : nullptr;
+    hidden = gathers_hidden ? arena.take(rows * output_of(layer)) : nullptr;
+  }
+};
+
+template <class Cell>
+struct ForwardScratch {
+  RowsScratch<Cell> ahead;
+  Real* carried;      // [panel of H][B][lane]
+  Real* zeros;        // [R]
+  Real* cell_hidden;  // [B][H], h before the projection
+  Real* projected;    // [panel of P][B][lane]
+  Real* hidden[2];    // [B][R], h of this step and the next where the output cannot be read instead
+
+  ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch, bool scattered, bool direct)
+      : ahead(arena, layer, steps, batch, scattered, false) {
+    carried = arena.take(panels_of(layer.hidden) * batch * lanes);
+    zeros = arena.take(output_of(layer));
+    cell_hidden = arena.take(layer.projection ? batch * layer.hidden : 0);
+    projected = arena.take(panels_of(layer.projection) * batch * lanes);
+    for (Real*& rows : hidden) rows = arena.take(direct ? 0 : batch * output_of(layer));
+  }
+};
+
+// The rows row_at(i, b) [units] of the steps between two times brought together, a share of the steps by each thread.
+template <class RowAt>
+void gather_rows(const Sequence& sequence, Size lowest, Size count, Size units, const RowAt& row_at, Real* to,
+                 const Team& team) {
+  const Team::Share own = team.share(count);
+  to += sequence.rows_between(lowest, lowest + own.begin) * units;
+  for (Size t = lowest + own.begin; t < lowest + own.end; ++t) {
+    const Size i = sequence.time(t);  // its own inverse
+    for (Size b = 0; b < sequence.active(i); ++b, to += units) copy(row_at(i, b), to, units);
+  }
+}
+
+// The product with one set of rows, over all times at once where rows follow each other at one stride.
+template <int G>
+void multiply_times(Product product, Rows<const Real*> rows, Size times, Size batch) {
+  product.scalars.row = batch == 1 ? rows.step : rows.row;
+  if (batch == 1 || rows.step == batch * rows.row) {
+    product.rows = times * batch;
+    return multiply<G>(product);
+  }
+  product.rows = batch;
+  for (Size t = 0; t < times; ++t) {
+    multiply<G>(product);
+    product.scalars.data += rows.step;
+    product.sums.data += batch * product.sums.row;
+    if (product.start.data) product.start.data += batch * product.start.row;
+  }
+}
+
+// Sums [panel][rows][sum][lane] of the panels in `share`: bias and the product with the input of the steps between two
+// times.
+template <class Cell>
+void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const RowsScratch<Cell>& s, Size lowest,
+                Size count, Team::Share share, const Team& team) {
+  constexpr int G = Cell::gates;
+  const Size inputs = sequence.layer.input, row = Cell::sums * lanes, panel = s.rows * row;
+  const Size rows = sequence.rows_between(lowest, lowest + count);
+  Product product{};
+  product.panels = share.count();
+  product.segments = 1;
+  product.run = inputs;
+  product.vectors = {packed.input + share.begin * inputs * G * lanes, inputs * G * lanes, G * lanes, 0};
+  product.start = {packed.bias + share.begin * row, row, 0};
+  product.sums = {s.sums + share.begin * panel, panel, row};
+  if (s.input) {
+    gather_rows(
+        sequence, lowest, count, inputs, [&](Size i, Size b) { return sequence.input_row(i, b); }, s.input, team);
+    team.wait();
+    product.rows = rows;
+    product.scalars = {s.input, inputs, 1, 0};
+    multiply<G>(product);
+  } else {
+    const Rows<const Real*> input{sequence.input.data + lowest * sequence.input.step, sequence.input.step,
+                                  sequence.input.row};
+    product.scalars = {input.data, 0, 1, 0};
+    multiply_times<G>(product, input, count, sequence.batch);
+  }
+  // The sums that no input feeds start from their bias.
+  for (Size p = share.begin; p < share.end && Cell::sums > G; ++p)
+    for (Size m = 0; m < rows; ++m)
+      repeat<Cell::sums - G>([&](int i) GATEWISE_LAMBDA {
+        Register::load(packed.bias + p * row + (G + i) * lanes).store(s.sums + p * panel + m * row + (G + i) * lanes);
+      });
+}
+
+// Adds the product with h to the sums of the panels in `share`.
+template <class Cell>
+void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
+                Team::Share share, Real* sums, Size sums_panel) {
+  constexpr int G = Cell::gates;
+  const Size recurrent = output_of(layer), row = Cell::sums * lanes;
+  Product product{};
+  product.descending = descending;
+  product.rows = rows;
+  product.panels = share.count();
+  product.segments = 1;
+  product.run = recurrent;
+  product.scalars = {hidden.data, hidden.row, 1, 0};
+  product.vectors = {packed.hidden + share.begin * recurrent * G * lanes, recurrent * G * lanes, G * lanes, 0};
+  product.sums = {sums + share.begin * sums_panel + Cell::first_hidden_sum * lanes, sums_panel, row};
+  product.start = {product.sums.data, sums_panel, row};
+  multiply<G>(product);
+}
+
+// Sums of the panels in `share` become the state after the step, what the tape keeps, and h.
+// sums [panel][rows][sum][lane], a panel `sums_panel` apart; carried [panel][carried_rows][lane], before the step and
+// after it; out [rows][H], null: not wanted.
+//
+// The hidden unit of one row is finished while the next row is at its gates: LSTM's tanh(c) waits for all of them, and
+// a processor looks ahead less than two rows (2.35 ns a unit instead of 3.0 on Zen 3).
+template <class Cell, bool record>
+[[gnu::noinline]] void update(Team::Share share, Size units, Size rows, const Real* sums, Size sums_panel,
+                              Real* carried, Size carried_rows, StepTape tape, Real* out, Size out_row) {
+  if (rows == 0) return;
+  Register kept_of[Cell::kept], after_of{};
+  Real* out_of = nullptr;
+  Size count_of = 0;
+  const auto finish = [&]() GATEWISE_LAMBDA { store_first(Cell::hidden(kept_of, after_of), out_of, count_of); };
+  for (Size panel = share.begin; panel < share.end; ++panel) {
+    const Real* sum = sums + panel * sums_panel;
+    Real* state = carried + panel * carried_rows * lanes;
+    Size place = panel * tape.rows * lanes;
+    for (Size b = 0; b < rows; ++b, sum += Cell::sums * lanes, state += lanes, place += lanes) {
+      Register sum_of[Cell::sums], before{}, kept[Cell::kept];
+      repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
+      if constexpr (Cell::carried) before = Register::load(state);
+      Cell::forward(sum_of, kept);
+      const Register after = Cell::after(kept, before);
+      if constexpr (Cell::carried) after.store(state);
+      if constexpr (record) {
+        repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept[i].store(tape.kept + place * Cell::kept + i * lanes); });
+        if constexpr (Cell::carried) before.store(tape.carried + place);
+      }
+      if (out_of) finish();
+      repeat<Cell::kept>([&](int i) GATEWISE_LAMBDA { kept_of[i] = kept[i]; });
+      after_of = after;
+      out_of = out ? out + b * out_row + panel * lanes : nullptr;
+      count_of = units_in(panel, units);
+    }
+  }
+  if (out_of) finish();
+}
+
+// h after the i-th step goes from the rows that the next product reads to the caller's, in the columns of `share`;
+// where the state starts anew, the next product reads zeros.
+inline void hand_over(const Sequence& sequence, Size i, Team::Share share, Real* hidden) {
+  const Size width = output_of(sequence.layer), active = sequence.active(i);
+  const auto own = units_of(share, width);
+  Real* output = sequence.output.data + sequence.time(i) * sequence.output.step + own.begin;
+  for (Size b = 0; b < active; ++b)
+    copy(hidden + b * width + own.begin, output + sequence.row(b) * sequence.output.row, own.count());
+  for (Size b = active; b < sequence.batch; ++b) clear(output + sequence.row(b) * sequence.output.row, own.count());
+  const Resets resets = sequence.resets_before(i + 1);
+  if (!resets.flags) return;
+  for (Size b = 0; b < resets.count; ++b)
+    if (resets.flags[sequence.row(b)]) clear(hidden + b * width + own.begin, own.count());
+}
+
+template <class Cell>
+void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
+                   Real* scratch, const Team& team) {
+  const Layer& layer = sequence.layer;
+  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
+  const Size panels = panels_of(hidden);
+  const Team::Share own = team.share(panels), own_projection = team.share(panels_of(layer.projection));
+  const Team::Share own_hidden = layer.projection ? own_projection : own, own_units = units_of(own_hidden, recurrent);
+  const bool direct = sequence.direct();
+  Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))}, arena{scratch};
+  const Panels<Cell> packed(packed_arena, layer);
+  const ForwardScratch<Cell> s(arena, layer, steps, batch, sequence.scattered(), direct);
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.ahead.rows * sums_row;
+  if (!sequence.hidden_before || sequence.schedule.resets) clear(s.zeros, recurrent);  // by each thread: the same zeros
+  if constexpr (Cell::carried) {
+    load_state(sequence, Cell::carries_hidden ? sequence.hidden_before : cell_before, hidden, own, s.carried);
+    reset_panels(sequence, 0, own, s.carried);
+  }
+  if (!direct) {
+    // Both, since a row may take its first step at any time.
+    for (Real* rows : s.hidden)
+      for (Size b = 0; b < batch; ++b)
+        copy(sequence.hidden_row(0, b, s.zeros) + own_units.begin, rows + b * recurrent + own_units.begin,
+             own_units.count());
+    team.wait();
+  }
+
+  const Size group_values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * sums_row);
+  const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
+  for (Size ahead = 0; ahead < steps;) {
+    const Size count = sequence.steps_within(ahead, 1, steps - ahead, s.ahead.rows),
+               lowest = sequence.lowest_time(ahead, count);
+    start_sums(sequence, packed, s.ahead, lowest, count, own, team);
+    for (Size i = ahead; i < ahead + count; ++i) {
+      const Size time = sequence.time(i), rows = sequence.active(i);
+      const BatchRows before = direct ? sequence.hidden_at(i, s.zeros) : BatchRows{s.hidden[i % 2], recurrent};
+      const Rows<Real*> after =
+          direct
+              ? Rows<Real*>{sequence.output.data + time * sequence.output.step + sequence.first * sequence.output.row,
+                            0, sequence.output.row}
+              : Rows<Real*>{s.hidden[(i + 1) % 2], 0, recurrent};
+      const StepTape tape = sequence.step_tape(Cell(), i);
+      for (Size panel = own.begin; panel < own.end && tape.carried && !tape.kept; ++panel)
+        copy(s.carried + panel * batch * lanes, tape.carried + panel * tape.rows * lanes, batch * lanes);
+      Real* sums = s.ahead.sums + sequence.rows_between(lowest, time) * sums_row;
+      const bool descending = turns_back(i);
+      for (Size done = 0; done < own.count(); done += group) {
+        const Size width = smaller(group, own.count() - done),
+                   panel = descending ? own.end - done - width : own.begin + done;
+        const Team::Share share{panel, panel + width};
+        add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel);
+        const auto walk = tape.kept ? update<Cell, true> : update<Cell, false>;
+        walk(share, hidden, rows, sums, sums_panel, s.carried, batch, tape,
+             layer.projection ? s.cell_hidden : after.data, layer.projection ? hidden : after.row);
+      }
+      if (layer.projection) {
+        team.wait();
+        Product product{};
+        product.rows = rows;
+        product.panels = own_projection.count();
+        product.segments = 1;
+        product.run = hidden;
+        product.scalars = {s.cell_hidden, hidden, 1, 0};
+        product.vectors = {packed.projection + own_projection.begin * hidden * lanes, hidden * lanes, lanes, 0};
+        product.sums = {s.projected + own_projection.begin * batch * lanes, batch * lanes, lanes};
+        multiply<1>(product);
+        for (Size panel = own_projection.begin; panel < own_projection.end; ++panel)
+          for (Size b = 0; b < rows; ++b)
+            store_first(Register::load(s.projected + (panel * batch + b) * lanes),
+                        after.data + b * after.row + panel * lanes, units_in(panel, recurrent));
+      }
+      if (!direct) {
+        hand_over(sequence, i, own_hidden, after.data);
+        if (Cell::carried) reset_panels(sequence, i + 1, own, s.carried);
+      }
+      team.wait();
+    }
+    ahead += count;
+  }
+
+  for (Size b = 0; b < batch; ++b)
+    copy(sequence.hidden_after(b, s.zeros) + own_units.begin,
+         hidden_after + sequence.row(b) * recurrent + own_units.begin, own_units.count());
+  if (cell_after) store_state(sequence, s.carried, hidden, own, cell_after);
+}
+
+// What a tape of everything would keep of the steps [first, first + count), from the state before them: `carried`, in
+// which it ends. Their h is known, so that all products come before the cells, in as few passages over the weights as
+// there is scratch for; the sums have the same bits either way.
+template <class Cell>
+void replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size first, Size count, Real* carried,
+                  const RowsScratch<Cell>& s, const Real* zeros, StepTape tape, const Team& team) {
+  const Layer& layer = sequence.layer;
+  const Size recurrent = output_of(layer), units = panels_of(layer.hidden) * tape.rows * lanes;
+  const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
+  const Team::Share own = team.share(panels_of(layer.hidden));
+  for (const Size end = first + count; first < end;) {
+    const Size width = sequence.steps_within(first, 1, end - first, s.rows),
+               lowest = sequence.lowest_time(first, width);
+    gather_rows(
+        sequence, lowest, width, recurrent, [&](Size i, Size b) { return sequence.hidden_row(i, b, zeros); }, s.hidden,
+        team);
+    if (!s.input) team.wait();
+    start_sums(sequence, packed, s, lowest, width, own, team);
+    add_hidden(layer, packed, {s.hidden, recurrent}, sequence.rows_between(lowest, lowest + width), false, own, s.sums,
+               sums_panel);
+    for (Size i = first; i < first + width; ++i) {
+      update<Cell, true>(own, layer.hidden, sequence.active(i),
+                         s.sums + sequence.rows_between(lowest, sequence.time(i)) * sums_row, sums_panel, carried,
+                         sequence.batch, tape, nullptr, 0);
+      tape.kept += units * Cell::kept;
+      if constexpr (Cell::carried) {
+        tape.carried += units;
+        reset_panels(sequence, i + 1, own, carried);
+      }
+    }
+    team.wait();  // before the rows are overwritten
+    first += width;
+  }
+}
+
+}  // namespace gatewise::GATEWISE_KERNEL
