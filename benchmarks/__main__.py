@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import QUICK, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import PLAIN, QUICK, STEP, TRAIN, WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -134,8 +134,14 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
 
 
 def _hopeless(peer: str, workload: Workload) -> bool:
-    inference = peer.startswith("ONNX Runtime") or peer == "OpenVINO"
-    return inference and workload.mode == TRAIN
+    even = workload.lengths is None and workload.resets is None
+    if peer == PLAIN:
+        return even and not workload.checkpoint_every
+    if peer == "PyTorch padded":
+        return workload.lengths is None
+    if peer in ("PyTorch", "JAX"):
+        return workload.resets is not None
+    return not even or (peer != "TensorFlow" and workload.mode == TRAIN)
 
 
 def work(job: dict[str, Any]) -> Iterator[dict[str, Any]]:

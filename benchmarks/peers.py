@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import FORWARD, GATES, STEP, TRAIN, Workload
+from .workloads import FORWARD, GATES, PLAIN, RESETS, STEP, TRAIN, Workload
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +34,12 @@ class Case:
     parameters: Mapping[str, Array]
     x: Array
     grad_output: Array
+
+    @property
+    def schedule(self) -> dict[str, Array]:
+        """What gatewise's calls take beside x."""
+        given = {"lengths": self.workload.lengths, "resets": self.workload.resets}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def outputs(self) -> int:
@@ -60,6 +66,17 @@ def numpy_of(value: Any) -> Array:
 
 def gatewise(case: Case) -> Party:
     """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out)."""
+    return _gatewise(case, case.schedule, case.workload.checkpoint_every or None)
+
+
+def gatewise_plain(case: Case) -> Party:
+    """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save."""
+    if not case.schedule and not case.workload.checkpoint_every:
+        raise NotImplementedError("the same as gatewise")
+    return _gatewise(case, {}, None)
+
+
+def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int | None) -> Party:
     import gatewise as gw
 
     w = case.workload
@@ -68,7 +85,7 @@ def gatewise(case: Case) -> Party:
     layer.load_state_dict(case.parameters)
     if w.mode == FORWARD:
         out = np.empty((w.steps, w.batch, case.outputs), w.dtype)
-        return Party(partial(layer, case.x, out=out), lambda result: {"output": numpy_of(result[0])})
+        return Party(partial(layer, case.x, out=out, **schedule), lambda result: {"output": numpy_of(result[0])})
     if w.mode == STEP:
         stream = layer.stream() if w.batch == 1 else layer.stream(batch_size=w.batch)
         rows = () if w.batch == 1 else (w.batch,)
@@ -79,7 +96,7 @@ def gatewise(case: Case) -> Party:
 
     def train() -> tuple[Array, Any]:
         layer.parameters["bias_ih_l0"] = bias  # as an optimizer would: packed weights are made anew
-        tape = layer.record(case.x)
+        tape = layer.record(case.x, **schedule, checkpoint_every=checkpoint_every)
         return tape.output, tape.backward(case.grad_output)
 
     return Party(train, lambda result: {"output": result[0], "input": result[1].input, **result[1].parameters})
@@ -89,10 +106,28 @@ def gatewise(case: Case) -> Party:
 
 
 def pytorch(case: Case) -> Party:
-    """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step."""
+    """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step.
+
+    Rows of different lengths as packed sequences; packing and padding again are timed with it.
+    """
+    return _pytorch(case, packed=case.workload.lengths is not None)
+
+
+def pytorch_padded(case: Case) -> Party:
+    """The same without packing: all steps of the longest row are computed, and what lies behind an end is left out."""
+    if case.workload.lengths is None:
+        raise NotImplementedError("the same as PyTorch")
+    if case.workload.directions == 2:
+        raise NotImplementedError("the reverse direction would begin in the padding")
+    return _pytorch(case, packed=False)
+
+
+def _pytorch(case: Case, packed: bool) -> Party:
     import torch
 
     w = case.workload
+    if w.rows == RESETS:
+        raise NotImplementedError("no resets within a sequence")
     torch.set_num_threads(case.threads)
     dtype = getattr(torch, w.dtype)
     parameters = {name: torch.from_numpy(value) for name, value in case.parameters.items()}
@@ -114,12 +149,20 @@ def pytorch(case: Case) -> Party:
 
     module = getattr(torch.nn, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=dtype)
     module.load_state_dict(parameters)
+    lengths = w.lengths
+
+    def output_of(x: Any) -> Any:
+        if not packed:
+            return module(x)[0]
+        sequences = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(lengths), enforce_sorted=False)
+        return torch.nn.utils.rnn.pad_packed_sequence(module(sequences)[0])[0]
+
     if w.mode == FORWARD:
         module.eval()
 
         def forward() -> Any:
             with torch.inference_mode():
-                return module(x)[0]
+                return output_of(x)
 
         return Party(forward, lambda y: {"output": numpy_of(y)})
 
@@ -129,7 +172,7 @@ def pytorch(case: Case) -> Party:
     leaves = [x, *module.parameters()]
 
     def train() -> Any:
-        y = module(x)[0]
+        y = output_of(x)
         return y, torch.autograd.grad(y, leaves, grad_output)
 
     return Party(
@@ -209,6 +252,12 @@ def onnx_model(case: Case) -> bytes:
 def inference_only(case: Case) -> None:
     if case.workload.mode == TRAIN:
         raise NotImplementedError("inference only")
+    even_rows_only(case)
+
+
+def even_rows_only(case: Case) -> None:
+    if case.schedule:
+        raise NotImplementedError("measured without lengths and resets")
 
 
 def _onnxruntime_session(case: Case) -> Any:
@@ -301,13 +350,19 @@ def openvino(case: Case) -> Party:
 
 
 def jax(case: Case) -> Party:
-    """lax.scan over one fused cell, jit, arguments on the device; value_and_grad for training; a jitted cell."""
+    """lax.scan over one fused cell, jit, arguments on the device; value_and_grad for training; a jitted cell.
+
+    Rows of different lengths with a mask in each step.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import jax.numpy as jnp
 
     w = case.workload
+    if w.rows == RESETS or (w.lengths is not None and w.directions == 2):
+        raise NotImplementedError("measured with lengths in one direction only")
     jax.config.update("jax_enable_x64", w.dtype == "float64")
+    active = None if w.lengths is None else jnp.asarray(np.arange(w.steps)[:, None, None] < w.lengths[:, None])
     parameters = {name: jnp.asarray(value) for name, value in case.parameters.items()}
     x, grad_output = jnp.asarray(case.x), jnp.asarray(case.grad_output)
 
@@ -328,6 +383,11 @@ def jax(case: Case) -> Party:
 
     cell = lstm_cell if w.cell == "LSTM" else gru_cell
 
+    def masked(body: Any, state: Any, sums_and_active: Any) -> Any:
+        sums, active = sums_and_active
+        after, h = body(state, sums)
+        return tuple(jnp.where(active, new, old) for new, old in zip(after, state)), jnp.where(active, h, 0)  # noqa: B905
+
     def input_sums(p: Any, way: str, x: Any) -> Any:
         sums = x @ p[f"weight_ih_{way}"].T + p[f"bias_ih_{way}"]
         return sums + p[f"bias_hh_{way}"] if w.cell == "LSTM" else sums
@@ -342,7 +402,10 @@ def jax(case: Case) -> Party:
                 if of_layer == layer:
                     body = partial(cell, p[f"weight_hh_{way}"], p[f"bias_hh_{way}"])
                     sums = input_sums(p, way, x)
-                    ways.append(jax.lax.scan(body, state, sums, reverse=way.endswith("_reverse"))[1])
+                    if active is None:
+                        ways.append(jax.lax.scan(body, state, sums, reverse=way.endswith("_reverse"))[1])
+                    else:
+                        ways.append(jax.lax.scan(partial(masked, body), state, (sums, active))[1])
             x = jnp.concatenate(ways, axis=-1)
         return x
 
@@ -387,6 +450,7 @@ def tensorflow(case: Case) -> Party:
     import keras
     import tensorflow as tf
 
+    even_rows_only(case)
     w = case.workload
     if not tf.config.list_logical_devices("CPU"):
         raise NotImplementedError("no device")
@@ -480,7 +544,9 @@ class Peer(NamedTuple):
 
 
 PEERS = {
+    PLAIN: Peer(gatewise_plain, ("gatewise",)),
     "PyTorch": Peer(pytorch, ("torch",)),
+    "PyTorch padded": Peer(pytorch_padded, ("torch",)),
     "ONNX Runtime": Peer(onnxruntime, ("onnxruntime", "onnx")),
     "ONNX Runtime bound": Peer(onnxruntime_bound, ("onnxruntime", "onnx")),
     "OpenVINO": Peer(openvino, ("openvino", "onnx")),

@@ -8,13 +8,15 @@ from typing import Any
 
 from rich.table import Table
 
-from .workloads import FORWARD, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+from .workloads import FORWARD, PLAIN, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
 
 Document = dict[str, Any]
 Row = dict[str, Any]
 
 SHORT = {
+    PLAIN: "plain",
     "PyTorch": "torch",
+    "PyTorch padded": "torch padded",
     "ONNX Runtime": "ort",
     "ONNX Runtime bound": "ort bound",
     "OpenVINO": "openvino",
@@ -33,7 +35,7 @@ NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
     "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow"
+    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: gatewise without lengths, resets or checkpoints"
 )
 
 
@@ -41,8 +43,9 @@ CAPTION = (
 
 
 def best_peer(row: Row) -> tuple[str, dict[str, float]] | None:
-    """The fastest peer of a row, None where there was none."""
-    return min(row["peers"].items(), key=lambda item: float(item[1]["ratio"]), default=None)
+    """The fastest peer of a row but gatewise itself, None where there was none."""
+    others = (item for item in row["peers"].items() if item[0] != PLAIN)
+    return min(others, key=lambda item: float(item[1]["ratio"]), default=None)
 
 
 def known(document: Document) -> Iterator[tuple[Row, Workload, Floor]]:
@@ -69,6 +72,9 @@ def missed(document: Document) -> list[str]:
         where, best = f"{row['name']}, {threads_of(row)}", best_peer(row)
         if best and misses_ratio(row, floor):
             lines.append(f"{where}: ratio to {best[0]} {best[1]['ratio']:.2f}, floor {floor.ratio:g}")
+        for name, least in floor.others.items():
+            if row["peers"].get(name, {}).get("ratio", least) < least:
+                lines.append(f"{where}: ratio to {name} {row['peers'][name]['ratio']:.2f}, floor {least:.2f}")
         if misses_share(row, floor):
             lines.append(f"{where}: {row['share']:.0%} of the peak, floor {floor.share:.0%}")
         if "gatewise" in row["failed"]:

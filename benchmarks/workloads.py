@@ -6,11 +6,19 @@ Sizes: T steps, B batch, I input, H hidden. One workload is one call: a whole se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 GATES = {"LSTM": 4, "GRU": 3}
 FORWARD, TRAIN, STEP = "forward", "train", "step"
+RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
+# gatewise on the same sizes as if there were no lengths, resets or checkpoints.
+PLAIN = "gatewise plain"
+# Parties that compute all steps of all rows, whatever their lengths.
+PADDED = (PLAIN, "PyTorch padded")
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Workload:
     layers: int = 1
     directions: int = 1
     dtype: str = "float32"
+    rows: str = ""  # RAGGED: T / 4 to T steps; ONE_LONG: one of T steps, the others T / 8; RESETS: one in 50 steps
+    checkpoint_every: int = 0
 
     @property
     def name(self) -> str:
@@ -38,6 +48,10 @@ class Workload:
             parts.append("both ways")
         if self.dtype != "float32":
             parts.append(self.dtype)
+        if self.rows:
+            parts.append(self.rows)
+        if self.checkpoint_every:
+            parts.append(f"checkpoint {self.checkpoint_every}")
         return " ".join(parts)
 
     @property
@@ -51,7 +65,25 @@ class Workload:
     def operations(self) -> int:
         """Multiplications and additions of the products; backward has two products for each of forward's."""
         of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
-        return of_row * self.steps * self.batch * (3 if self.mode == TRAIN else 1)
+        lengths = self.lengths
+        rows = self.steps * self.batch if lengths is None else int(lengths.sum())
+        return of_row * rows * (3 if self.mode == TRAIN else 1)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64] | None:
+        """(B,), the first row has all T steps."""
+        if self.rows not in (RAGGED, ONE_LONG):
+            return None
+        lengths = np.full(self.batch, self.steps // 8)
+        if self.rows == RAGGED:
+            lengths = np.random.default_rng(2).integers(self.steps // 4, self.steps, self.batch, endpoint=True)
+        lengths[0] = self.steps
+        return lengths
+
+    @property
+    def resets(self) -> npt.NDArray[np.bool_] | None:
+        """(T, B)."""
+        return np.random.default_rng(3).random((self.steps, self.batch)) < 0.02 if self.rows == RESETS else None
 
     @property
     def weight_bytes(self) -> int:
@@ -69,6 +101,8 @@ DEEP_BENCH = [(25, 16, 512, 512), (25, 32, 512, 512), (50, 32, 1024, 1024)]
 ODD = [(100, 3, 50, 50), (60, 7, 96, 96), (50, 20, 200, 200), (35, 1, 650, 650), (2000, 1, 64, 64), (200, 8, 40, 64)]
 TRAINED = [(100, 1, 64, 64), *BATCHES, (200, 8, 40, 64), (100, 1, 256, 256), (60, 7, 96, 96), (25, 16, 512, 512)]
 STEPS = [16, 64, 128, 256, 512]
+SCHEDULED = [(100, 32, 128, 128), (100, 32, 256, 256)]
+LONG, CHECKPOINTS = (1000, 32, 64, 64), (0, 16, 32)
 
 # What --quick measures: a minute's worth of the above.
 QUICK = [
@@ -92,6 +126,13 @@ def _all() -> Iterator[Workload]:
         yield Workload(TRAIN, cell, 100, 16, 64, 128, layers=2, directions=2)
         yield Workload(TRAIN, cell, 50, 32, 128, 128, dtype="float64")
     for cell in GATES:
+        for sizes in SCHEDULED:
+            for rows in (RAGGED, ONE_LONG, RESETS):
+                for mode in (FORWARD, TRAIN):
+                    yield Workload(mode, cell, *sizes, rows=rows)
+        for every in CHECKPOINTS:
+            yield Workload(TRAIN, cell, *LONG, checkpoint_every=every)
+    for cell in GATES:
         for size in STEPS:
             yield Workload(STEP, cell, 1, 1, size, size)
         yield Workload(STEP, cell, 1, 8, 128, 128)
@@ -103,10 +144,12 @@ WORKLOADS = {workload.name: workload for workload in _all()}
 
 @dataclass(frozen=True)
 class Floor:
-    """What a row must reach: the best peer's time over ours, and a share of the machine's limit (None: no demand)."""
+    """What a row must reach: the best peer's time over ours, a share of the machine's limit (None: no demand), and the
+    ratio to some peers that are not the best, or to gatewise itself without lengths, resets or checkpoints."""
 
     ratio: float
     share: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 def _ratio_table() -> dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]]:
@@ -131,6 +174,13 @@ def floor_of(workload: Workload, threads: int) -> Floor:
     """The floor of a workload on a number of threads: the tables above, and 1 for everything else."""
     w, several = workload, int(threads > 1)
     sizes = (w.steps, w.batch, w.input, w.hidden)
+    lengths = w.lengths
+    if lengths is not None:
+        return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
+    if w.rows == RESETS:
+        return Floor(1.0, others={PLAIN: 0.97})
+    if w.checkpoint_every:
+        return Floor(1.0)
     if w.dtype != "float32" or w.layers > 1:
         return Floor(1.0)
     if w.mode == FORWARD and sizes in BATCHES:
