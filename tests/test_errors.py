@@ -682,6 +682,8 @@ BAD_LENGTHS = {
     "text": ("abc", TypeError, "expected whole numbers"),
     "object": (object(), TypeError, "expected whole numbers"),
     "uneven": ([[1, 2], [3]], ValueError, "uneven"),
+    "no text": (np.empty(0, "U1"), TypeError, "got <U1"),
+    "no complex": (np.empty(0, complex), TypeError, "got complex128"),
     "unsigned and huge": (np.array([2**64 - 1, 0, 0], np.uint64), ValueError, f"got {2**64 - 1}"),
 }
 BAD_RESETS = {
@@ -694,6 +696,7 @@ BAD_RESETS = {
     "complex": (zeros(T, B, dtype="complex64"), TypeError, "got complex64"),
     "text": ("abc", TypeError, "expected bools"),
     "object": (object(), TypeError, "expected bools"),
+    "nothing": (np.empty(0, "V4"), TypeError, "got .V4"),
 }
 
 
@@ -759,7 +762,15 @@ def test_rows_to_reset(cell):
     stream, single = layer.stream(B), layer.stream()
     stream.run(X)
     before = everything_of_stream(stream)
-    bad = [(3, ValueError), (-4, ValueError), ([0, 3], ValueError), ([[0]], ValueError), ([0.5], TypeError)]
+    bad = [
+        ([0, 0, 1], ValueError),
+        (np.empty(0, "U1"), TypeError),
+        (3, ValueError),
+        (-4, ValueError),
+        ([0, 3], ValueError),
+        ([[0]], ValueError),
+        ([0.5], TypeError),
+    ]
     bad += [("a", TypeError), (np.ones(2, bool), ValueError), (np.ones((B, 1), bool), ValueError)]
     for rows, error in bad:
         with pytest.raises(error, match=r"^rows: "):
@@ -770,7 +781,7 @@ def test_rows_to_reset(cell):
 
 
 def test_gates(layer):
-    for name in ("forgot", "", 3, None):
+    for name in ("forgot", "", 3, None, np.array(["a", "b"])):
         with pytest.raises(ValueError, match=r"^name: expected '"):
             layer.gate(name)
 
@@ -789,6 +800,7 @@ def test_input_gradient(layer, refused):
     [
         ([], ValueError, "^sequences: expected one array at least"),
         (3, TypeError, "^sequences: expected several arrays"),
+        (np.array(5.0), TypeError, "^sequences: expected several arrays"),
         ("text", TypeError, "^sequences: "),
         ([zeros(3, 2), zeros(3, 3)], ValueError, r"^sequences\[1\]: expected shape \(T, 2\), got \(3, 3\)"),
         ([zeros(3, 2), zeros(3)], ValueError, r"^sequences\[1\]: "),

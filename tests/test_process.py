@@ -448,6 +448,11 @@ def test_step_into_out_allocates_nothing(environment, shim):
             allocations(step, arguments, times)
         return allocations(step, arguments, 1000) - allocations(step, arguments, 0)
 
+    def with_resets(stream, flags):
+        def step(x, out):
+            stream.step(x, out, resets=flags)
+        return step
+
     nothing, something = {}, {}
     for cell in ("lstm", "gru", "rnn"):
         for dtype in ("float32", "float64"):
@@ -461,6 +466,10 @@ def test_step_into_out_allocates_nothing(environment, shim):
                         stream = layer.stream(batch)
                         nothing[name] = allocations_a_thousand(stream.step, x, out)
                         something[name] = allocations_a_thousand(stream.step, x)
+                        flags = [np.ones(rows, bool)] + ([True, np.True_] if batch is None else [])
+                        for flag in flags:
+                            kind = f"{name} resets {type(flag).__name__}"
+                            nothing[kind] = allocations_a_thousand(with_resets(stream, flag), x, out)
     layer = gw.LSTM(9, 16, proj_size=5, seed=1)
     nothing["projection"] = allocations_a_thousand(layer.stream().step, random(9), random(5))
     print(json.dumps([nothing, something]))

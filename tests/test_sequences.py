@@ -159,6 +159,21 @@ def test_padding_does_not_matter(cell, dtype, options):
         assert_same_bits(actual, expected)
 
 
+@pytest.mark.parametrize("batch", [3, 100, 140])
+def test_empty_rows_do_not_matter(cell, batch):
+    """Filled up to some batch size: not even to the gradients of the parameters, whose sums are cut by rows."""
+    layer = make_layer(cell, 5, 17, bidirectional=True)
+    lengths = np.random.default_rng(3).integers(1, 10, batch)
+    data = make_data(layer, 9, batch)
+    filled = Data(
+        *(map_state(lambda s: np.concatenate([s[:, :1], s, *[s[:, :1]] * 130], axis=1), member) for member in data)
+    )
+    expected = run_core(layer, *data, lengths=lengths)
+    actual = run_core(layer, *filled, lengths=[0, *lengths, *[0] * 130])
+    for name, value in expected.items():
+        assert_same_bits(actual[name] if name.startswith("grad ") else actual[name][:, 1 : 1 + batch], value, name)
+
+
 def test_state_ends_where_the_row_ends(cell):
     layer = make_layer(cell, 5, 17)
     data, lengths = make_data(layer, 9, 3), [9, 0, 4]
@@ -371,10 +386,22 @@ def test_checkpoints_save_memory(cell):
     assert some.nbytes == 0
 
 
-def test_a_ragged_tape_keeps_what_there_is(cell):
-    layer = make_layer(cell, 5, 64)
-    x = random((100, 8, 5), "float32")
-    assert layer.record(x, lengths=[100] + [10] * 7).nbytes < 0.25 * layer.record(x).nbytes
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_a_ragged_tape_keeps_what_there_is(cell, bidirectional):
+    layer = make_layer(cell, 5, 64, bidirectional=bidirectional)
+    x, lengths = random((100, 8, 5), "float32"), [100] + [10] * 7
+    for every in (None, 1, 5):
+        whole, ragged = (
+            layer.record(x, checkpoint_every=every),
+            layer.record(x, lengths=lengths, checkpoint_every=every),
+        )
+        assert ragged.nbytes < 0.25 * whole.nbytes + 128
+
+
+def test_a_tape_keeps_no_dropped_outputs(cell):
+    x = random((100, 4, 5), "float32")
+    with_dropout, without = (make_layer(cell, 5, 32, 3, dropout=p).record(x).nbytes for p in (0.5, 0.0))
+    assert with_dropout == without
 
 
 # -----------------------------------------------------------------------------------------------------------

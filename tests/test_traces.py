@@ -122,6 +122,38 @@ def test_axes_of_traces():
         assert_same_bits(row[name].hidden, trace[name].hidden[:, 0])
 
 
+def test_traces_know_the_floating_point_mode():
+    """Denormals are flushed as in the call."""
+    layer = make_layer("lstm", 2, 3)
+    layer.parameters.update({name: np.zeros_like(value) for name, value in layer.parameters.items()})
+    state = np.zeros((1, 1, 3), "float32"), np.full((1, 1, 3), 1.2e-38, "float32")
+    trace = layer.trace(np.zeros((1, 1, 2), "float32"), state)
+    assert_same_bits(trace["l0"].cell, trace.state[1])
+    assert not trace["l0"].cell.any()
+
+
+def test_traces_are_compared_by_identity():
+    layer = make_layer("lstm", 2, 3)
+    one, other = (layer.trace(random((2, 1, 2), "float32")) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other, one["l0"], other["l0"]}) == 4
+
+
+def test_lengths_are_asked_for_once():
+    class Once:
+        asked = 0
+
+        def __array__(self, dtype=None, copy=None):
+            self.asked += 1
+            return np.array([2, 0])
+
+    lengths = Once()
+    trace = make_layer("gru", 2, 3).trace(random((3, 2, 2), "float32"), lengths=lengths)
+    assert lengths.asked == 1
+    assert trace.lengths.tolist() == [2, 0]
+
+
 def test_a_trace_explains_itself():
     trace = make_layer("lstm", 5, 7, 2, bidirectional=True).trace(random((3, 2, 5), "float32"))
     assert list(trace) == ["l0", "l0_reverse", "l1", "l1_reverse"]
@@ -262,9 +294,24 @@ def test_figures_refuse(plot):
         (ValueError, "^units: ", plot.cells, (trace, "l0", 0, [12])),
         (ValueError, "^gradient: ", plot.memory, (np.zeros(3), 0)),
         (ValueError, "^step: ", plot.memory, (gradient, 9)),
+        (TypeError, "^gradient: ", plot.memory, (np.array([["a"]]), 0)),
+        (ValueError, "^layer: ", plot.gates, (trace, ["l0"])),
+        (ValueError, "^row: expected a row with steps", plot.gates, (layer.trace(np.zeros((0, 2, 5), "f")),)),
     ]:
         with pytest.raises(error, match=match):
             function(*arguments)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300, 0.0])
+def test_extreme_gradients_are_drawn(plot, tmp_path, value):
+    gradient = np.full((6, 2, 3), value)
+    gradient[:2] = np.inf
+    saved(plot.memory(gradient, 3, row=1), tmp_path)
+
+
+def test_figures_of_no_rows(plot, tmp_path):
+    trace = make_layer("gru", 5, 12).trace(np.zeros((3, 0, 5), "float32"), lengths=[])
+    saved(plot.saturation(trace), tmp_path)
 
 
 def test_no_matplotlib_is_said(monkeypatch):

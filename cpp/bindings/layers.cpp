@@ -127,9 +127,10 @@ struct Tape {
             "internal: a trace of something else");
     std::vector<void*> values;
     for (const py::array& value : kept) values.push_back(flat(*packed, value, rows_in_all * packed->hidden, true));
-    packed->kernels->trace(call,
-                           {layer, direction, values.data(), flat(*packed, carried, rows_in_all * packed->hidden, true),
-                            flat(*packed, hidden_rows, rows_in_all * packed->recurrent(), true)});
+    const Trace wanted{layer, direction, values.data(), flat(*packed, carried, rows_in_all * packed->hidden, true),
+                       flat(*packed, hidden_rows, rows_in_all * packed->recurrent(), true)};
+    without_gil(rows_in_all * packed->hidden * static_cast<Size>(kept.size()),
+                [&] { packed->kernels->trace(call, wanted); });
   }
 
   void backward(const Array& grad_output, const Array& grad_hidden, const Array& grad_cell, const py::array& grad_x,

@@ -5,6 +5,8 @@
 
 #include "python.hpp"
 
+#include <numpy/arrayscalars.h>
+
 namespace gatewise {
 namespace {
 
@@ -129,8 +131,11 @@ bool overlap(PyObject* a, PyObject* b) {
   return a_begin < b_end && b_begin < a_end;
 }
 
-// The flags of a bool array [] or [B], or null.
+// The flags of a bool array [] or [B], or of a lone bool, or null.
 const npy_bool* flags_of(const Stream& stream, PyObject* object) {
+  static const npy_bool no = 0, yes = 1;
+  if (stream.unbatched && (object == Py_True || object == PyArrayScalar_True)) return &yes;
+  if (stream.unbatched && (object == Py_False || object == PyArrayScalar_False)) return &no;
   if (!PyArray_Check(object)) return nullptr;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   const bool fitting =

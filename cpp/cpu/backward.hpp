@@ -10,8 +10,9 @@ namespace gatewise::GATEWISE_KERNEL {
 // additions, whatever the threads, the padding or the checkpoints. Within a block rows are in the order of BPTT, from
 // the last step to the first.
 inline Size block_rows(const Call& call) {
-  const Size batch = larger(1, call.batch), all = call.schedule.taken ? call.schedule.taken[call.steps] : 0;
-  if (all > 0) return smaller(all, larger(chain_length, batch));
+  if (call.schedule.taken && call.steps > 0)  // of all rows only those that have a step
+    return smaller(call.schedule.taken[call.steps], larger(chain_length, call.schedule.active[0]));
+  const Size batch = larger(1, call.batch);
   return smaller(larger(1, call.steps), larger(1, chain_length / batch)) * call.batch;
 }
 
@@ -35,8 +36,7 @@ struct BackwardScratch {
   Real* turned_hidden;
   // With checkpoints: what a tape of everything would keep of the steps after one, and the state that walks over them.
   RowsScratch<Cell> replayed;
-  Real* kept;          // [checkpoint_every][panel of H][B][kept][lane]
-  Real* carried;       // [checkpoint_every][panel of H][B][lane]
+  StepTape between;    // [the rows of so many steps], a step as in StepTape, in the order of time
   Real* carried_here;  // [panel of H][B][lane]
 
   BackwardScratch(Arena& arena, const Layer& layer, const Call& call)
@@ -58,10 +58,12 @@ struct BackwardScratch {
     turned_row = (panels_of(rows) + 1) * lanes;  // one more: no power of two, whose rows would share a cache's sets
     turned_input = arena.take(panels_of(layer.input) * lanes * turned_row);
     turned_hidden = arena.take(panels_of(output_of(layer)) * lanes * turned_row);
-    const Size between = smaller(call.steps, call.checkpoint_every);
-    kept = arena.take(between * state * Cell::kept);
-    carried = arena.take(between * state);
-    carried_here = arena.take(between ? state : 0);
+    // The first steps have the most rows.
+    const Size most = smaller(call.steps, call.checkpoint_every),
+               between_rows = call.schedule.taken ? call.schedule.taken[most] : most * batch;
+    between.kept = arena.take(between_rows * panels * lanes * Cell::kept);
+    between.carried = arena.take(between_rows * panels * lanes);
+    carried_here = arena.take(most ? state : 0);
   }
 
   static Size depth(const Layer& layer) { return panels_of(layer.hidden) * Cell::gates * lanes; }
@@ -264,7 +266,9 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
   load_state(sequence, grads.hidden_after, recurrent, own_hidden, s.grad_hidden);
   if constexpr (Cell::carried) load_state(sequence, grads.cell_after, hidden, own, s.grad_carried);
 
-  Size replayed = steps;  // from here on the tape, or its stand-in, has everything
+  // With checkpoints: the steps [replayed, replayed_end) have been made anew; rows of the checkpoints before them.
+  const Size every = call.checkpoint_every;
+  Size replayed = steps, replayed_end = steps, checkpointed = sequence.tape.rows;
   for (Size end = steps; end > 0;) {
     const Block block(sequence, end, s.rows);
     turn_rows(
@@ -275,19 +279,19 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
         s.turned_hidden, s.turned_row);
     for (Size i = end - 1; i >= block.first; --i) {
       const Size rows = sequence.active(i), row = Block::row(sequence, i, end);
-      StepTape tape = sequence.step_tape(Cell(), i);
-      if (const Size every = call.checkpoint_every) {
-        const Size from = i / every * every, state = panels * batch * lanes;
-        if (i < replayed) {
-          if constexpr (Cell::carried)
-            copy(sequence.step_tape(Cell(), from).carried + own.begin * batch * lanes,
-                 s.carried_here + own.begin * batch * lanes, own.count() * batch * lanes);
-          replay_steps(sequence, packed, from, i + 1 - from, s.carried_here, s.replayed, s.zeros,
-                       {s.kept, s.carried, batch}, team);
-          replayed = from;
-        }
-        tape = {s.kept + (i - from) * state * Cell::kept, s.carried + (i - from) * state, batch};
+      if (every > 0 && i < replayed) {
+        replayed_end = replayed, replayed = i / every * every;
+        const Size kept_rows = sequence.checkpoint_rows(replayed);
+        checkpointed -= kept_rows;
+        for (Size panel = own.begin; panel < own.end && Cell::carried; ++panel)
+          copy(sequence.checkpoint(checkpointed) + panel * kept_rows * lanes, s.carried_here + panel * batch * lanes,
+               kept_rows * lanes);
+        replay_steps(sequence, packed, replayed, replayed_end - replayed, s.carried_here, s.replayed, s.zeros,
+                     s.between, team);
       }
+      const StepTape tape =
+          every > 0 ? sequence.step_tape(Cell(), s.between, i, sequence.lowest_time(replayed, replayed_end - replayed))
+                    : sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
       Rows<const Real*> grad_output = grads.output;
       if (grad_output.data) grad_output.data += sequence.time(i) * grad_output.step;
       Real* grad_cell_hidden = s.grad_hidden;

@@ -226,6 +226,8 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
 
   const Size group_values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * sums_row);
   const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
+  const Size every = sequence.tape.checkpoint_every;
+  Size checkpointed = 0;  // rows of the checkpoints so far
   for (Size ahead = 0; ahead < steps;) {
     const Size count = sequence.steps_within(ahead, 1, steps - ahead, s.ahead.rows),
                lowest = sequence.lowest_time(ahead, count);
@@ -238,9 +240,15 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
               ? Rows<Real*>{sequence.output.data + time * sequence.output.step + sequence.first * sequence.output.row,
                             0, sequence.output.row}
               : Rows<Real*>{s.hidden[(i + 1) % 2], 0, recurrent};
-      const StepTape tape = sequence.step_tape(Cell(), i);
-      for (Size panel = own.begin; panel < own.end && tape.carried && !tape.kept; ++panel)
-        copy(s.carried + panel * batch * lanes, tape.carried + panel * tape.rows * lanes, batch * lanes);
+      StepTape tape;
+      if (sequence.tape.kept) tape = sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
+      if (every > 0 && i % every == 0) {
+        const Size kept_rows = sequence.checkpoint_rows(i);
+        for (Size panel = own.begin; panel < own.end && Cell::carried; ++panel)
+          copy(s.carried + panel * batch * lanes, sequence.checkpoint(checkpointed) + panel * kept_rows * lanes,
+               smaller(batch, kept_rows) * lanes);
+        checkpointed += kept_rows;
+      }
       Real* sums = s.ahead.sums + sequence.rows_between(lowest, time) * sums_row;
       const bool descending = turns_back(i);
       for (Size done = 0; done < own.count(); done += group) {
@@ -283,14 +291,15 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   if (cell_after) store_state(sequence, s.carried, hidden, own, cell_after);
 }
 
-// What a tape of everything would keep of the steps [first, first + count), from the state before them: `carried`, in
-// which it ends. Their h is known, so that all products come before the cells, in as few passages over the weights as
-// there is scratch for; the sums have the same bits either way.
+// What a tape of everything would keep of the steps [first, first + count), into `tape`, whose steps begin at the
+// lowest of their times; from the state before them: `carried`, in which it ends. Their h is known, so that all
+// products come before the cells, in as few passages over the weights as there is scratch for; the sums have the same
+// bits either way.
 template <class Cell>
 void replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size first, Size count, Real* carried,
-                  const RowsScratch<Cell>& s, const Real* zeros, StepTape tape, const Team& team) {
+                  const RowsScratch<Cell>& s, const Real* zeros, const StepTape& tape, const Team& team) {
   const Layer& layer = sequence.layer;
-  const Size recurrent = output_of(layer), units = panels_of(layer.hidden) * tape.rows * lanes;
+  const Size recurrent = output_of(layer), from_time = sequence.lowest_time(first, count);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
   const Team::Share own = team.share(panels_of(layer.hidden));
   for (const Size end = first + count; first < end;) {
@@ -306,12 +315,8 @@ void replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size fir
     for (Size i = first; i < first + width; ++i) {
       update<Cell, true>(own, layer.hidden, sequence.active(i),
                          s.sums + sequence.rows_between(lowest, sequence.time(i)) * sums_row, sums_panel, carried,
-                         sequence.batch, tape, nullptr, 0);
-      tape.kept += units * Cell::kept;
-      if constexpr (Cell::carried) {
-        tape.carried += units;
-        reset_panels(sequence, i + 1, own, carried);
-      }
+                         sequence.batch, sequence.step_tape(Cell(), tape, i, from_time), nullptr, 0);
+      if (Cell::carried) reset_panels(sequence, i + 1, own, carried);
     }
     team.wait();  // before the rows are overwritten
     first += width;

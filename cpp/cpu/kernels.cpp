@@ -75,6 +75,7 @@ void backward(const Backward& call) {
 }
 
 void trace(const Backward& call, const Trace& wanted) {
+  const FloatingPointMode mode;  // cell states are made anew
   with_cell(call.stack.layer->cell, [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
 }
 

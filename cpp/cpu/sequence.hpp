@@ -27,20 +27,30 @@ struct StepTape {
   Size rows = 0;
 };
 
-// What the tape keeps of one sequence: all of each step, or the state before every k-th.
+// How many rows take some of the `every` steps of the recurrence from the i-th on. They are the first ones in the order
+// of lengths, and most of them take the earliest step.
+inline Size rows_from(const Schedule& schedule, Size steps, Size batch, bool reverse, Size i, Size every) {
+  if (!schedule.active) return batch;
+  return schedule.active[reverse ? steps - smaller(i + every, steps) : i];
+}
+
+// What the tape keeps of one sequence: all of each step, in the order of time, or the state before every k-th step, in
+// the order of the recurrence, of the rows that take this step or one before the next checkpoint.
 struct SequenceTape {
-  Real* kept = nullptr;     // [sum of the rows of all steps], in the order of time, a step as above
-  Real* carried = nullptr;  // likewise; or [T / k][panel][B][lane] in the order of the recurrence
+  Real* kept = nullptr;     // [rows of all steps], a step as above
+  Real* carried = nullptr;  // likewise, or [rows of all checkpoints], each [panel][rows][lane]
   Size checkpoint_every = 0;
+  Size rows = 0;  // of all steps, or of all checkpoints
 
   SequenceTape() = default;
   template <class Cell>
-  SequenceTape(Arena& arena, Cell, const Layer& layer, const Call& call) : checkpoint_every(call.checkpoint_every) {
-    const Size units = panels_of(layer.hidden) * lanes;
-    const Size all = call.schedule.taken ? call.schedule.taken[call.steps] : call.steps * call.batch;
-    const Size states = checkpoint_every ? (call.steps + checkpoint_every - 1) / checkpoint_every * call.batch : all;
-    kept = checkpoint_every ? nullptr : arena.take(all * units * Cell::kept);
-    carried = Cell::carried ? arena.take(states * units) : nullptr;
+  SequenceTape(Arena& arena, Cell, const Layer& layer, const Call& call, bool reverse)
+      : checkpoint_every(call.checkpoint_every) {
+    const Size units = panels_of(layer.hidden) * lanes, every = larger(1, checkpoint_every);
+    for (Size i = 0; i < call.steps; i += every)
+      rows += rows_from(call.schedule, call.steps, call.batch, reverse, i, every);
+    kept = checkpoint_every ? nullptr : arena.take(rows * units * Cell::kept);
+    carried = Cell::carried ? arena.take(rows * units) : nullptr;
   }
 };
 
@@ -121,19 +131,19 @@ struct Sequence {
   }
   const Real* input_row(Size i, Size b) const { return input.data + time(i) * input.step + row(b) * input.row; }
 
+  // What a tape of all steps from the given time on has of the i-th step.
   template <class Cell>
-  StepTape step_tape(Cell, Size i) const {
-    const Size units = panels_of(layer.hidden) * lanes;
-    if (tape.checkpoint_every) {
-      const bool here = Cell::carried && i % tape.checkpoint_every == 0;
-      return {nullptr, here ? tape.carried + (i / tape.checkpoint_every * units * whole + first * lanes) : nullptr,
-              whole};
-    }
-    if (!tape.kept) return {};
-    const Size at = time(i), rows = schedule.active ? schedule.active[at] : whole;
-    const Size before = schedule.taken ? schedule.taken[at] : at * whole;
-    return {tape.kept + (before * units + first * lanes) * Cell::kept,
-            Cell::carried ? tape.carried + before * units + first * lanes : nullptr, rows};
+  StepTape step_tape(Cell, const StepTape& steps_kept, Size i, Size from_time) const {
+    const Size units = panels_of(layer.hidden) * lanes, at = time(i);
+    const Size before = schedule.taken ? schedule.taken[at] - schedule.taken[from_time] : (at - from_time) * whole;
+    return {steps_kept.kept + (before * units + first * lanes) * Cell::kept,
+            Cell::carried ? steps_kept.carried + before * units + first * lanes : nullptr,
+            schedule.active ? schedule.active[at] : whole};
+  }
+  // The rows that the checkpoint before the i-th step has, and the state there, behind the rows of earlier ones.
+  Size checkpoint_rows(Size i) const { return rows_from(schedule, steps, whole, reverse, i, tape.checkpoint_every); }
+  Real* checkpoint(Size earlier) const {
+    return tape.carried + earlier * panels_of(layer.hidden) * lanes + first * lanes;
   }
 };
 

@@ -15,17 +15,14 @@ Rows<Pointer> rows_of(Real* data, Size batch, Size units) {
 template <class Cell>
 struct LayerTape {
   SequenceTape direction[2];
-  Real* output = nullptr;   // [T, B, D*R]; the last layer: none
-  Real* dropped = nullptr;  // the same after dropout; without dropout the output itself
+  Real* output = nullptr;  // [T, B, D*R], before dropout; the last layer: none
 
   LayerTape() = default;
   LayerTape(Arena& arena, const Call& call, Size layer) {
     const Stack& stack = call.stack;
     const Layer* first = stack.layer + layer * stack.directions;
-    for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], call);
-    const Size size = layer + 1 < stack.layers ? call.steps * call.batch * stack.directions * output_of(*first) : 0;
-    output = arena.take(size);
-    dropped = call.dropout.probability > 0 ? arena.take(size) : output;
+    for (Size d = 0; d < stack.directions; ++d) direction[d] = SequenceTape(arena, Cell(), first[d], call, d == 1);
+    output = arena.take(layer + 1 < stack.layers ? call.steps * call.batch * stack.directions * output_of(*first) : 0);
   }
 
   // Of the given layer.
@@ -43,11 +40,15 @@ Size tape_size(const Call& call) {
   return arena.used;
 }
 
-// Elements between two layers, [T, B, D*R], of which forward in inference and backward need two at a time.
+// Elements between two layers, [T, B, D*R], and how many times forward and backward have room for them: for a layer's
+// input and its output, or their gradients, where the tape does not keep them; and for an input after dropout.
 inline Size between_layers(const Call& call) {
   const Stack& stack = call.stack;
   return stack.layers > 1 ? call.steps * call.batch * stack.directions * output_of(*stack.layer) : 0;
 }
+inline bool drops(const Call& call) { return call.tape && call.dropout.probability > 0; }
+inline int buffers_of(const Forward& call) { return call.tape ? drops(call) : 2; }
+inline int buffers_of(const Backward& call) { return 2 + drops(call); }
 
 template <class Scratch, class... Arguments>
 Size largest_scratch(const Stack& stack, const Arguments&... arguments) {
@@ -72,18 +73,18 @@ Size group_scratch(const Call& call, int groups) {
 }
 
 template <class Cell>
-Size forward_scratch(const Call& call) {
+Size forward_scratch(const Forward& call) {
   Arena arena{nullptr};
-  for (int i = 0; i < 2 && !call.tape; ++i) arena.take(between_layers(call));
+  for (int i = 0; i < buffers_of(call); ++i) arena.take(between_layers(call));
   const int groups = groups_for(call.threads, call);
   // The system may give fewer threads than it was asked for; these make one group.
   return arena.used + larger(groups * group_scratch<Cell>(call, groups), group_scratch<Cell>(call, 1));
 }
 
 template <class Cell>
-Size backward_scratch(const Call& call) {
+Size backward_scratch(const Backward& call) {
   Arena arena{nullptr};
-  for (int i = 0; i < 2; ++i) arena.take(between_layers(call));
+  for (int i = 0; i < buffers_of(call); ++i) arena.take(between_layers(call));
   return arena.used + largest_scratch<BackwardScratch<Cell>>(call.stack, call);
 }
 
@@ -142,10 +143,9 @@ template <class Cell>
 void run_forward(const Forward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
-  const bool dropout = call.tape && call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
   Real* buffers[2] = {};
-  for (int i = 0; i < 2 && !call.tape; ++i) buffers[i] = arena.take(between_layers(call));
+  for (int i = 0; i < buffers_of(call); ++i) buffers[i] = arena.take(between_layers(call));
   Real* scratch = arena.base + arena.used;
 
   run_team(call.threads, [&](const Team& everyone) {
@@ -170,10 +170,10 @@ void run_forward(const Forward& call) {
       if (layer + 1 == stack.layers) break;
       team.wait();
       below = between;
-      if (dropout) {
-        drop_rows(call, layer, rows, directions * recurrent, tape.output, tape.dropped, team);
+      if (drops(call)) {
+        drop_rows(call, layer, rows, directions * recurrent, tape.output, buffers[0], team);
         team.wait();
-        below = tape.dropped;
+        below = buffers[0];
       }
     }
   });
@@ -183,10 +183,9 @@ template <class Cell>
 void run_backward(const Backward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
-  const bool dropout = call.dropout.probability > 0;
   Arena arena{static_cast<Real*>(call.scratch)};
-  Real* buffers[2];
-  for (Real*& buffer : buffers) buffer = arena.take(between_layers(call));
+  Real* buffers[3] = {};
+  for (int i = 0; i < buffers_of(call); ++i) buffers[i] = arena.take(between_layers(call));
   Real* scratch = arena.base + arena.used;
 
   run_team(call.threads, [&](const Team& team) {
@@ -196,7 +195,12 @@ void run_backward(const Backward& call) {
       const Size recurrent = output_of(*stack.layer), hidden = stack.layer->hidden,
                  below = stack.layer[layer * directions].input;
       const LayerTape<Cell> tape = LayerTape<Cell>::find(call, layer);
-      const Real* dropped = layer > 0 ? LayerTape<Cell>::find(call, layer - 1).dropped : nullptr;
+      const Real* input = layer > 0 ? LayerTape<Cell>::find(call, layer - 1).output : nullptr;
+      if (layer > 0 && drops(call)) {
+        drop_rows(call, layer - 1, {0, batch}, below, input, buffers[2], team);
+        team.wait();
+        input = buffers[2];
+      }
       const Rows<Real*> grad_input =
           layer == 0 ? Rows<Real*>{static_cast<Real*>(call.grad_input.data), call.grad_input.step, call.grad_input.row}
                      : rows_of<Real*>(buffers[layer % 2], batch, below);
@@ -212,13 +216,13 @@ void run_backward(const Backward& call) {
             from(call.grad_hidden_before, of_hidden),
             from(call.grad_cell_before, of_cell),
             call.gradients + index};
-        backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, dropped),
+        backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, input),
                                          output_rows(call, call.output, layer, tape.output), tape.direction[d]),
                              call, grads, scratch, team);
         team.wait();
       }
       if (layer == 0) break;
-      if (dropout) {
+      if (drops(call)) {
         drop_rows(call, layer - 1, {0, batch}, below, grad_input.data, grad_input.data, team);
         team.wait();
       }
@@ -236,7 +240,7 @@ void run_trace(const Backward& call, const Trace& trace) {
                   output_rows(call, call.output, trace.layer, tape.output), tape.direction[trace.direction]);
   const Size hidden = sequence.layer.hidden, recurrent = output_of(sequence.layer);
   for (Size i = 0; i < sequence.steps; ++i) {
-    const StepTape step = sequence.step_tape(Cell(), i);
+    const StepTape step = sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
     for (Size b = 0; b < sequence.batch; ++b) {
       const Size at = sequence.time(i), row = at * sequence.batch + sequence.row(b);
       copy(sequence.output.data + at * sequence.output.step + sequence.row(b) * sequence.output.row,

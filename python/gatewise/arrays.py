@@ -59,8 +59,9 @@ def as_array(name: str, value: object) -> Array:
         return value
     try:
         return np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name}: expected an array, got a sequence of uneven lengths") from None
+    except ValueError as error:
+        what = "a sequence of uneven lengths" if "inhomogeneous" in str(error) else f"{type(value).__name__} ({error})"
+        raise ValueError(f"{name}: expected an array, got {what}") from None
     except Exception as error:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
 

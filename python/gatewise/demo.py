@@ -269,7 +269,10 @@ class Learner:
         self.recurrent_adam, self.softmax_adam = Adam(model.recurrent.parameters), Adam(model.softmax)
 
     def learn(self, inputs: Array, targets: Array, state: Any, rate: float) -> tuple[float, Any]:
-        """Learn one piece, (T, B) and (T, B): the loss before, and the state for the piece that follows."""
+        """Learn one piece, (T, B) and (T, B): the loss before, and the state for the piece that follows.
+
+        Truncated backpropagation: the state goes on to the next piece, its gradient ends here.
+        """
         recurrent, softmax = self.model.recurrent, self.model.softmax
         tape = recurrent.record(self.one_hot(inputs), state)
         loss, slope, softmax_gradients = softmax_loss(tape.output, targets, softmax)

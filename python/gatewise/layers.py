@@ -13,7 +13,7 @@ import numpy as np
 from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
 from gatewise.layouts import Layout, State
 from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights, one_at_a_time
-from gatewise.sequences import cut, plan
+from gatewise.sequences import cut, plan, whole_lengths
 from gatewise.streams import Stream
 from gatewise.tapes import Tape, record
 from gatewise.traces import Trace, trace
@@ -140,7 +140,7 @@ class Layer:
             LSTM: "input", "forget", "candidate" or "output"; GRU: "reset", "update" or "candidate"; RNN: "candidate".
         """
         gates, size = GATES[self._architecture.cell], self._architecture.hidden_size
-        if name not in gates:
+        if not isinstance(name, str) or name not in gates:
             raise ValueError(f"name: expected {' or '.join(map(repr, gates))}, got {name!r}")
         first = gates.index(name) * size
         return slice(first, first + size)
@@ -261,9 +261,10 @@ class Layer:
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
         hidden, cell = layout.state_in("state", state)
-        timetable, steps = plan(layout, lengths, resets)
+        whole = None if lengths is None else whole_lengths(lengths, layout.rows, layout.steps)
+        timetable, steps = plan(layout, whole, resets)
         tape = record(layout, self._holder.weights.packed(), array, hidden, cell, timetable, steps, 0, (0.0, 0, 0))
-        return trace(tape, lengths)
+        return trace(tape, whole)
 
     def input_gradient(
         self, x: object, step: int, state: object = None, *, unit: int | None = None, lengths: object = None,

@@ -35,6 +35,11 @@ class Layout(NamedTuple):
         steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
         return cls(architecture, batch_first, False, steps, batch)
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The axes that a step has beside its values."""
+        return () if self.unbatched else (self.batch,)
+
     def shape(self, units: int) -> tuple[int, ...]:
         """Of a sequence with `units` values a step."""
         if self.unbatched:

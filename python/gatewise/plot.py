@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.plot needs matplotlib: pip install 'gatewise[plot]'") from error
 
-from gatewise.arrays import Array, as_array, describe, whole_number
+from gatewise.arrays import Array, as_array, describe, flag, floating, whole_number
 from gatewise.traces import LayerTrace, Trace
 
 # Okabe and Ito's colours, which do not depend on telling red from green.
@@ -43,6 +43,8 @@ def gates(trace: Trace, layer: str = "l0", row: int = 0) -> Figure:
     shown = {name: _row(trace, array, row) for name, array in _arrays(_layer(trace, layer)).items() if _is_gate(name)}
     if not shown:
         raise ValueError(f"trace: expected a layer with gates, got {type(_layer(trace, layer)).__name__}")
+    if not next(iter(shown.values())).size:
+        raise ValueError(f"row: expected a row with steps, got {row}, which has none")
     figure = _figure(1.7 * len(shown) + 0.6)
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(panels, shown.items(), strict=True):
@@ -152,11 +154,15 @@ def memory(gradient: object, step: int, *, row: int = 0, batch_first: bool = Fal
     array = as_array("gradient", gradient)
     if array.ndim not in (2, 3):
         raise ValueError(f"gradient: expected shape (T, B, I) or (T, I), got {describe(array.shape)}")
-    if array.ndim == 3:
-        rows = array if batch_first else array.swapaxes(0, 1)
-        array = rows[whole_number("row", row, 0, len(rows) - 1)]
+    rows = array[None] if array.ndim == 2 else array if flag("batch_first", batch_first) else array.swapaxes(0, 1)
+    array = rows[whole_number("row", row, 0, len(rows) - 1)]
     at = whole_number("step", step, -len(array), len(array) - 1) % len(array)
-    size = np.linalg.norm(array.astype(np.float64), axis=1)  # [T]
+    array = np.abs(floating("gradient", array, np.dtype(np.float64)))
+    largest = array.max(axis=1, initial=0)  # [T], so that no square overflows
+    with np.errstate(invalid="ignore"):
+        scaled = np.divide(array, largest[:, None], out=np.zeros_like(array), where=largest[:, None] > 0)
+        size = largest * np.sqrt((scaled**2).sum(axis=1))
+    size[~np.isfinite(size)] = 0  # exploded: not drawn
     figure = _figure(4.0)
     axes = figure.subplots()
     times = np.arange(len(size))
@@ -184,7 +190,7 @@ def memory(gradient: object, step: int, *, row: int = 0, batch_first: bool = Fal
 def _layer(trace: Trace, layer: str) -> LayerTrace:
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
-    if layer not in trace:
+    if not isinstance(layer, str) or layer not in trace:
         raise ValueError(f"layer: expected one of {', '.join(trace)}, got {layer!r}")
     return trace[layer]
 
@@ -210,7 +216,7 @@ def _row(trace: Trace, array: Array, row: int) -> Array:
 
 def _steps_only(trace: Trace, array: Array) -> Array:
     """All values but those behind the ends of rows, (N, H)."""
-    if trace.lengths is None:
+    if trace.lengths is None or not array.size:
         return array.reshape(-1, array.shape[-1])
     rows = 1 if trace.unbatched else array.shape[0 if trace.batch_first else 1]
     return np.concatenate([_row(trace, array, row) for row in range(rows)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +29,13 @@ def pad(sequences: Iterable[object], *, batch_first: bool = False) -> tuple[Arra
         (B,), each T_i: what a layer takes as `lengths`.
     """
     batch_first = flag("batch_first", batch_first)
-    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+    if isinstance(sequences, (str, bytes)):
         raise TypeError(f"sequences: expected several arrays, got {type(sequences).__name__}")
-    arrays = [as_array(f"sequences[{i}]", one) for i, one in enumerate(sequences)]
+    try:
+        given = list(sequences)
+    except TypeError as error:
+        raise TypeError(f"sequences: expected several arrays, got {type(sequences).__name__} ({error})") from None
+    arrays = [as_array(f"sequences[{i}]", one) for i, one in enumerate(given)]
     if not arrays:
         raise ValueError("sequences: expected one array at least, got none")
     first = arrays[0]
@@ -79,8 +82,8 @@ def unpad(x: object, lengths: object, *, batch_first: bool = False) -> list[Arra
 
 def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int) -> Array:
     """`lengths` as int64 of the given shape, each from 0 to `steps`."""
-    array = as_array("lengths", lengths)
-    if array.dtype.kind not in "iu" and array.size:
+    array = np.array(as_array("lengths", lengths))  # what is checked must be what is used
+    if array.dtype.kind not in "iu" and not _is_empty_list(array):
         raise TypeError(f"lengths: expected whole numbers, got {array.dtype}")
     array = shaped("lengths", array, shape)
     for wrong in array[(array < 0) | (array > steps)].flat:
@@ -88,10 +91,15 @@ def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int) -> Array:
     return array.astype(np.int64)
 
 
+def _is_empty_list(array: Array) -> bool:
+    """Whether it may have been [], which NumPy takes for floating numbers."""
+    return array.size == 0 and array.dtype == np.float64
+
+
 def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     """`resets` as bools of the given shape: bools, or numbers that are exactly 0 or 1."""
-    array = as_array("resets", resets)
-    if array.dtype.kind not in "biuf" and array.size:
+    array = np.array(as_array("resets", resets))
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"resets: expected bools, or numbers that are 0 or 1, got {array.dtype}")
     array = shaped("resets", array, shape)
     if array.dtype.kind != "b":
@@ -102,7 +110,7 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
 
 def plan(layout: Layout, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
     """What the core has to know of lengths and resets, if it is anything at all; and the steps of the longest row."""
-    batch: tuple[int, ...] = () if layout.unbatched else (layout.batch,)
+    batch = layout.rows
     steps, ends, flags = layout.steps, None, None
     if lengths is not None:
         whole = whole_lengths(lengths, batch, steps).reshape(layout.batch)
@@ -125,12 +133,12 @@ def cut(sequence: Array, steps: int) -> Array:
     return sequence[:steps]
 
 
-def flags_of_rows(name: str, rows: Any, batch: int) -> Array:
+def flags_of_rows(name: str, rows: object, batch: int) -> Array:
     """Rows of a batch, given as bools (B,), as one index or as several, as bools (B,)."""
     array = as_array(name, rows)
     if array.dtype.kind == "b":
         return np.ascontiguousarray(shaped(name, array, (batch,)))
-    if array.dtype.kind not in "iu" and array.size:
+    if array.dtype.kind not in "iu" and not _is_empty_list(array):
         raise TypeError(f"{name}: expected bools or indices of rows, got {array.dtype}")
     if array.ndim > 1:
         raise ValueError(f"{name}: expected an index or a list of them, got shape {describe(array.shape)}")
@@ -138,5 +146,7 @@ def flags_of_rows(name: str, rows: Any, batch: int) -> Array:
     for index in array.reshape(-1):
         if not -batch <= index < batch:
             raise ValueError(f"{name}: expected indices from 0 to {batch - 1}, got {index}")
+        if flags[int(index)]:
+            raise ValueError(f"{name}: expected each row once, got {index} again; flags must be bools")
         flags[int(index)] = True
     return flags

@@ -106,7 +106,13 @@ class Stream(_core.Stream):
         self._set_state(hidden, cell)
 
     def reset(self, rows: object = None) -> None:
-        """Set the state to zero: all of it, or some rows, given as bools (batch_size,) or as one or more indices."""
+        """Set the state to zero: all of it, or some rows.
+
+        Parameters
+        ----------
+        rows : array_like of bools or of integers, optional
+            Bools (batch_size,) flag the rows; integers, also a single one, are indices of rows and not flags.
+        """
         batch = self._batch_size
         if rows is None:
             self._reset(np.ones(() if batch is None else batch, np.bool_))

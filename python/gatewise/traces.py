@@ -12,7 +12,7 @@ from gatewise.layouts import State
 from gatewise.tapes import Tape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LSTMTrace:
     """What one direction of an LSTM layer did: (T, B, H) each, hidden (T, B, H or P).
 
@@ -36,7 +36,7 @@ class LSTMTrace:
     hidden: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GRUTrace:
     """What one direction of a GRU layer did: (T, B, H) each.
 
@@ -56,7 +56,7 @@ class GRUTrace:
     hidden: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RNNTrace:
     """What one direction of an RNN layer did.
 
@@ -110,6 +110,9 @@ class Trace(Mapping[str, LayerTrace]):
     def __len__(self) -> int:
         return len(self._layers)
 
+    __eq__ = object.__eq__  # comparing arrays has no single answer
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         shown = [f"{name}: {' '.join(field.name for field in fields(one))}" for name, one in self._layers.items()]
         return f"Trace({', '.join(shown)})"
@@ -125,7 +128,7 @@ KEPT: dict[str, tuple[str | None, ...]] = {
 KINDS: dict[str, type[LayerTrace]] = {"lstm": LSTMTrace, "gru": GRUTrace, "rnn_tanh": RNNTrace, "rnn_relu": RNNTrace}
 
 
-def trace(tape: Tape, lengths: object) -> Trace:
+def trace(tape: Tape, lengths: Array | None) -> Trace:
     """What a recorded forward without dropout and checkpoints kept."""
     layout = tape._layout
     of = layout.architecture
@@ -135,8 +138,7 @@ def trace(tape: Tape, lengths: object) -> Trace:
             shown = _values(tape, layer, direction)
             arrays = {name: layout.from_time_major(array) for name, array in shown.items()}
             layers[f"l{layer}" + ("_reverse" if direction else "")] = KINDS[of.cell](**arrays)
-    ends = None if lengths is None else np.array(lengths, np.int64)
-    return Trace(tape.output, tape.state, layers, ends, layout.batch_first, layout.unbatched)
+    return Trace(tape.output, tape.state, layers, lengths, layout.batch_first, layout.unbatched)
 
 
 def _values(tape: Tape, layer: int, direction: int) -> dict[str, Array]:
