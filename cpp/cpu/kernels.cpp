@@ -47,23 +47,26 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
   with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
 }
 
-Size tape(const Forward& call) {
-  return with_cell(call.stack.layer->cell, [&](auto cell) { return tape_size<decltype(cell)>(call); });
-}
-
-Size scratch_forward(const Forward& call) {
-  return with_cell(call.stack.layer->cell, [&](auto cell) { return forward_scratch<decltype(cell)>(call); });
-}
-
-Size scratch_backward(const Backward& call) {
-  return with_cell(call.stack.layer->cell, [&](auto cell) { return backward_scratch<decltype(cell)>(call); });
-}
-
-// Without rows there is nothing to walk through.
+// Without rows there is nothing to walk through, be it in a number of steps that no loop can count.
 template <class SomeCall>
 SomeCall without_empty_steps(SomeCall call) {
   if (call.batch == 0) call.steps = 0;
   return call;
+}
+
+Size tape(const Forward& call) {
+  return with_cell(call.stack.layer->cell,
+                   [&](auto cell) { return tape_size<decltype(cell)>(without_empty_steps(call)); });
+}
+
+Size scratch_forward(const Forward& call) {
+  return with_cell(call.stack.layer->cell,
+                   [&](auto cell) { return forward_scratch<decltype(cell)>(without_empty_steps(call)); });
+}
+
+Size scratch_backward(const Backward& call) {
+  return with_cell(call.stack.layer->cell,
+                   [&](auto cell) { return backward_scratch<decltype(cell)>(without_empty_steps(call)); });
 }
 
 void forward(const Forward& call) {
