@@ -162,10 +162,7 @@ struct Tape {
     }
     call.gradients = of_layer.data();
     call.threads = packed->threads(call.steps, call.batch);
-    const Size scratch = packed->kernels->backward_scratch(call);
-    const Buffer buffer(static_cast<std::size_t>(scratch * packed->kernels->item_bytes));
-    call.scratch = buffer.data();
-    without_gil(2 * packed->operations(call.batch) * call.steps, [&] { packed->kernels->backward(call); });
+    run_backward(*packed, call);
   }
 };
 
@@ -189,6 +186,13 @@ void run_forward(const Packed& packed, Forward& call) {
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
   without_gil(packed.operations(call.batch) * call.steps, [&] { packed.kernels->forward(call); });
+}
+
+void run_backward(const Packed& packed, Backward& call) {
+  const Size scratch = packed.kernels->backward_scratch(call);
+  const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
+  call.scratch = buffer.data();
+  without_gil(2 * packed.operations(call.batch) * call.steps, [&] { packed.kernels->backward(call); });
 }
 
 Packed::Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,

@@ -12,6 +12,7 @@
 
 #include <numpy/arrayobject.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -75,12 +76,14 @@ class Plan {
 // The call on x [T, B, I] and output [T, B, D*R], which may have any strides but the last; the states are to be added.
 Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan);
 
-// Runs a call that is complete but for the scratch.
+// Run a call that is complete but for the scratch.
 void run_forward(const Packed& packed, Forward& call);
+void run_backward(const Packed& packed, Backward& call);
 
 void bind_plans(py::module_& module);
 void bind_layers(py::module_& module);
 void bind_streams(py::module_& module);
+void bind_foreign(py::module_& module);
 void bind_settings(py::module_& module);
 
 }  // namespace gatewise

@@ -109,10 +109,10 @@ struct Backward : Call {
   Rows<const void*> grad_output;  // [T, B, D*R]; null data: zero
   const void* grad_hidden_after;  // [L*D, B, R]; null: zero
   const void* grad_cell_after;    // [L*D, B, H]; null: zero
-  Rows<void*> grad_input;         // [T, B, I]
+  Rows<void*> grad_input;         // [T, B, I]; null data: not wanted
   void* grad_hidden_before;       // [L*D, B, R]
   void* grad_cell_before;         // [L*D, B, H]; LSTM only
-  const Gradients* gradients;     // [L*D]
+  const Gradients* gradients;     // [L*D]; without weight_ih: none of this layer and direction is wanted
 };
 
 // What one layer and direction did in a recorded forward that kept everything; zero where a row has no step.

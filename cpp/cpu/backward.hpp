@@ -73,11 +73,11 @@ struct SequenceGradients {
   Rows<const Real*> output;  // [T, B, R]; null: zero
   const Real* hidden_after;  // [B, R]; null: zero
   const Real* cell_after;    // [B, H]; null: zero
-  Rows<Real*> input;         // [T, B, I]
+  Rows<Real*> input;         // [T, B, I]; null: not wanted
   bool add_to_input;         // to what another direction has written there
   Real* hidden_before;       // [B, R]
   Real* cell_before;         // [B, H]; null: none
-  const Gradients* parameters;
+  const Gradients* parameters;  // without weight_ih: not wanted
 };
 
 // Some steps [first, end) of the recurrence, whose rows lie one after the other in the order of BPTT.
@@ -252,7 +252,8 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
 
   if (!sequence.hidden_before || sequence.schedule.resets) clear(s.zeros, recurrent);  // by each thread: the same zeros
   transpose(packed.hidden, hidden, recurrent, G, own_hidden, s.hidden_turned);
-  transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);
+  const bool wants_input = grads.input.data, wants_parameters = grads.parameters->weight_ih;
+  if (wants_input) transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);
   if (layer.projection) transpose(packed.projection, layer.projection, hidden, 1, own, s.projection_turned);
   if (steps == 0) {
     const auto clear_panels = [](Real* panels_from, Size size, Team::Share share) {
@@ -271,12 +272,14 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
   Size replayed = steps, replayed_end = steps, checkpointed = sequence.tape.rows;
   for (Size end = steps; end > 0;) {
     const Block block(sequence, end, s.rows);
-    turn_rows(
-        sequence, block, layer.input, own_input, [&](Size i, Size b) { return sequence.input_row(i, b); },
-        s.turned_input, s.turned_row);
-    turn_rows(
-        sequence, block, recurrent, own_hidden, [&](Size i, Size b) { return sequence.hidden_row(i, b, s.zeros); },
-        s.turned_hidden, s.turned_row);
+    if (wants_parameters) {
+      turn_rows(
+          sequence, block, layer.input, own_input, [&](Size i, Size b) { return sequence.input_row(i, b); },
+          s.turned_input, s.turned_row);
+      turn_rows(
+          sequence, block, recurrent, own_hidden, [&](Size i, Size b) { return sequence.hidden_row(i, b, s.zeros); },
+          s.turned_hidden, s.turned_row);
+    }
     for (Size i = end - 1; i >= block.first; --i) {
       const Size rows = sequence.active(i), row = Block::row(sequence, i, end);
       if (every > 0 && i < replayed) {
@@ -332,8 +335,8 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
       reset_panels(sequence, i, own_hidden, s.grad_hidden);
       if (Cell::carried) reset_panels(sequence, i, own, s.grad_carried);
     }
-    accumulate_gradients(sequence, s, block, team);
-    input_gradients(sequence, grads, s, block, own_input);
+    if (wants_parameters) accumulate_gradients(sequence, s, block, team);
+    if (wants_input) input_gradients(sequence, grads, s, block, own_input);
     team.wait();
     end = block.first;
   }
@@ -343,7 +346,7 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
       (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
   store_state(sequence, s.grad_hidden, recurrent, own_hidden, grads.hidden_before);
   if (grads.cell_before) store_state(sequence, s.grad_carried, hidden, own, grads.cell_before);
-  unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
+  if (wants_parameters) unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
 }
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -99,3 +99,52 @@ class Stream:
     def _use(self, packed: Packed) -> None: ...
     @property
     def _backend(self) -> str: ...
+
+_Rows = tuple[int, int, int]
+
+@final
+class Foreign:
+    def __init__(
+        self,
+        packed: Packed,
+        steps: int,
+        batch: int,
+        plan: Plan | None,
+        checkpoint_every: int,
+        probability: float,
+        seed: int,
+        most_threads: int,
+    ) -> None: ...
+    @property
+    def tape_bytes(self) -> int: ...
+    def forward(
+        self, x: _Rows, hidden: int, cell: int, output: _Rows, hidden_after: int, cell_after: int, tape: int, /
+    ) -> None: ...
+    def backward(
+        self,
+        x: _Rows,
+        hidden: int,
+        output: _Rows,
+        tape: int,
+        grad_output: _Rows,
+        grad_hidden: int,
+        grad_cell: int,
+        grad_x: _Rows,
+        grad_hidden_before: int,
+        grad_cell_before: int,
+        gradients: list[list[int]],
+        /,
+    ) -> None: ...
+
+def cell_forward(
+    packed: Packed,
+    batch: int,
+    x: int,
+    hidden: int,
+    cell: int,
+    hidden_after: int,
+    cell_after: int,
+    most_threads: int,
+    /,
+) -> None: ...
+def fingerprint(address: int, bytes: int) -> int: ...

@@ -1,0 +1,826 @@
+"""LSTM, GRU, RNN and their cells for PyTorch, on gatewise where they can be, on PyTorch's own code where not.
+
+    import gatewise.torch
+
+    gatewise.torch.accelerate(model)  # every torch.nn.LSTM, GRU, RNN and cell inside, in place
+
+The classes are subclasses of torch.nn's: the same constructor, parameters, initial numbers, state_dict, errors. A call
+that gatewise has no road for (another device or dtype, autocast, functorch transforms, forward-mode derivatives, ...)
+goes to PyTorch's implementation; docs/pytorch.md has the table.
+
+The data goes one way: module -> `_Call` (sizes, packed weights, schedule) -> core, by address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
+
+from gatewise import _core
+from gatewise.arrays import empty as empty_array
+from gatewise.arrays import whole_number
+from gatewise.layouts import Layout
+from gatewise.parameters import Architecture
+from gatewise.sequences import plan as make_plan
+
+__all__ = [
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "accelerated", "repack", "restore",
+]  # fmt: skip
+
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+WITHOUT_BIASES = ("weight_ih", "weight_hh")
+WITH_BIASES = (*WITHOUT_BIASES, "bias_ih", "bias_hh")
+WRONG = "something that PyTorch refuses"
+# Calls with so many rows (steps times batch) look at all weights before they use packed ones: it costs as much as
+# multiplying some 8 rows by them.
+ROWS_TO_LOOK = 64
+
+
+# ---- packed weights
+
+
+def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int, directions: int) -> _core.Packed:
+    """`weights` as PyTorch lists them: layer by layer, direction by direction."""
+    projection = getattr(of, "proj_size", 0)
+    count = 2 + 2 * bias + (projection > 0)
+    arrays = [weight.detach().contiguous().numpy() for weight in weights]
+    grouped = []
+    for first in range(0, len(arrays), count):
+        own = arrays[first : first + count]
+        biases = own[2:4] if bias else [None, None]
+        grouped.append([own[0], own[1], *biases, own[-1] if projection else None])
+    dtype = DTYPES[weights[0].dtype]
+    return _core.Packed(cell, dtype, of.input_size, of.hidden_size, projection, layers, directions, grouped)
+
+
+class _Cache(NamedTuple):
+    """Packed weights of a module for calls without gradients, and by what they are known to be the present ones."""
+
+    key: tuple[int, ...]
+    fingerprint: int
+    backend: str
+    packed: _core.Packed
+
+
+_caches: WeakKeyDictionary[torch.nn.Module, _Cache] = WeakKeyDictionary()
+
+
+def _fingerprint(weights: Sequence[Tensor]) -> int:
+    found = 0
+    for weight in weights:
+        dense = weight.detach().contiguous()
+        own = _core.fingerprint(dense.data_ptr(), dense.numel() * dense.element_size())
+        found = (found * 0x9E3779B97F4A7C15 + own) % 2**64
+    return found
+
+
+def _key(weights: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """Addresses and versions; None where versions are not tracked."""
+    try:
+        return tuple([number for weight in weights for number in (weight.data_ptr(), weight._version)])
+    except RuntimeError:  # made under inference_mode
+        return None
+
+
+def _cached(module: Any, key: tuple[int, ...] | None, weights: Sequence[Tensor], rows: int) -> _core.Packed | None:
+    """The packed weights of an earlier call where they are sound.
+
+    An address and a version tell of optimizers, in-place changes, load_state_dict and moves; not of writes through
+    `.data` or a NumPy view. So calls that are long enough also look at the weights themselves.
+    """
+    cache = _caches.get(module)
+    if cache is None or cache.key != key or cache.backend != _core.backend():
+        return None
+    if rows >= ROWS_TO_LOOK and cache.fingerprint != _fingerprint(weights):
+        return None
+    return cache.packed
+
+
+def _packed(module: Any, weights: Sequence[Tensor], rows: int) -> _core.Packed:
+    """Packed weights, from an earlier call if possible. In shared memory others may write: packed each time."""
+    key = _key(weights)
+    packed = _cached(module, key, weights, rows)
+    if packed is None:
+        seen = _fingerprint(weights)
+        packed = module._gatewise_pack(weights)
+        if key is not None and not any(weight.is_shared() for weight in weights):
+            _caches[module] = _Cache(key, seen, packed.backend, packed)
+    return packed
+
+
+def repack(model: torch.nn.Module) -> None:
+    """Forget all packed weights inside `model`: after writes that PyTorch does not see (`.data`, a NumPy view)."""
+    for module in _modules(model):
+        _caches.pop(module, None)
+
+
+# ---- one call on tensors
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a call is beside its tensors."""
+
+    architecture: Architecture
+    batch_first: bool
+    steps: int  # of the tensors
+    taken: int  # of the longest row
+    batch: int
+    plan: _core.Plan | None
+    checkpoint_every: int
+    dropout: float
+    seed: int
+
+    def foreign(self, packed: _core.Packed) -> _core.Foreign:
+        return _core.Foreign(
+            packed, self.taken, self.batch, self.plan, self.checkpoint_every, self.dropout, self.seed,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def new(self, units: int, dtype: torch.dtype) -> Tensor:
+        """[T, B, units] in the caller's order of axes, zero behind the longest row."""
+        shape = (self.batch, self.steps, units) if self.batch_first else (self.steps, self.batch, units)
+        tensor = _empty(shape, dtype)
+        if self.taken < self.steps:
+            tensor.narrow(1 if self.batch_first else 0, self.taken, self.steps - self.taken).zero_()
+        return tensor
+
+    def new_state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        of = self.architecture
+        sequences = of.num_layers * of.directions
+        hidden = torch.empty((sequences, self.batch, of.recurrent_size), dtype=dtype)
+        return hidden, torch.empty((sequences, self.batch, of.hidden_size), dtype=dtype) if of.has_cell_state else None
+
+    def rows(self, tensor: Tensor | None) -> tuple[int, int, int]:
+        """Address, step and row of a tensor [T, B, units] whose units are next to each other."""
+        if tensor is None:
+            return 0, 0, 0
+        first, second, _ = tensor.stride()
+        return (tensor.data_ptr(), second, first) if self.batch_first else (tensor.data_ptr(), first, second)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor; large ones in memory that the core uses again."""
+    return torch.from_numpy(empty_array(tuple(shape), DTYPES.get(dtype, np.dtype(np.uint8))))
+
+
+def _walkable(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last axis is dense, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _forward(
+    call: _Call, packed: _core.Packed, x: Tensor, h: Tensor | None, c: Tensor | None, *, record: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    """Output, state after, and what backward needs: the tape's memory and the foreign call."""
+    y = call.new(call.architecture.output_size, x.dtype)
+    h_after, c_after = call.new_state(x.dtype)
+    foreign = call.foreign(packed)
+    memory = _empty((foreign.tape_bytes,), torch.uint8) if record else None
+    address = _address(memory)
+    foreign.forward(call.rows(x), _address(h), _address(c), call.rows(y), _address(h_after), _address(c_after), address)
+    return y, h_after, c_after, (foreign, memory, address)
+
+
+def _by_torch(
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grads: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Backward with create_graph: by PyTorch's own code, whose operations have derivatives themselves."""
+    onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]  # it has no second derivative
+    try:
+        with torch.enable_grad():
+            outputs = function(*inputs)
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=onednn)
+    places = [
+        place for place, (one, need) in enumerate(zip(inputs, wanted[2:], strict=True)) if need and one is not None
+    ]
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
+    found = torch.autograd.grad(
+        [output for output, _ in pairs], [inputs[place] for place in places], [grad for _, grad in pairs],
+        create_graph=True, allow_unused=True,
+    )  # fmt: skip
+    results: list[Any] = [None] * len(inputs)
+    for place, grad in zip(places, found, strict=True):
+        results[place] = grad
+    return None, None, *results
+
+
+def _layers_of_torch(call: _Call) -> Callable[..., Any]:
+    """x, h, c, *weights -> y, h, c after the call."""
+    of = call.architecture
+    if call.dropout or call.plan is not None:
+        raise RuntimeError("create_graph: expected a call without dropout, lengths or resets, which have no road to it")
+
+    def function(x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor) -> Any:
+        batch, sequences = x.size(0 if call.batch_first else 1), of.num_layers * of.directions
+        h = x.new_zeros((sequences, batch, of.recurrent_size)) if h is None else h
+        c = x.new_zeros((sequences, batch, of.hidden_size)) if c is None else c
+        options = (of.bias, of.num_layers, 0.0, False, of.directions == 2, call.batch_first)
+        kind = getattr(torch, of.cell)
+        return kind(x, (h, c) if of.has_cell_state else h, list(weights), *options)
+
+    return function
+
+
+def _backward(
+    call: _Call, foreign: _core.Foreign, tape: int, x: Tensor, h: Tensor | None, y: Tensor,
+    grads: Sequence[Tensor | None], wants_x: bool, wanted: Sequence[bool], weights: Sequence[Tensor],
+) -> tuple[Tensor | None, Tensor, Tensor | None, list[Any]]:  # fmt: skip
+    """Gradients of x, h and c before, and of the weights that are wanted."""
+    of = call.architecture
+    grad_y = None if grads[0] is None else _walkable(grads[0])
+    grad_h, grad_c = (None if grad is None else grad.contiguous() for grad in grads[1:])
+    grad_x = call.new(of.input_size, x.dtype) if wants_x else None
+    grad_h_before, grad_c_before = call.new_state(x.dtype)
+    gradients: list[Any] = []
+    addresses = []
+    count = len(weights) // (of.num_layers * of.directions)
+    for first in range(0, len(weights), count):
+        own: list[Any] = [None] * count
+        if any(wanted[first : first + count]):
+            own = [_empty(weight.shape, x.dtype) for weight in weights[first : first + count]]
+        biases = own[2:4] if of.bias else [None, None]
+        addresses.append([_address(one) for one in (own[0], own[1], *biases, own[-1] if of.proj_size else None)])
+        gradients += own
+    foreign.backward(
+        call.rows(x), _address(h), call.rows(y), tape, call.rows(grad_y), _address(grad_h), _address(grad_c),
+        call.rows(grad_x), _address(grad_h_before), _address(grad_c_before), addresses,
+    )  # fmt: skip
+    gradients = [grad if need else None for grad, need in zip(gradients, wanted, strict=True)]
+    return grad_x, grad_h_before, grad_c_before, gradients
+
+
+class _Walk(torch.autograd.Function):  # type: ignore[misc]
+    """Forward and backpropagation through time as one node of PyTorch's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, packed: _core.Packed, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        y, h_after, c_after, tape = _forward(call, packed, x, h, c, record=True)
+        ctx.save_for_backward(x, h, c, y, *weights)
+        ctx.call, ctx.tape = call, tape
+        ctx.set_materialize_grads(False)
+        return y, h_after, c_after
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None) -> Any:
+        x, h, c, y, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs, grads = (x, h, c, *weights), (grad_y, grad_h, grad_c)
+            return _by_torch(_layers_of_torch(ctx.call), inputs, ctx.needs_input_grad, grads)
+        grad_x, grad_h_before, grad_c_before, gradients = _backward(
+            ctx.call, ctx.tape[0], ctx.tape[2], x, h, y, (grad_y, grad_h, grad_c), ctx.needs_input_grad[2],
+            ctx.needs_input_grad[5:], weights,
+        )  # fmt: skip
+        needs_h, needs_c = ctx.needs_input_grad[3:5]
+        return None, None, grad_x, grad_h_before if needs_h else None, grad_c_before if needs_c else None, *gradients
+
+
+def _data_of(input: Any) -> Any:
+    return input.data if isinstance(input, PackedSequence) else input
+
+
+def _plain(tensor: Any) -> bool:
+    """Whether it is a dense tensor in this process's memory, and nothing that only behaves like one."""
+    kind = type(tensor)
+    return (
+        (kind is Tensor or kind is torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+    )
+
+
+def _off_the_road() -> str | None:
+    """What PyTorch is doing at the moment that gatewise has no road for; None: nothing."""
+    if torch._C._is_any_autocast_enabled():
+        return "autocast"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode derivatives"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a compiler"
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return "a mode that watches PyTorch's operations"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _architecture(
+    cell: str, input_size: int, hidden_size: int, layers: int, bias: bool, bidirectional: bool, projection: int,
+    dtype: torch.dtype,
+) -> Architecture:  # fmt: skip
+    return Architecture(cell, input_size, hidden_size, layers, bias, bidirectional, projection, DTYPES[dtype])
+
+
+def _needs_gradients(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# ---- the operator: what torch.compile and torch.export see of a layer, one node with a shape
+
+
+_library = torch.library.Library("gatewise", "DEF")
+# sizes: input_size, hidden_size, num_layers, proj_size, checkpoint_every; flags: bias, bidirectional, batch_first.
+# The tape is bytes, none where nothing is recorded. c and what belongs to it is empty where there is no cell state.
+_OPTIONS = "str cell, int[] sizes, bool[] flags, Tensor? lengths, Tensor? resets, float dropout, Tensor? seed"
+_library.define(
+    f"recurrent(Tensor x, Tensor? h, Tensor? c, Tensor[] weights, {_OPTIONS}, bool record)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "recurrent_backward(Tensor x, Tensor? h, Tensor[] weights, Tensor y, Tensor tape, Tensor? grad_y, Tensor? grad_h, "
+    f"Tensor? grad_c, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor[])"
+)
+
+
+class _Node(NamedTuple):
+    """The options of the operator."""
+
+    cell: str
+    sizes: Sequence[int]
+    flags: Sequence[bool]
+    lengths: Tensor | None
+    resets: Tensor | None
+    dropout: float
+    seed: Tensor | None
+
+    def architecture(self, dtype: torch.dtype) -> Architecture:
+        input_size, hidden_size, layers, projection, _ = self.sizes
+        bias, bidirectional, _ = self.flags
+        return _architecture(self.cell, input_size, hidden_size, layers, bias, bidirectional, projection, dtype)
+
+    def extent(self, x: Tensor) -> tuple[Any, Any]:
+        """Steps and rows of x, be they symbols."""
+        return (x.shape[1], x.shape[0]) if self.flags[2] else (x.shape[0], x.shape[1])
+
+    def call(self, x: Tensor) -> _Call:
+        of = self.architecture(x.dtype)
+        steps, batch = self.extent(x)
+        plan, taken = None, steps
+        if self.lengths is not None or self.resets is not None:
+            plan, taken = make_plan(Layout(of, self.flags[2], False, steps, batch), self.lengths, self.resets)
+        seed = int(self.seed) if self.seed is not None else 0
+        return _Call(of, self.flags[2], steps, taken, batch, plan, min(self.sizes[4], taken), self.dropout, seed)
+
+    def pack(self, weights: Sequence[Tensor], dtype: torch.dtype) -> _core.Packed:
+        of = self.architecture(dtype)
+        return _pack(self.cell, of, weights, of.bias, of.num_layers, of.directions)
+
+    def tape_bytes(self, x: Tensor) -> Any:
+        """What a tape needs if all rows have all steps, from sizes that may be symbols."""
+        of, (steps, batch) = self.architecture(x.dtype), self.extent(x)
+        lanes, item = _core.lanes()[of.dtype == np.float64], of.dtype.itemsize
+        kept, carried = {"lstm": (4, 1), "gru": (4, 1)}.get(self.cell, (1, 0))
+        every = self.sizes[4]
+        states = -(-steps // every) * batch if every else steps * batch
+        units = -(-of.hidden_size // lanes) * lanes
+
+        def lines(count: Any) -> Any:
+            return -(-count * item // 64) * 64
+
+        of_direction = lines(states * units) * carried + (0 if every else lines(states * units * kept))
+        between = lines(steps * batch * of.output_size) * (of.num_layers - 1)
+        return of_direction * of.num_layers * of.directions + between
+
+
+def _recurrent(
+    x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    node, record = _Node(*options[:-1]), options[-1]
+    call, x = node.call(x), _walkable(x)
+    h, c = (None if part is None else part.contiguous() for part in (h, c))
+    y = call.new(call.architecture.output_size, x.dtype)
+    h_after, c_after = call.new_state(x.dtype)
+    # Zero, since what lies between its pieces is never written, and an operator's outputs are compared.
+    tape = torch.zeros(node.tape_bytes(x) if record else 0, dtype=torch.uint8)
+    call.foreign(node.pack(weights, x.dtype)).forward(
+        call.rows(x), _address(h), _address(c), call.rows(y), _address(h_after), _address(c_after),
+        tape.data_ptr() if record else 0,
+    )  # fmt: skip
+    return y, h_after, x.new_empty(0) if c_after is None else c_after, tape
+
+
+def _recurrent_fake(
+    x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    node, record = _Node(*options[:-1]), options[-1]
+    of, (_, batch) = node.architecture(x.dtype), node.extent(x)
+    sequences = of.num_layers * of.directions
+    return (
+        x.new_empty((*x.shape[:2], of.output_size)),
+        x.new_empty((sequences, batch, of.recurrent_size)),
+        x.new_empty((sequences, batch, of.hidden_size) if of.has_cell_state else 0),
+        x.new_empty(node.tape_bytes(x) if record else 0, dtype=torch.uint8),
+    )
+
+
+def _recurrent_backward(
+    x: Tensor, h: Tensor | None, weights: Sequence[Tensor], y: Tensor, tape: Tensor, grad_y: Tensor | None,
+    grad_h: Tensor | None, grad_c: Tensor | None, *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    node = _Node(*options)
+    call, x = node.call(x), _walkable(x)
+    h = None if h is None else h.contiguous()
+    foreign = call.foreign(node.pack(weights, x.dtype))
+    wanted = [True] * len(weights)
+    grad_x, grad_h_before, grad_c_before, gradients = _backward(
+        call, foreign, tape.data_ptr(), x, h, y.contiguous(), (grad_y, grad_h, grad_c), True, wanted, weights
+    )
+    assert grad_x is not None
+    return grad_x, grad_h_before, x.new_empty(0) if grad_c_before is None else grad_c_before, gradients
+
+
+def _recurrent_backward_fake(
+    x: Tensor, h: Tensor | None, weights: Sequence[Tensor], y: Tensor, tape: Tensor, grad_y: Tensor | None,
+    grad_h: Tensor | None, grad_c: Tensor | None, *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    node = _Node(*options)
+    of, (_, batch) = node.architecture(x.dtype), node.extent(x)
+    sequences = of.num_layers * of.directions
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((sequences, batch, of.recurrent_size)),
+        x.new_empty((sequences, batch, of.hidden_size) if of.has_cell_state else 0),
+        [weight.new_empty(weight.shape) for weight in weights],
+    )
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h, _, weights, *options = inputs
+    ctx.save_for_backward(x, h, output[0], output[3], *weights)
+    ctx.options, ctx.has_state = options[:-1], (inputs[1] is not None, inputs[2] is not None)
+    ctx.set_materialize_grads(False)
+
+
+def _node_backward(
+    ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any
+) -> tuple[Any, ...]:
+    x, h, y, tape, *weights = ctx.saved_tensors
+    has_cell_state = ctx.options[0] == "lstm"
+    grad_x, grad_h_before, grad_c_before, gradients = torch.ops.gatewise.recurrent_backward(
+        x, h, weights, y, tape, grad_y, grad_h, grad_c if has_cell_state else None, *ctx.options
+    )
+    has_h, has_c = ctx.has_state
+    nothing = [None] * (len(ctx.options) + 1)
+    return grad_x, grad_h_before if has_h else None, grad_c_before if has_c else None, gradients, *nothing
+
+
+_library.impl("recurrent", _recurrent, "CPU")
+_library.impl("recurrent_backward", _recurrent_backward, "CPU")
+torch.library.register_fake("gatewise::recurrent", _recurrent_fake, lib=_library)
+torch.library.register_fake("gatewise::recurrent_backward", _recurrent_backward_fake, lib=_library)
+torch.library.register_autograd("gatewise::recurrent", _node_backward, setup_context=_keep_for_backward, lib=_library)
+
+
+# ---- layers
+
+
+class _Module:
+    """What layers and cells share. The attributes are torch.nn's."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+    def _gatewise_named(self, names: Iterable[str]) -> list[Any]:
+        """Weights by name, past the search for attributes where they are plain parameters."""
+        own = self._parameters  # type: ignore[attr-defined]
+        return [own[name] if name in own else getattr(self, name) for name in names]
+
+    def train(self, mode: bool = True) -> Any:
+        _caches.pop(self, None)  # who writes through .data does it in training
+        return super().train(mode)  # type: ignore[misc]
+
+
+class _Layer(_Module):
+    """What LSTM, GRU and RNN share: forward on gatewise, or on the torch.nn class that comes after this one."""
+
+    mode: str
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    training: bool
+    _flat_weights_names: list[str]
+
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: object = None, resets: object = None,
+        checkpoint_every: int | None = None,
+    ) -> Any:  # fmt: skip
+        """As torch.nn's, and with what it lacks.
+
+        Parameters
+        ----------
+        input, hx
+            As torch.nn's: a batch, a single sequence or a PackedSequence; the state before, by default zero.
+        lengths : Tensor, array or list of integers, optional
+            (B,): how many steps each row has; see gatewise.LSTM. Not with a PackedSequence, which says it itself.
+        resets : Tensor, array or list of bools, optional
+            (T, B), with batch_first (B, T): where the state is set to zero before the step.
+        checkpoint_every : int, optional
+            In training, keep only the state of every so many steps and make the gates between them again.
+        """
+        if torch.compiler.is_compiling():
+            return self._gatewise_traced(input, hx, lengths, resets, checkpoint_every)
+        weights: list[Any] = []
+        why_not = _off_the_road() or self._gatewise_refuses(input, hx)
+        if why_not is None:
+            # Asked for once: a parametrization may change with each look.
+            weights = self._gatewise_named(self._flat_weights_names)
+            if not all(_plain(weight) and weight.dtype is _data_of(input).dtype for weight in weights):
+                why_not = "weights that are not plain tensors of the input's dtype"
+        if why_not is not None:
+            if (lengths is not None or resets is not None or checkpoint_every is not None) and why_not != WRONG:
+                raise NotImplementedError(
+                    f"lengths, resets, checkpoint_every: expected a call on gatewise, got {why_not}"
+                )
+            return super().forward(input, hx)  # type: ignore[misc]
+        state = (hx,) if isinstance(hx, Tensor) else hx
+        if isinstance(input, PackedSequence):
+            if lengths is not None or resets is not None:
+                raise TypeError("lengths, resets: expected none with a PackedSequence")
+            y, after = self._gatewise_packed(input, state, weights, checkpoint_every)
+            return y, after if len(after) > 1 else after[0]
+        batched = input.dim() == 3
+        x = input if batched else input[:, None]
+        if not batched and state is not None:
+            state = tuple(part[:, None] for part in state)
+        y, after = self._gatewise_run(
+            x, state, weights, batch_first=self.batch_first and batched, unbatched=not batched, lengths=lengths,
+            resets=resets, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        if not batched:
+            y, after = y[:, 0], tuple(part[:, 0] for part in after)
+        return y, after if len(after) > 1 else after[0]
+
+    def _gatewise_refuses(self, input: Any, hx: Any) -> str | None:
+        """Why PyTorch's own code must take this call, be it to say what is wrong with it; None: gatewise can."""
+        x = _data_of(input)
+        state = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
+        if not isinstance(state, tuple) or not _plain(x) or not all(map(_plain, state)):
+            return "tensors that are not plain ones on the CPU"
+        dtype = x.dtype
+        if dtype not in DTYPES or any(one.dtype is not dtype for one in state):
+            return "a dtype other than float32 or float64, or several"
+        of = self._gatewise_architecture(dtype)
+        if x.dim() < 2 or x.size(-1) != of.input_size:
+            return WRONG
+        batch: tuple[int, ...] = ()
+        steps = 0
+        if isinstance(input, PackedSequence):
+            batch, steps = (int(input.batch_sizes[0]),), len(input.batch_sizes)
+        elif x.dim() == 3:
+            batch, steps = (x.size(0 if self.batch_first else 1),), x.size(1 if self.batch_first else 0)
+        elif x.dim() == 2:
+            steps = x.size(0)
+        if steps == 0:
+            return WRONG
+        if not state:
+            return None
+        sequences = of.num_layers * of.directions
+        shapes = [(sequences, *batch, of.recurrent_size), (sequences, *batch, of.hidden_size)][: 1 + of.has_cell_state]
+        return None if [tuple(part.shape) for part in state] == shapes else WRONG
+
+    def _gatewise_traced(self, input: Any, hx: Any, lengths: Any, resets: Any, checkpoint_every: int | None) -> Any:
+        """For torch.compile and torch.export: the operator, where it can be."""
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        first = weights[0]
+        if (
+            isinstance(input, PackedSequence) or input.dim() not in (2, 3) or input.device.type != "cpu"
+            or input.dtype is not first.dtype or first.dtype not in DTYPES
+        ):  # fmt: skip
+            return super().forward(input, hx)  # type: ignore[misc]
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        state = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if not batched:
+            state = tuple(part.unsqueeze(1) for part in state)
+            lengths = None if lengths is None else torch.as_tensor(lengths).reshape(1)
+            resets = None if resets is None else torch.as_tensor(resets).unsqueeze(1)
+        h, c = (*state, None, None)[:2]
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        record = dropout > 0 or (
+            torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, h, c, *weights))
+        )
+        y, *after, _ = torch.ops.gatewise.recurrent(
+            x, h, c, weights, CELLS[self.mode],
+            [self.input_size, self.hidden_size, self.num_layers, self.proj_size, checkpoint_every or 0],
+            [self.bias, self.bidirectional, self.batch_first and batched],
+            None if lengths is None else torch.as_tensor(lengths), None if resets is None else torch.as_tensor(resets),
+            dropout, torch.randint(0, 2**62, ()) if dropout else None, record,
+        )  # fmt: skip
+        after = after[: 2 if self.mode == "LSTM" else 1]
+        if not batched:
+            y, after = y.squeeze(1), [part.squeeze(1) for part in after]
+        return y, tuple(after) if len(after) > 1 else after[0]
+
+    def _gatewise_architecture(self, dtype: torch.dtype) -> Architecture:
+        return _architecture(
+            CELLS[self.mode], self.input_size, self.hidden_size, self.num_layers, self.bias, self.bidirectional,
+            self.proj_size, dtype,
+        )  # fmt: skip
+
+    def _gatewise_pack(self, weights: Sequence[Tensor]) -> _core.Packed:
+        return _pack(CELLS[self.mode], self, weights, self.bias, self.num_layers, 1 + self.bidirectional)
+
+    def _gatewise_run(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: list[Any], *, batch_first: bool,
+        unbatched: bool, lengths: object, resets: object, checkpoint_every: int | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """x [T, B, I] or [B, T, I]; state [L*D, B, .] each."""
+        of = self._gatewise_architecture(x.dtype)
+        batch, steps = (x.size(0), x.size(1)) if batch_first else (x.size(1), x.size(0))
+        plan, taken = None, steps
+        if lengths is not None or resets is not None:
+            layout = Layout(of, self.batch_first, unbatched, steps, batch)
+            plan, taken = make_plan(layout, lengths, resets)
+        every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
+        dropout = self.dropout if self.training and of.num_layers > 1 else 0.0
+        seed = int(torch.empty((), dtype=torch.int64).random_()) if dropout else 0
+        call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed)
+        x = _walkable(x)
+        h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
+        if _needs_gradients((x, h, c, *weights)):
+            y, *after = _Walk.apply(call, self._gatewise_pack(weights), x, h, c, *weights)
+        else:
+            packed = _packed(self, weights, batch * steps)
+            y, *after = _forward(call, packed, x, h, c, record=dropout > 0)[:3]
+        return y, tuple(part for part in after if part is not None)
+
+    def _gatewise_packed(
+        self, input: Any, state: tuple[Tensor, ...] | None, weights: list[Any], checkpoint_every: int | None
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """A PackedSequence is padded, and its output packed in the same order."""
+        x, lengths = pad_packed_sequence(input)
+        y, after = self._gatewise_run(
+            x, state, weights, batch_first=False, unbatched=False, lengths=lengths, resets=None,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        if input.sorted_indices is not None:
+            y, lengths = y.index_select(1, input.sorted_indices), lengths.index_select(0, input.sorted_indices)
+        data = pack_padded_sequence(y, lengths).data
+        return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), after
+
+
+class LSTM(_Layer, torch.nn.LSTM):  # type: ignore[misc]
+    """torch.nn.LSTM on gatewise."""
+
+
+class GRU(_Layer, torch.nn.GRU):  # type: ignore[misc]
+    """torch.nn.GRU on gatewise."""
+
+
+class RNN(_Layer, torch.nn.RNN):  # type: ignore[misc]
+    """torch.nn.RNN on gatewise."""
+
+
+# ---- cells
+
+
+class _Cell(_Module):
+    """What LSTMCell, GRUCell and RNNCell share: steps without gradients on gatewise.
+
+    With gradients PyTorch's own cells are used: a step's gradients of the weights are products of a few rows, which no
+    packing pays for. A loop over time that is trained is a layer.
+    """
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch.nn's."""
+        if torch.is_grad_enabled() or _off_the_road() is not None:
+            return super().forward(input, hx)  # type: ignore[misc]
+        state = () if hx is None else (hx,) if type(hx) is Tensor else tuple(hx)
+        weights = self._gatewise_named(WITH_BIASES if self.bias else WITHOUT_BIASES)
+        if self._gatewise_refuses(input, state, weights[0].dtype):
+            return super().forward(input, hx)  # type: ignore[misc]
+        rows = input.size(0) if input.dim() == 2 else 1
+        packed = _cached(self, _key(weights), weights, rows)
+        if packed is None:
+            if not all(_plain(weight) and weight.dtype is input.dtype for weight in weights):
+                return super().forward(input, hx)  # type: ignore[misc]
+            packed = _packed(self, weights, rows)
+        x = input.contiguous()
+        has_c = isinstance(self, LSTMCell)
+        h = state[0].contiguous() if state else None
+        c = state[1].contiguous() if state and has_c else None
+        h_after = x.new_empty((*x.shape[:-1], self.hidden_size)) if h is None else torch.empty_like(h)
+        c_after = torch.empty_like(h_after) if has_c else None
+        _core.cell_forward(
+            packed, rows, x.data_ptr(), _address(h), _address(c), h_after.data_ptr(), _address(c_after),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return (h_after, c_after) if has_c else h_after
+
+    def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], dtype: torch.dtype) -> bool:
+        if dtype not in DTYPES or not _plain(x) or x.dtype is not dtype:
+            return True
+        shape = x.shape
+        if not 1 <= len(shape) <= 2 or shape[-1] != self.input_size:
+            return True
+        wanted = (*shape[:-1], self.hidden_size)
+        for part in state:
+            if not _plain(part) or part.dtype is not dtype or part.shape != wanted:
+                return True
+        return len(state) not in (0, 2 if isinstance(self, LSTMCell) else 1)
+
+    def _gatewise_kind(self) -> str:
+        if isinstance(self, RNNCell):
+            return f"rnn_{self.nonlinearity}"
+        return "lstm" if isinstance(self, LSTMCell) else "gru"
+
+    def _gatewise_pack(self, weights: Sequence[Tensor]) -> _core.Packed:
+        return _pack(self._gatewise_kind(), self, weights, self.bias, 1, 1)
+
+
+class LSTMCell(_Cell, torch.nn.LSTMCell):  # type: ignore[misc]
+    """torch.nn.LSTMCell on gatewise."""
+
+
+class GRUCell(_Cell, torch.nn.GRUCell):  # type: ignore[misc]
+    """torch.nn.GRUCell on gatewise."""
+
+
+class RNNCell(_Cell, torch.nn.RNNCell):  # type: ignore[misc]
+    """torch.nn.RNNCell on gatewise."""
+
+
+# ---- whole models
+
+TWINS = {getattr(torch.nn, own.__name__): own for own in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
+
+
+def accelerate(model: torch.nn.Module) -> torch.nn.Module:
+    """Put every torch.nn LSTM, GRU, RNN and cell inside `model`, however deep, on gatewise, in place.
+
+    The modules stay the same objects with the same parameters, hooks and attributes: only their class changes.
+    Optimizers, state_dict, deepcopy and parametrizations go on working. Subclasses of these classes with code of their
+    own are left alone. Doing it twice does no harm; `restore` undoes it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model; `accelerated(model)` names what was replaced.
+    """
+    for module in _modules(model):
+        _change(module, TWINS)
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `accelerate`: every class in `model` is torch.nn's again. Also of modules that were made as gatewise's."""
+    for module in _modules(model):
+        _change(module, {own: theirs for theirs, own in TWINS.items()})
+        _caches.pop(module, None)
+    return model
+
+
+def accelerated(model: torch.nn.Module) -> list[str]:
+    """The names of the modules inside `model` that are on gatewise; "" is the model itself."""
+    _modules(model)
+    return [name for name, module in model.named_modules() if isinstance(module, (_Layer, _Cell))]
+
+
+def _modules(model: object) -> list[torch.nn.Module]:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return list(model.modules())
+
+
+def _change(module: torch.nn.Module, twins: Mapping[Any, Any]) -> None:
+    kind = type(module)
+    if kind in twins:
+        module.__class__ = twins[kind]
+    elif torch.nn.utils.parametrize.is_parametrized(module) and len(kind.__bases__) == 1 and kind.__bases__[0] in twins:
+        # Parametrizations have made a class for this one module, with the parameters as properties.
+        names = {
+            name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__", "__doc__")
+        }
+        module.__class__ = type(kind.__name__, (twins[kind.__bases__[0]],), names)

@@ -1,0 +1,900 @@
+"""gatewise.torch against torch.nn: the same constructor, numbers, gradients, errors and habits, on gatewise's core."""
+
+import copy
+import io
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from tolerances import TOLERANCES
+
+torch = pytest.importorskip("torch")
+import gatewise.torch as gt  # noqa: E402 - needs torch
+
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),  # PyTorch: not by oneDNN
+    pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning"),
+]
+
+LAYERS = ("LSTM", "GRU", "RNN")
+CELLS = ("LSTMCell", "GRUCell", "RNNCell")
+NN = torch.nn
+
+
+@pytest.fixture(autouse=True)
+def one_thread_in_torch():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def twins(kind, *sizes, dtype=torch.float64, **options):
+    """torch.nn's module and ours from the same seed: the same numbers."""
+    made = []
+    for home in (NN, gt):
+        torch.manual_seed(3)
+        made.append(getattr(home, kind)(*sizes, dtype=dtype, **options))
+    return made
+
+
+def members(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def state_for(module, *batch, seed=5, requires_grad=True):
+    torch.manual_seed(seed)
+    dtype = next(module.parameters()).dtype
+    sequences = module.num_layers * (1 + module.bidirectional)
+    sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
+    state = tuple(torch.randn(sequences, *batch, size, dtype=dtype, requires_grad=requires_grad) for size in sizes)
+    return state if len(state) > 1 else state[0]
+
+
+def data_of(output):
+    return output.data if isinstance(output, NN.utils.rnn.PackedSequence) else output
+
+
+def run(module, x, state=None, **options):
+    """Output, state and all gradients of one module; x is a leaf of its own."""
+    module.zero_grad()
+    x = x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x
+    before = () if state is None else tuple(part.detach().clone().requires_grad_() for part in members(state))
+    output, after = module(x, None if state is None else before if len(before) > 1 else before[0], **options)
+    results = [data_of(output), *members(after)]
+    torch.manual_seed(9)
+    loss = sum((part * torch.randn(part.shape, dtype=part.dtype)).sum() for part in results)
+    loss.backward()
+    leaves = [x] if isinstance(x, torch.Tensor) else []
+    return [*results, *(leaf.grad for leaf in (*leaves, *before, *module.parameters()))]
+
+
+def assert_equal_results(ours, theirs):
+    assert len(ours) == len(theirs)
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert (one is None) == (other is None), index
+        if one is not None:
+            assert (one.shape, one.dtype) == (other.shape, other.dtype), index
+            kind = f"torch_{str(one.dtype).removeprefix('torch.')}_gradient"
+            scale = max(1.0, float(other.detach().abs().max())) if other.numel() else 1.0
+            assert not one.numel() or float((one - other).detach().abs().max()) / scale <= TOLERANCES[kind].limit, index
+
+
+def options_grid():
+    for kind in LAYERS:
+        for dtype in (torch.float32, torch.float64):
+            for options in (
+                {}, {"bias": False}, {"batch_first": True}, {"bidirectional": True}, {"num_layers": 3},
+                {"num_layers": 2, "bidirectional": True, "batch_first": True},
+                *([{"nonlinearity": "relu"}] if kind == "RNN" else []),
+                *([{"proj_size": 3}, {"proj_size": 3, "num_layers": 2, "bidirectional": True}] * (kind == "LSTM")),
+            ):  # fmt: skip
+                yield kind, dtype, options
+
+
+GRID = pytest.mark.parametrize(("kind", "dtype", "options"), list(options_grid()), ids=str)
+
+
+@GRID
+@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
+def test_layers(kind, dtype, options, given):
+    """Outputs, states and every gradient: batched and not, training and not."""
+    theirs, ours = twins(kind, 5, 9, dtype=dtype, **options)
+    assert repr(theirs) == repr(ours)
+    assert list(theirs.state_dict()) == list(ours.state_dict())
+    for shape in ((7, 3, 5), (1, 1, 5), (6, 5)):
+        x = torch.randn(shape, dtype=dtype)
+        batch = () if len(shape) == 2 else (shape[0] if theirs.batch_first else shape[1],)
+        state = state_for(theirs, *batch) if given else None
+        wanted = run(theirs, x, state)
+        assert_equal_results(run(ours, x, state), wanted)
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                for _ in range(2):  # the second time with packed weights
+                    output, after = ours(x, state)
+                    count = 1 + len(members(after))
+                    assert_equal_results([output, *members(after)], [part.detach() for part in wanted[:count]])
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (4, 5), (70, 5)], ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
+def test_cells(kind, dtype, bias, shape, given):
+    theirs, ours = twins(kind, 5, 9, dtype=dtype, bias=bias)
+    x = torch.randn(shape, dtype=dtype)
+    state = tuple(torch.randn(*shape[:-1], 9, dtype=dtype) for _ in range(2 if kind == "LSTMCell" else 1))
+    state = None if not given else state if len(state) > 1 else state[0]
+
+    def results(module):
+        leaf = x.clone().requires_grad_()
+        before = [] if state is None else [part.clone().requires_grad_() for part in members(state)]
+        now = None if state is None else tuple(before) if len(before) > 1 else before[0]
+        for _ in range(3):
+            now = module(leaf, now)
+        module.zero_grad()
+        sum((part * (i + 1)).sin().sum() for i, part in enumerate(members(now))).backward()
+        return [*members(now), leaf.grad, *(leaf.grad for leaf in before), *(p.grad for p in module.parameters())]
+
+    assert_equal_results(results(ours), results(theirs))
+    with torch.no_grad():
+        for _ in range(2):
+            assert_equal_results(members(ours(x, state)), members(theirs(x, state)))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
+def test_packed_sequences(kind, enforce_sorted, given):
+    theirs, ours = twins(kind, 5, 9, 2, bidirectional=True)
+    lengths = [7, 4, 4, 1] if enforce_sorted else [4, 1, 7, 4]
+    x = torch.randn(7, 4, 5, dtype=torch.float64)
+    state = state_for(theirs, 4) if given else None
+
+    def results(module):
+        leaf = x.clone().requires_grad_()
+        packed = NN.utils.rnn.pack_padded_sequence(leaf, lengths, enforce_sorted=enforce_sorted)
+        found = run(module, packed, state)
+        output, _ = module(packed, state)
+        for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+            one, other = getattr(output, name), getattr(packed, name)
+            assert (one is None and other is None) or torch.equal(one, other)
+        return [*found, leaf.grad]
+
+    assert_equal_results(results(ours), results(theirs))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_lengths_and_resets(kind):
+    """As gatewise's own layers, with torch's tensors; gradients by central differences."""
+    _, ours = twins(kind, 3, 4, bidirectional=True, batch_first=True)
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+    lengths = torch.tensor([2, 6, 0])
+    y, _ = ours(x, lengths=lengths)
+    for row, length in enumerate(lengths):
+        if length:
+            alone, _ = ours(x[row : row + 1, :length])
+            assert torch.equal(y[row, :length], alone[0])
+        assert not y[row, length:].any()
+    resets = torch.zeros(3, 6, dtype=torch.bool)
+    resets[0, 3] = True
+    z, _ = ours(x, resets=resets)
+    assert torch.equal(z[0, :3], ours(x[:1, :3])[0][0])
+    assert torch.equal(z[0, 3:], ours(x[:1, 3:])[0][0])
+    for every in (None, 2):
+        torch.autograd.gradcheck(
+            lambda x, every=every: ours(x, lengths=lengths, resets=resets, checkpoint_every=every)[0],
+            x.clone().requires_grad_(),
+        )
+    with pytest.raises(ValueError, match=r"^lengths: expected numbers from 0 to 6 .T., got 7"):
+        ours(x, lengths=[7, 1, 1])
+    with pytest.raises(ValueError, match=r"^resets: expected shape \(3, 6\), got \(6, 3\)"):
+        ours(x, resets=resets.T)
+    with pytest.raises(ValueError, match=r"^checkpoint_every: "):
+        ours(x, checkpoint_every=0)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_gradcheck(kind):
+    _, ours = twins(kind, 3, 4)
+    shape = (2, 3) if kind in CELLS else (3, 2, 3)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    names, weights = zip(*ours.named_parameters(), strict=True)
+
+    def call(x, *weights):
+        found = torch.func.functional_call(ours, dict(zip(names, weights, strict=True)), (x,))
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    torch.autograd.gradcheck(call, (x, *weights))
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Tensors of all kinds
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layouts(kind):
+    """Strided, expanded, transposed, sliced inputs and gradients."""
+    theirs, ours = twins(kind, 5, 9)
+    wide = torch.randn(6, 3, 10, dtype=torch.float64)
+    for x in (
+        wide[..., ::2], wide[..., 5:], wide[::2, :, :5], wide[:, :1, :5].expand(6, 3, 5),
+        torch.randn(5, 3, 6, dtype=torch.float64).permute(2, 1, 0),
+    ):  # fmt: skip
+        results = []
+        for module in (ours, theirs):
+            leaf = x.detach().requires_grad_()
+            module.zero_grad()
+            y, _ = module(leaf)
+            y.sum().backward()  # an expanded gradient
+            results.append([y, leaf.grad, *(p.grad for p in module.parameters())])
+        assert_equal_results(*results)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_frozen_parameters(kind):
+    theirs, ours = twins(kind, 5, 9, 2)
+    for module in (theirs, ours):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("l1" in name and "hh" in name)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    assert_equal_results(run(ours, x), run(theirs, x))
+    for module in (theirs, ours):
+        module.requires_grad_(False)
+    results = run(ours, x)
+    assert_equal_results(results, run(theirs, x))
+    assert all(parameter.grad is None for parameter in ours.parameters())
+    ours.requires_grad_(True)
+    y, _ = ours(x)  # x itself wants no gradient
+    y.sum().backward()
+    assert ours.weight_ih_l0.grad is not None
+
+
+def test_saved_tensors_are_watched():
+    """Changing the input between forward and backward is an error, as everywhere in PyTorch."""
+    _, ours = twins("LSTM", 5, 9)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    y, _ = ours(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_backward_twice():
+    _, ours = twins("GRU", 5, 9)
+    x = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+    y, _ = ours(x)
+    first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(y.sum(), x)[0])
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_second_derivatives(kind):
+    """By PyTorch's own code: a penalty on the size of the gradient, and its gradient."""
+    theirs, ours = twins(kind, 3, 4)
+    shape = (2, 3) if kind in CELLS else (5, 2, 3)
+
+    def results(module):
+        x = torch.linspace(-1, 1, int(np.prod(shape)), dtype=torch.float64).reshape(shape).requires_grad_()
+        module.zero_grad()
+        y = members(module(x))[0]
+        (grad,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        (y.sum() + (grad**2).sum()).backward()
+        return [grad, x.grad, *(p.grad for p in module.parameters())]
+
+    own = results(ours)
+    onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]
+    wanted = results(theirs)
+    torch.backends.mkldnn.set_flags(_enabled=onednn)
+    assert_equal_results(own, wanted)
+
+
+def test_second_derivatives_where_there_are_none():
+    _, ours = twins("LSTM", 3, 4, 2, dropout=0.5)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    for output in (ours(x)[0], ours.eval()(x, lengths=[5, 2])[0], ours(x, resets=torch.eye(5, 2))[0]):
+        with pytest.raises(RuntimeError, match="create_graph: expected a call without dropout, lengths or resets"):
+            torch.autograd.grad(output.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_dropout_is_drawn_from_torchs_generator(kind):
+    _, ours = twins(kind, 5, 40, 2, dropout=0.5)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(ours(x)[0])
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    with torch.no_grad():
+        torch.manual_seed(1)
+        assert torch.equal(ours(x)[0], outputs[0])
+    ours.eval()
+    assert torch.equal(ours(x)[0], ours(x)[0])
+
+
+# -----------------------------------------------------------------------------------------------------------
+# What gatewise has no road for goes to PyTorch
+
+
+def refused_or_equal(ours, theirs, call):
+    """Both give the same, or both raise the same."""
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        try:
+            results.append(call(module))
+        except Exception as error:
+            results.append(f"{type(error).__name__}: {error}")
+    one, other = results
+    if isinstance(other, str):
+        assert one == other
+    elif other[0].dtype in (torch.float32, torch.float64):
+        assert_equal_results([one[0]], [other[0]])
+    else:
+        assert torch.equal(one[0], other[0])
+
+
+BAD_CALLS = {
+    "a wrong size": lambda m: m(torch.zeros(3, 2, 4, dtype=torch.float64)),
+    "one axis": lambda m: m(torch.zeros(5, dtype=torch.float64)),
+    "four axes": lambda m: m(torch.zeros(1, 1, 1, 5, dtype=torch.float64)),
+    "another dtype": lambda m: m(torch.zeros(3, 2, 5)),
+    "integers": lambda m: m(torch.zeros(3, 2, 5, dtype=torch.int64)),
+    "no tensor": lambda m: m([[1.0]]),
+    "a state of another batch": lambda m: m(torch.zeros(3, 2, 5, dtype=torch.float64), state_for(m, 3)),
+    "an unbatched state": lambda m: m(torch.zeros(3, 2, 5, dtype=torch.float64), state_for(m)),
+    "no rows": lambda m: m(torch.zeros(3, 0, 5, dtype=torch.float64)),
+    "the meta device": lambda m: m.to("meta")(torch.zeros(3, 2, 5, dtype=torch.float64, device="meta")),
+    "half": lambda m: m.bfloat16()(torch.ones(3, 2, 5, dtype=torch.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_bad_calls(kind, name):
+    theirs, ours = twins(kind, 5, 9)
+    if name == "the meta device":
+        assert BAD_CALLS[name](ours)[0].device.type == "meta"
+        return
+    refused_or_equal(ours, theirs, BAD_CALLS[name])
+
+
+def test_no_steps():
+    """Where PyTorch raises, so do we."""
+    theirs, ours = twins("LSTM", 5, 9)
+    refused_or_equal(ours, theirs, lambda m: m(torch.zeros(0, 2, 5, dtype=torch.float64)))
+
+
+def test_autocast_and_transforms():
+    theirs, ours = twins("LSTM", 5, 9, dtype=torch.float32)
+    x = torch.randn(3, 2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        refused_or_equal(ours, theirs, lambda m: m(x))
+        with pytest.raises(NotImplementedError, match=r"^lengths, resets, checkpoint_every: .* got autocast"):
+            ours(x, lengths=[1, 2])
+    theirs, ours = twins("RNN", 5, 9)
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64)
+    for transform in (
+        lambda m: (torch.func.vmap(lambda one: m(one)[0], randomness="same")(x),),
+        lambda m: (torch.func.grad(lambda one: m(one)[0].sum())(x[0]),),
+        lambda m: (torch.func.jvp(lambda one: m(one)[0], (x[0],), (x[1],))[1],),
+    ):
+        refused_or_equal(ours, theirs, transform)
+
+
+def test_forward_mode_derivatives():
+    theirs, ours = twins("RNN", 5, 9)
+    x, tangent = torch.randn(2, 3, 2, 5, dtype=torch.float64)
+
+    def call(module):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, tangent)
+            return (torch.autograd.forward_ad.unpack_dual(module(dual)[0]).tangent,)
+
+    refused_or_equal(ours, theirs, call)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Packed weights are never stale
+
+
+def changed(kind, change, rows):
+    """Output before and after a change of the weights, and what torch.nn says after it."""
+    theirs, ours = twins(kind, 5, 9)
+    ours.eval()
+    cell = kind in CELLS
+    x = torch.randn(*(() if cell else (rows,)), rows if cell else 1, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(2):
+            before = members(ours(x))[0]
+    change(ours)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        after, wanted = members(ours(x))[0], members(theirs(x))[0]
+    assert not torch.equal(before, after)
+    assert_equal_results([after], [wanted])
+
+
+def weight_of(module):
+    return module.weight_ih if hasattr(module, "weight_ih") else module.weight_ih_l0
+
+
+def by_optimizer(module):
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    members(module(torch.ones(3, 5, dtype=torch.float64)))[0].sum().backward()
+    optimizer.step()
+
+
+def in_place(module):
+    with torch.no_grad():
+        weight_of(module).mul_(2)
+
+
+def by_state_dict(module):
+    module.load_state_dict({name: 2 * value for name, value in module.state_dict().items()})
+
+
+def by_another_parameter(module):
+    name = "weight_ih" if hasattr(module, "weight_ih") else "weight_ih_l0"
+    setattr(module, name, NN.Parameter(2 * weight_of(module).detach()))
+
+
+def by_data(module):
+    weight_of(module).data = 2 * weight_of(module).data
+
+
+def through_numpy(module):
+    weight_of(module).detach().numpy()[...] *= 2
+
+
+def through_data(module):
+    weight_of(module).data.mul_(2)
+
+
+SEEN = [by_optimizer, in_place, by_state_dict, by_another_parameter, by_data]
+UNSEEN = [through_numpy, through_data]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "RNNCell"])
+@pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("rows", [1, 100])
+def test_changes_are_seen(kind, change, rows):
+    changed(kind, change, rows)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("change", UNSEEN, ids=lambda change: change.__name__)
+def test_changes_without_a_version_are_seen(kind, change):
+    """By long calls, after train() or eval(), and after repack()."""
+    changed(kind, change, 100)
+    changed(kind, lambda module: (change(module), module.train(), module.eval()), 1)
+    changed(kind, lambda module: (change(module), gt.repack(NN.Sequential(module))), 1)
+
+
+def test_shared_memory_is_never_cached():
+    theirs, ours = twins("LSTM", 5, 9)
+    ours.eval()
+    ours.share_memory()
+    x = torch.randn(1, 1, 5, dtype=torch.float64)
+    with torch.no_grad():
+        ours(x)
+        through_numpy(ours)
+        theirs.load_state_dict(ours.state_dict())
+        assert_equal_results([ours(x)[0]], [theirs(x)[0]])
+
+
+def test_another_backend_packs_anew():
+    import gatewise as gw
+
+    _, ours = twins("LSTM", 5, 9)
+    ours.eval()
+    x = torch.randn(1, 1, 5, dtype=torch.float64)
+    before = gw.backend()
+    with torch.no_grad():
+        for name in gw.backends():
+            gw.use_backend(name)
+            ours(x)
+            assert gt._caches[ours].packed.backend == name
+    gw.use_backend(before)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Whole models
+
+
+class Mixed(NN.Module):
+    """Everything that there is, some of it deep, some of it twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = NN.Embedding(11, 5)
+        self.encoder = NN.ModuleDict({"lstm": NN.LSTM(5, 6, 2, bidirectional=True, batch_first=True)})
+        self.gru = NN.GRU(12, 8)
+        self.again = self.gru
+        self.cells = NN.ModuleList([NN.LSTMCell(8, 7), NN.GRUCell(7, 7), NN.RNNCell(7, 7)])
+        self.rnn = NN.RNN(7, 4, nonlinearity="relu")
+        self.head = NN.Linear(4, 3)
+
+    def forward(self, tokens):
+        x, _ = self.encoder["lstm"](self.embedding(tokens))
+        x, _ = self.again(x.transpose(0, 1))
+        h, _ = self.cells[0](x[-1])
+        h = self.cells[2](self.cells[1](h))
+        x, _ = self.rnn(h[None])
+        return self.head(x[0])
+
+
+NAMES = ["encoder.lstm", "gru", "cells.0", "cells.1", "cells.2", "rnn"]
+TOKENS = torch.arange(24).reshape(4, 6) % 11
+
+
+def mixed():
+    torch.manual_seed(5)
+    return Mixed()
+
+
+def curve(model, steps=8):
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = NN.functional.cross_entropy(model(TOKENS), torch.tensor([0, 1, 2, 1]))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_accelerate_and_restore():
+    plain, model = mixed(), mixed()
+    parameters, kinds = list(model.parameters()), [type(module) for module in model.modules()]
+    for _ in range(2):
+        assert gt.accelerate(model) is model
+        assert gt.accelerated(model) == NAMES
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    assert str(model) == str(plain)
+    assert isinstance(model.gru, NN.GRU)
+    expected = curve(plain)
+    assert curve(model) == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < 0.9 * expected[0]
+    assert gt.restore(model) is model
+    assert gt.accelerated(model) == []
+    assert [type(module) for module in model.modules()] == kinds
+    assert torch.allclose(model(TOKENS), plain(TOKENS), atol=1e-3)
+
+
+def test_optimizers_and_hooks_go_on():
+    plain, model = mixed(), mixed()
+    seen = []
+    for one in (plain, model):
+        one.gru.register_forward_hook(lambda module, args, output: seen.append(output[0].shape))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    gt.accelerate(model)
+    other = torch.optim.SGD(plain.parameters(), 0.1)
+    for one, of_one in ((model, optimizer), (plain, other)):
+        one(TOKENS).sum().backward()
+        of_one.step()
+    assert len(seen) == 2
+    for one, two in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save", "state_dict"])
+def test_copies(how):
+    model = gt.accelerate(mixed())
+    with torch.no_grad():
+        expected = model(TOKENS)
+    if how == "deepcopy":
+        other = copy.deepcopy(model)
+    elif how == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model if how == "save" else model.state_dict(), file)
+        file.seek(0)
+        if how == "save":
+            other = torch.load(file, weights_only=False)
+        else:
+            other = Mixed()  # a plain one
+            other.load_state_dict(torch.load(file, weights_only=True))
+    if how != "state_dict":
+        assert gt.accelerated(other) == NAMES
+    with torch.no_grad():
+        assert torch.allclose(other(TOKENS), expected, atol=1e-5)
+        in_place(model.rnn)
+        assert torch.allclose(other(TOKENS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old weight_norm", "tied"])
+def test_weights_made_of_others(kind):
+    models = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        model = NN.Sequential(NN.LSTM(5, 6), NN.Identity())
+        if kind == "weight_norm":
+            NN.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
+        elif kind == "spectral_norm":
+            NN.utils.parametrizations.spectral_norm(model[0], "weight_hh_l0")
+        elif kind == "old weight_norm":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                NN.utils.weight_norm(model[0], "weight_hh_l0")
+        else:
+            model[0].bias_hh_l0 = model[0].bias_ih_l0
+        # In training, spectral_norm changes with each look at the weight; torch.nn.LSTM has four a call, by accident.
+        models.append(model.train(kind != "spectral_norm"))
+    theirs, ours = models
+    gt.accelerate(ours)
+    assert gt.accelerated(ours) == ["0"]
+    x = torch.randn(4, 3, 5)
+    for _ in range(3):
+        results = []
+        for model in (ours, theirs):
+            torch.manual_seed(2)
+            optimizer = torch.optim.SGD(model.parameters(), 0.5)
+            optimizer.zero_grad()
+            y = model[0](x)[0]
+            y.sum().backward()
+            optimizer.step()
+            results.append([y, *(p.grad for p in model.parameters())])
+        assert_equal_results(*results)
+        for model in (ours, theirs):
+            model.eval()
+        with torch.no_grad():
+            assert_equal_results([ours[0](x)[0]], [theirs[0](x)[0]])
+        for model in (ours, theirs):
+            model.train(kind != "spectral_norm")
+    gt.restore(ours)
+    assert gt.accelerated(ours) == []
+    assert type(ours[0]).__mro__[: len(type(theirs[0]).__mro__)][-3:] == type(theirs[0]).__mro__[-3:]
+
+
+def test_subclasses_with_code_of_their_own_are_left_alone():
+    class Own(NN.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    model = gt.accelerate(NN.Sequential(Own(5, 6)))
+    assert gt.accelerated(model) == []
+
+
+def test_bad_models():
+    for function in (gt.accelerate, gt.restore, gt.accelerated, gt.repack):
+        with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got int"):
+            function(3)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Threads and processes
+
+
+def test_two_threads_use_one_module():
+    _, ours = twins("LSTM", 16, 33)
+    ours.eval()
+    x = torch.randn(50, 4, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = ours(x)[0]
+    wrong = []
+
+    def work():
+        for _ in range(30):
+            with torch.no_grad():
+                if not torch.equal(ours(x)[0], expected):
+                    wrong.append(1)
+            leaf = x.clone().requires_grad_()
+            ours(leaf)[0].sum().backward(inputs=[leaf])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+class Rows(torch.utils.data.Dataset):
+    """Each item is made by a layer that has worked in the parent."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.layer(torch.full((200, 64, 16), float(index)))[0][-1, 0]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_loaders(context):
+    """No hang, after a forward on several threads in the parent."""
+    torch.manual_seed(1)
+    layer = gt.LSTM(16, 64).eval()
+    data = Rows(layer)
+    expected = torch.stack([data[index] for index in range(6)])
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=2, num_workers=2, multiprocessing_context=context, timeout=120
+    )
+    assert torch.allclose(torch.cat(list(loader)), expected, atol=1e-6)  # spawned, they pick their own backend
+
+
+def test_torchs_number_of_threads_is_kept_to(monkeypatch):
+    """A DataLoader's worker, for example, sets it to one."""
+    asked = []
+
+    real = gt._core.Foreign
+
+    def foreign(*arguments):
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(gt._core, "Foreign", foreign)
+    _, ours = twins("LSTM", 5, 9)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        ours(torch.zeros(3, 2, 5, dtype=torch.float64))
+    assert asked == [1, 2]
+
+
+def test_the_import_is_lazy():
+    import subprocess
+    import sys
+
+    code = "import sys, gatewise; assert 'torch' not in sys.modules; print('fine')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "fine\n"
+
+
+def test_numpy_and_torch_agree():
+    """The same weights in gatewise's own layer: the same bits."""
+    import gatewise as gw
+
+    _, ours = twins("LSTM", 5, 9, 2, bidirectional=True)
+    layer = gw.LSTM(5, 9, 2, bidirectional=True, dtype="float64")
+    layer.load_state_dict({name: value.numpy() for name, value in ours.state_dict().items()})
+    x = np.random.default_rng(0).standard_normal((7, 3, 5))
+    np.testing.assert_array_equal(ours(torch.from_numpy(x))[0].detach().numpy(), layer(x)[0])
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The operator: torch.compile and torch.export
+
+
+def operator_arguments(module, x, state=(), *, record=True, every=0, lengths=None, resets=None):
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    h, c = (*state, None, None)[:2]
+    sizes = [module.input_size, module.hidden_size, module.num_layers, module.proj_size, every]
+    flags = [module.bias, module.bidirectional, module.batch_first]
+    return x, h, c, weights, gt.CELLS[module.mode], sizes, flags, lengths, resets, 0.0, None, record
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"every": 3}, {"lengths": torch.tensor([2, 7, 0])}], ids=str)
+def test_opcheck(kind, options, more):
+    _, ours = twins(kind, 5, 9, **options)
+    x = torch.randn((3, 7, 5) if ours.batch_first else (7, 3, 5), dtype=torch.float64, requires_grad=True)
+    arguments = operator_arguments(ours, x, members(state_for(ours, 3)), **more)
+    torch.library.opcheck(torch.ops.gatewise.recurrent.default, arguments)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("every", [0, 3])
+def test_tapes_have_the_size_that_is_foretold(kind, dtype, every):
+    _, ours = twins(kind, 5, 33, 3, bidirectional=True, dtype=dtype)
+    node = gt._Node(*operator_arguments(ours, None, every=every)[4:-1])
+    for steps, batch in ((1, 1), (7, 3), (10, 130)):
+        x = torch.zeros(steps, batch, 5, dtype=dtype)
+        packed = node.pack([getattr(ours, name) for name in ours._flat_weights_names], dtype)
+        assert node.tape_bytes(x) == node.call(x).foreign(packed).tape_bytes
+
+
+class Classifier(NN.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.recurrent = getattr(NN, kind)(5, 9, **options)
+        self.head = NN.Linear(9 * (2 if options.get("bidirectional") else 1), 2)
+
+    def forward(self, x, state=None):
+        return self.head(self.recurrent(x, state)[0])
+
+
+@pytest.fixture
+def dynamo():
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_compile(dynamo, kind, options):
+    """One graph, the same numbers and gradients, for several lengths."""
+    torch.manual_seed(1)
+    model = gt.accelerate(Classifier(kind, **options))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((7, 3, 5), (9, 4, 5), (6, 5)):
+        x = torch.randn(shape)
+        results = []
+        for one in (compiled, model):
+            model.zero_grad()
+            leaf = x.clone().requires_grad_()
+            y = one(leaf)
+            y.sin().sum().backward()
+            results.append([y, leaf.grad, *(p.grad for p in model.parameters())])
+        assert_equal_results(*results)
+        with torch.no_grad():
+            assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile_without_a_full_graph():
+    """PyTorch breaks its graph at any LSTM unless told otherwise: right all the same."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    model = gt.accelerate(Classifier("LSTM"))
+    x = torch.randn(7, 3, 5)
+    assert torch.allclose(torch.compile(model, backend="eager")(x), model(x), atol=1e-6)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.filterwarnings("ignore")
+def test_export(kind):
+    torch.manual_seed(1)
+    model = gt.accelerate(Classifier(kind, num_layers=2)).eval()
+    x = torch.randn(7, 3, 5)
+    steps = torch.export.Dim("steps", min=2, max=100)
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: steps}})
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names.count("gatewise.recurrent.default") == 1
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for length in (7, 12):
+        x = torch.randn(length, 3, 5)
+        assert torch.allclose(again(x), model(x), atol=1e-6)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The examples
+
+
+def run_example(*command):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent / "examples"
+    found = subprocess.run(
+        [sys.executable, *command[:-1], folder / command[-1][0], *command[-1][1:]],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+def test_the_example_of_a_tagger():
+    out = run_example(["torch_tagger.py", "--hidden", "16", "--steps", "10"])
+    assert float(out.split()[-1]) < 1e-4
+
+
+def test_distributed_training():
+    """Two processes come to the losses of one with the joined batch."""
+    out = run_example("-m", "torch.distributed.run", "--nproc-per-node=2", ["torch_distributed.py"])
+    assert out.startswith("2 processes: loss")
+    assert float(out.split()[-1]) < 1e-5
