@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import PLAIN, QUICK, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import CELL, MODULE, PLAIN, QUICK, STEP, STEPPING, TRAIN, WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -121,7 +121,7 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
             if who in MODULES:
                 yield job("cold", 1, [COLD], peer=who, module=MODULES[who])
     for threads in options.threads:
-        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode != STEP]
+        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in STEPPING]
         yield job("limits", threads, at_these)
         for peer in found:
             yield job("pairs", threads, [name for name in at_these if not _hopeless(peer, WORKLOADS[name])], peer=peer)
@@ -134,6 +134,8 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
 
 
 def _hopeless(peer: str, workload: Workload) -> bool:
+    if workload.mode in (MODULE, CELL):
+        return peer != "PyTorch"
     even = workload.lengths is None and workload.resets is None
     if peer == PLAIN:
         return even and not workload.checkpoint_every

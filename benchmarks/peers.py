@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import FORWARD, GATES, PLAIN, RESETS, STEP, TRAIN, Workload
+from .workloads import CELL, FORWARD, GATES, MODULE, PLAIN, RESETS, STEP, TRAIN, Workload
 
 Array = npt.NDArray[Any]
 
@@ -65,12 +65,22 @@ def numpy_of(value: Any) -> Array:
 
 
 def gatewise(case: Case) -> Party:
-    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out)."""
+    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out).
+
+    In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate.
+    """
+    if case.workload.mode in (MODULE, CELL):
+        import gatewise as gw
+        import gatewise.torch
+
+        gw.set_num_threads(case.threads)
+        return _in_pytorch(case, gatewise.torch.accelerate)
     return _gatewise(case, case.schedule, case.workload.checkpoint_every or None)
 
 
 def gatewise_plain(case: Case) -> Party:
     """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save."""
+    in_pytorch_only(case)
     if not case.schedule and not case.workload.checkpoint_every:
         raise NotImplementedError("the same as gatewise")
     return _gatewise(case, {}, None)
@@ -110,16 +120,69 @@ def pytorch(case: Case) -> Party:
 
     Rows of different lengths as packed sequences; packing and padding again are timed with it.
     """
+    if case.workload.mode in (MODULE, CELL):
+        return _in_pytorch(case, lambda module: module)
     return _pytorch(case, packed=case.workload.lengths is not None)
 
 
 def pytorch_padded(case: Case) -> Party:
     """The same without packing: all steps of the longest row are computed, and what lies behind an end is left out."""
+    in_pytorch_only(case)
     if case.workload.lengths is None:
         raise NotImplementedError("the same as PyTorch")
     if case.workload.directions == 2:
         raise NotImplementedError("the reverse direction would begin in the padding")
     return _pytorch(case, packed=False)
+
+
+def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
+    """A module of torch.nn, perhaps changed: zero_grad, forward, backward; or a cell's step under no_grad."""
+    import torch
+
+    w = case.workload
+    torch.set_num_threads(case.threads)
+    dtype = getattr(torch, w.dtype)
+    parameters = {name: torch.from_numpy(value) for name, value in case.parameters.items()}
+    x, lengths = torch.from_numpy(case.x), w.lengths
+    if w.mode == CELL:
+        cell = change(getattr(torch.nn, f"{w.cell}Cell")(w.input, w.hidden, dtype=dtype)).eval()
+        cell.load_state_dict({name.removesuffix("_l0"): value for name, value in parameters.items()})
+        zero = torch.zeros(w.batch, w.hidden, dtype=dtype)
+        state: Any = (zero, zero) if w.cell == "LSTM" else zero
+
+        def step() -> Any:
+            nonlocal state
+            with torch.no_grad():
+                state = cell(x[0], state)
+            return state[0] if w.cell == "LSTM" else state
+
+        return Party(step, lambda h: {"output": numpy_of(h)[None]})
+    module = change(
+        getattr(torch.nn, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=dtype)
+    )
+    module.load_state_dict(parameters)
+    x.requires_grad_()
+    grad_output = torch.from_numpy(case.grad_output)
+
+    def train() -> Any:
+        module.zero_grad()
+        x.grad = None
+        if lengths is None:
+            y = module(x)[0]
+        else:
+            rows = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(lengths), enforce_sorted=False)
+            y = torch.nn.utils.rnn.pad_packed_sequence(module(rows)[0])[0]
+        y.backward(grad_output)
+        return y
+
+    return Party(
+        train,
+        lambda y: {
+            "output": numpy_of(y.detach()),
+            "input": numpy_of(x.grad),
+            **{name: numpy_of(parameter.grad) for name, parameter in module.named_parameters()},
+        },
+    )
 
 
 def _pytorch(case: Case, packed: bool) -> Party:
@@ -255,7 +318,13 @@ def inference_only(case: Case) -> None:
     even_rows_only(case)
 
 
+def in_pytorch_only(case: Case) -> None:
+    if case.workload.mode in (MODULE, CELL):
+        raise NotImplementedError("measured in PyTorch only")
+
+
 def even_rows_only(case: Case) -> None:
+    in_pytorch_only(case)
     if case.schedule:
         raise NotImplementedError("measured without lengths and resets")
 
@@ -358,6 +427,7 @@ def jax(case: Case) -> Party:
     import jax
     import jax.numpy as jnp
 
+    in_pytorch_only(case)
     w = case.workload
     if w.rows == RESETS or (w.lengths is not None and w.directions == 2):
         raise NotImplementedError("measured with lengths in one direction only")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .workloads import FORWARD, PLAIN, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+from .workloads import CELL, FORWARD, MODULE, PLAIN, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -27,6 +27,8 @@ TITLES = {
     FORWARD: "forward: a whole sequence, inference",
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
+    MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
+    CELL: "cell: one step of a cell in PyTorch, without gradients",
 }
 # So many of the other peers fit into a line of 140 columns; the results hold them all.
 NEXT = 3

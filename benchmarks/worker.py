@@ -20,7 +20,7 @@ import numpy as np
 
 from . import peers
 from .peers import Array, Case, Party
-from .workloads import GATES, PADDED, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import GATES, PADDED, STEPPING, TRAIN, TRAINING, WORKLOADS, Workload
 
 # Waited before each turn of several threads, so that the workers of the party before stop spinning for work: libgomp's
 # do after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
@@ -71,7 +71,7 @@ def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str
         **schedule,
     )  # fmt: skip
     expected = {"output": output}
-    if w.mode == TRAIN:
+    if w.mode in TRAINING:
         expected["input"], _, gradients = reference.backward(tape, case.grad_output.astype(float))
         expected.update(gradients)
     return expected
@@ -80,9 +80,9 @@ def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str
 def check(case: Case, party: Party, expected: dict[str, Array]) -> None:
     """Raises ValueError if the party computes something else than the reference."""
     of_output, of_gradient = TOLERANCES[case.workload.dtype]
-    results = [party.collect(party.run()) for _ in range(3 if case.workload.mode == STEP else 1)]
+    results = [party.collect(party.run()) for _ in range(3 if case.workload.mode in STEPPING else 1)]
     found = dict(results[-1])
-    if case.workload.mode == STEP:
+    if case.workload.mode in STEPPING:
         found = {"output": np.concatenate([result["output"] for result in results])}
     for name, value in found.items():
         limit = of_output if name == "output" else of_gradient
@@ -139,7 +139,7 @@ def pairs(first: Callable[[], float], second: Callable[[], float], seconds: floa
 
 
 def against_peer(case: Case, seconds: float, peer: str) -> dict[str, Any]:
-    expected = expected_of(case, 3 if case.workload.mode == STEP else 1)
+    expected = expected_of(case, 3 if case.workload.mode in STEPPING else 1)
     ours, theirs = peers.gatewise(case), peers.PEERS[peer].make(case)
     check(case, ours, expected)
     check(case, theirs, expected_of(case, padded=True) if peer in PADDED else expected)
@@ -205,7 +205,7 @@ def against_limits(case: Case, seconds: float) -> dict[str, Any]:
         "peak_gflops": float(np.median(times[:, 1])) / case.threads / 1e9,
         "bandwidth_share": None,
     }
-    if w.batch == 1 and w.mode != TRAIN:
+    if w.batch == 1 and w.mode not in TRAINING:
         working_set = w.weight_bytes // w.steps
         times = pairs(turn, lambda: bandwidth(w.dtype, case.threads, working_set), seconds / 2)
         found["bandwidth_share"] = float(np.median(w.weight_bytes / times[:, 0] / times[:, 1]))

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 GATES = {"LSTM": 4, "GRU": 3}
 FORWARD, TRAIN, STEP = "forward", "train", "step"
+# In PyTorch: a training step of a module, zero_grad to backward; one step of a cell without gradients.
+MODULE, CELL = "module", "cell"
+TRAINING, STEPPING = (TRAIN, MODULE), (STEP, CELL)
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
 # gatewise on the same sizes as if there were no lengths, resets or checkpoints.
 PLAIN = "gatewise plain"
@@ -38,7 +41,7 @@ class Workload:
     @property
     def name(self) -> str:
         """`LSTM train 100x32x128`: T x B x H, then what is not as usual."""
-        sizes = f"{self.batch}x{self.hidden}" if self.mode == STEP else f"{self.steps}x{self.batch}x{self.hidden}"
+        sizes = f"{self.batch}x{self.hidden}" if self.mode in STEPPING else f"{self.steps}x{self.batch}x{self.hidden}"
         parts = [self.cell, self.mode, sizes]
         if self.input != self.hidden:
             parts.append(f"I{self.input}")
@@ -67,7 +70,7 @@ class Workload:
         of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
         lengths = self.lengths
         rows = self.steps * self.batch if lengths is None else int(lengths.sum())
-        return of_row * rows * (3 if self.mode == TRAIN else 1)
+        return of_row * rows * (3 if self.mode in TRAINING else 1)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64] | None:
@@ -139,7 +142,17 @@ def _all() -> Iterator[Workload]:
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
 
 
-WORKLOADS = {workload.name: workload for workload in _all()}
+def _in_pytorch() -> Iterator[Workload]:
+    for cell in GATES:
+        for sizes in TRAINED:
+            yield Workload(MODULE, cell, *sizes)
+        for rows in (RAGGED, ONE_LONG):
+            yield Workload(MODULE, cell, *SCHEDULED[0], rows=rows)
+        for size in STEPS:
+            yield Workload(CELL, cell, 1, 1, size, size)
+
+
+WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_pytorch())}
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,11 @@ def floor_of(workload: Workload, threads: int) -> Floor:
     w, several = workload, int(threads > 1)
     sizes = (w.steps, w.batch, w.input, w.hidden)
     lengths = w.lengths
+    if w.mode == CELL:
+        return Floor(2.5)
+    if w.mode == MODULE:  # a tenth for the way through PyTorch
+        usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0
+        return Floor(3.0 if w.rows else max(1.0, 0.9 * usual))
     if lengths is not None:
         return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
     if w.rows == RESETS:
