@@ -63,6 +63,7 @@ def main() -> None:
         difference = max(abs(one - other) for one, other in zip(together, alone, strict=True))
         print(f"{processes} processes: loss {together[0]:.5f} -> {together[-1]:.5f}")
         print(f"one process:  loss {alone[0]:.5f} -> {alone[-1]:.5f}; largest difference {difference:.1e}")
+    dist.barrier()  # no one leaves while another still talks
     dist.destroy_process_group()
 
 

@@ -293,11 +293,78 @@ def test_second_derivatives(kind):
     assert_equal_results(own, wanted)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("how", ["stacked", "fed back", "both states", "x from h", "bidirectional"])
+def test_second_derivatives_of_calls_that_hang_together(kind, how):
+    """What one input was made of must not be gone through twice."""
+    theirs, ours = twins(
+        kind, 4, 4, bidirectional=how == "bidirectional", num_layers=2 if how == "bidirectional" else 1
+    )
+
+    def call(module, x):
+        if how == "stacked":
+            return module(module(x)[0])[0]
+        if how == "fed back":
+            return module(x, module(x)[1])[0]
+        h = x[:1].tanh()
+        if how == "both states":
+            return module(x, (h, h) if kind == "LSTM" else h)[0]
+        if how == "x from h":
+            return module(h.expand(5, 2, 4) * x, (h, 2 * h) if kind == "LSTM" else h)[0]
+        return module(x)[0]
+
+    def results(module):
+        x = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(5, 2, 4).requires_grad_()
+        module.zero_grad()
+        y = call(module, x)
+        (grad,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        (y.sum() + (grad**2).sum()).backward()
+        return [grad, x.grad, *(p.grad for p in module.parameters())]
+
+    assert_equal_results(results(ours), results(theirs))
+
+
+def test_batched_and_negated_gradients():
+    theirs, ours = twins("GRU", 3, 4)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    found = [torch.autograd.functional.jacobian(lambda x, m=m: m(x)[0], x, vectorize=True) for m in (ours, theirs)]
+    assert_equal_results([found[0]], [found[1]])
+    for module in (ours, theirs):
+        module.zero_grad()
+        y, _ = module(x)
+        y.backward(torch._neg_view(torch.ones_like(y)))
+    assert_equal_results([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+
+
+def test_tapes_are_saved_tensors():
+    """Activation checkpointing drops them, and hooks see them."""
+    ours = gt.GRU(16, 32)
+    x = torch.randn(50, 4, 16)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t
+    ):
+        ours(x)[0].sum().backward()
+    assert max(sizes) >= 50 * 4 * 32 * 4 * 5
+    expected = [p.grad.clone() for p in ours.parameters()]
+    ours.zero_grad()
+    torch.utils.checkpoint.checkpoint(lambda x: ours(x)[0], x, use_reentrant=False).sum().backward()
+    assert_equal_results([p.grad for p in ours.parameters()], expected)
+
+
+def test_a_default_device_changes_nothing():
+    _, ours = twins("LSTM", 3, 4)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    expected = ours(x, lengths=[1, 3])[0]
+    with torch.device("cpu"):
+        assert torch.equal(ours(x, lengths=[1, 3])[0], expected)
+
+
 def test_second_derivatives_where_there_are_none():
     _, ours = twins("LSTM", 3, 4, 2, dropout=0.5)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     for output in (ours(x)[0], ours.eval()(x, lengths=[5, 2])[0], ours(x, resets=torch.eye(5, 2))[0]):
-        with pytest.raises(RuntimeError, match="create_graph: expected a call without dropout, lengths or resets"):
+        with pytest.raises(RuntimeError, match=r"create_graph.* expected a call without dropout, lengths or resets"):
             torch.autograd.grad(output.sum(), x, create_graph=True)
 
 
@@ -475,6 +542,29 @@ def test_changes_without_a_version_are_seen(kind, change):
     changed(kind, change, 100)
     changed(kind, lambda module: (change(module), module.train(), module.eval()), 1)
     changed(kind, lambda module: (change(module), gt.repack(NN.Sequential(module))), 1)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_weights_that_are_made_anew_are_never_taken_for_old_ones(kind):
+    """Freed memory comes back at the same address with the same version."""
+    _, ours = twins(kind, 8, 8)
+    ours.eval()
+    x = torch.randn(*(1,) * (kind == "LSTM"), 1, 8, dtype=torch.float64)
+    names = [name for name, _ in ours.named_parameters()]
+    seen = set()
+    with torch.no_grad():
+        for i in range(20):
+            fresh = {name: torch.full_like(value, 0.01 * i) for name, value in ours.named_parameters()}
+            found = torch.func.functional_call(ours, fresh, (x,))
+            seen.add(float(members(found)[0].sum()))
+            del fresh, found
+        assert len(seen) == 20
+        NN.utils.parametrizations.weight_norm(ours, names[0])
+        seen = set()
+        for i in range(20):
+            getattr(ours.parametrizations, names[0]).original0.fill_(0.1 * (i + 1))
+            seen.add(float(members(ours(x))[0].sum()))
+        assert len(seen) == 20
 
 
 def test_shared_memory_is_never_cached():
@@ -797,6 +887,42 @@ def test_tapes_have_the_size_that_is_foretold(kind, dtype, every):
         assert node.tape_bytes(x) == node.call(x).foreign(packed).tape_bytes
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_operator_refuses(kind):
+    _, ours = twins(kind, 5, 9)
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    good = operator_arguments(ours, x, members(state_for(ours, 3, requires_grad=False)))
+    bad = [
+        (0, x[..., :4]), (0, x[0]), (0, x.float()), (0, x.int()), (1, good[1][:, :1]), (1, good[1].float()),
+        (3, good[3][1:]), (3, [good[3][0].float(), *good[3][1:]]),
+        (3, [good[3][0][1:], *good[3][1:]]), (2, torch.zeros(1, 3, 8)),
+    ]  # fmt: skip
+    for place, value in bad:
+        with pytest.raises(ValueError, match=r"^gatewise::recurrent: "):
+            torch.ops.gatewise.recurrent(*good[:place], value, *good[place + 1 :])
+
+
+def test_the_operator_needs_its_tape():
+    import gatewise as gw
+
+    _, ours = twins("GRU", 5, 9)
+    x = torch.randn(7, 3, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.ops.gatewise.recurrent(*operator_arguments(ours, x, record=False))[0]
+    with pytest.raises(RuntimeError, match="without a tape"):
+        y.sum().backward()
+    y = torch.ops.gatewise.recurrent(*operator_arguments(ours, x))[0]
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative|does not require grad"):
+        grad.sum().backward()
+    if len(gw.backends()) > 1:
+        y = torch.ops.gatewise.recurrent(*operator_arguments(ours, x))[0]
+        before = gw.backend()
+        gw.use_backend(next(name for name in gw.backends() if name != before))
+        with pytest.raises(RuntimeError, match="another backend"):
+            y.sum().backward()
+        gw.use_backend(before)
+
+
 class Classifier(NN.Module):
     def __init__(self, kind, **options):
         super().__init__()
@@ -837,6 +963,26 @@ def test_compile(dynamo, kind, options):
         assert_equal_results(*results)
         with torch.no_grad():
             assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile_refuses(dynamo):
+    """What the eager road refuses is refused by the same words, and nothing is ignored."""
+    model = gt.GRU(5, 9)
+    compiled = torch.compile(model, fullgraph=False, backend="aot_eager")
+    for x, hx in (
+        (torch.zeros(4, 3, 2), None), (torch.zeros(4, 3, 5), torch.zeros(1, 1, 9)),
+        (torch.zeros(4, 3, 5), torch.zeros(1, 3, 9, dtype=torch.float64)), (torch.zeros(0, 3, 5), None),
+    ):  # fmt: skip
+        with pytest.raises(Exception) as expected:
+            model(x, hx)
+        with pytest.raises(type(expected.value)):
+            compiled(x, hx)
+    half = gt.GRU(5, 9).bfloat16()
+    with pytest.raises(NotImplementedError, match="lengths, resets, checkpoint_every"):
+        torch.compile(half, backend="aot_eager")(
+            torch.zeros(4, 3, 5, dtype=torch.bfloat16), lengths=torch.tensor([1, 2, 3])
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

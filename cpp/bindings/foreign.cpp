@@ -144,7 +144,14 @@ void bind_foreign(py::module_& module) {
       .def("forward", &Options::forward)
       .def("backward", &Options::backward);
   module.def("cell_forward", cell_forward);
-  module.def("fingerprint", fingerprint, "address"_a, "bytes"_a);
+  module.def(
+      "fingerprint",
+      [](Address address, std::size_t bytes) {
+        std::uint64_t found = 0;
+        without_gil(static_cast<Size>(bytes), [&] { found = fingerprint(address, bytes); });
+        return found;
+      },
+      "address"_a, "bytes"_a);
 }
 
 }  // namespace gatewise

@@ -70,13 +70,13 @@ struct BackwardScratch {
 };
 
 struct SequenceGradients {
-  Rows<const Real*> output;  // [T, B, R]; null: zero
-  const Real* hidden_after;  // [B, R]; null: zero
-  const Real* cell_after;    // [B, H]; null: zero
-  Rows<Real*> input;         // [T, B, I]; null: not wanted
-  bool add_to_input;         // to what another direction has written there
-  Real* hidden_before;       // [B, R]
-  Real* cell_before;         // [B, H]; null: none
+  Rows<const Real*> output;     // [T, B, R]; null: zero
+  const Real* hidden_after;     // [B, R]; null: zero
+  const Real* cell_after;       // [B, H]; null: zero
+  Rows<Real*> input;            // [T, B, I]; null: not wanted
+  bool add_to_input;            // to what another direction has written there
+  Real* hidden_before;          // [B, R]
+  Real* cell_before;            // [B, H]; null: none
   const Gradients* parameters;  // without weight_ih: not wanted
 };
 

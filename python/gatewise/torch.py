@@ -13,7 +13,7 @@ The data goes one way: module -> `_Call` (sizes, packed weights, schedule) -> co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -72,10 +72,11 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
 class _Cache(NamedTuple):
     """Packed weights of a module for calls without gradients, and by what they are known to be the present ones."""
 
-    key: tuple[int, ...]
+    key: tuple[Any, ...]
     fingerprint: int
     backend: str
     packed: _core.Packed
+    weights: list[Tensor]  # kept alive, so that no other tensor can come to their addresses
 
 
 _caches: WeakKeyDictionary[torch.nn.Module, _Cache] = WeakKeyDictionary()
@@ -90,15 +91,15 @@ def _fingerprint(weights: Sequence[Tensor]) -> int:
     return found
 
 
-def _key(weights: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """Addresses and versions; None where versions are not tracked."""
+def _key(weights: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """Address, version and strides of each; None where versions are not tracked."""
     try:
-        return tuple([number for weight in weights for number in (weight.data_ptr(), weight._version)])
+        return tuple([part for weight in weights for part in (weight.data_ptr(), weight._version, weight.stride())])
     except RuntimeError:  # made under inference_mode
         return None
 
 
-def _cached(module: Any, key: tuple[int, ...] | None, weights: Sequence[Tensor], rows: int) -> _core.Packed | None:
+def _cached(module: Any, key: tuple[Any, ...] | None, weights: Sequence[Tensor], rows: int) -> _core.Packed | None:
     """The packed weights of an earlier call where they are sound.
 
     An address and a version tell of optimizers, in-place changes, load_state_dict and moves; not of writes through
@@ -113,14 +114,17 @@ def _cached(module: Any, key: tuple[int, ...] | None, weights: Sequence[Tensor],
 
 
 def _packed(module: Any, weights: Sequence[Tensor], rows: int) -> _core.Packed:
-    """Packed weights, from an earlier call if possible. In shared memory others may write: packed each time."""
+    """Packed weights, from an earlier call if possible. In shared memory others may write: packed each time.
+
+    So are weights that are made of others and no parameters themselves.
+    """
     key = _key(weights)
     packed = _cached(module, key, weights, rows)
     if packed is None:
         seen = _fingerprint(weights)
         packed = module._gatewise_pack(weights)
-        if key is not None and not any(weight.is_shared() for weight in weights):
-            _caches[module] = _Cache(key, seen, packed.backend, packed)
+        if key is not None and not any(weight.grad_fn or weight.is_shared() for weight in weights):
+            _caches[module] = _Cache(key, seen, packed.backend, packed, [weight.detach() for weight in weights])
     return packed
 
 
@@ -164,8 +168,10 @@ class _Call:
     def new_state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         of = self.architecture
         sequences = of.num_layers * of.directions
-        hidden = torch.empty((sequences, self.batch, of.recurrent_size), dtype=dtype)
-        return hidden, torch.empty((sequences, self.batch, of.hidden_size), dtype=dtype) if of.has_cell_state else None
+        hidden = torch.empty((sequences, self.batch, of.recurrent_size), dtype=dtype, device="cpu")
+        return hidden, torch.empty(
+            (sequences, self.batch, of.hidden_size), dtype=dtype, device="cpu"
+        ) if of.has_cell_state else None
 
     def rows(self, tensor: Tensor | None) -> tuple[int, int, int]:
         """Address, step and row of a tensor [T, B, units] whose units are next to each other."""
@@ -191,60 +197,86 @@ def _address(tensor: Tensor | None) -> int:
 
 def _forward(
     call: _Call, packed: _core.Packed, x: Tensor, h: Tensor | None, c: Tensor | None, *, record: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-    """Output, state after, and what backward needs: the tape's memory and the foreign call."""
+) -> tuple[Tensor, Tensor, Tensor | None, _core.Foreign, Tensor | None]:
+    """Output, state after, and what backward needs: the foreign call and the tape."""
     y = call.new(call.architecture.output_size, x.dtype)
     h_after, c_after = call.new_state(x.dtype)
     foreign = call.foreign(packed)
     memory = _empty((foreign.tape_bytes,), torch.uint8) if record else None
     address = _address(memory)
     foreign.forward(call.rows(x), _address(h), _address(c), call.rows(y), _address(h_after), _address(c_after), address)
-    return y, h_after, c_after, (foreign, memory, address)
+    return y, h_after, c_after, foreign, memory
 
 
 def _by_torch(
-    function: Callable[..., Any], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grads: Sequence[Any]
+    call: _Call, inputs: Sequence[Tensor | None], wanted: Sequence[bool], grads: Sequence[Any], create_graph: bool
 ) -> tuple[Any, ...]:
-    """Backward with create_graph: by PyTorch's own code, whose operations have derivatives themselves."""
-    onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]  # it has no second derivative
-    try:
-        with torch.enable_grad():
-            outputs = function(*inputs)
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=onednn)
+    """Backward by PyTorch's own operations, which have derivatives themselves and take tensors of any kind."""
+    if call.dropout or call.plan is not None:
+        raise RuntimeError(
+            "backward with create_graph, or of gradients that are not plain tensors: expected a call without dropout, "
+            "lengths or resets"
+        )
+    # Views, so that what one input was made of, perhaps another one, is not gone through twice.
+    views = [
+        None if one is None else one.detach().requires_grad_() if not create_graph else one.view_as(one)
+        for one in inputs
+    ]
+    with torch.enable_grad():
+        outputs = _steps_of_torch(call, *views)
     places = [
-        place for place, (one, need) in enumerate(zip(inputs, wanted[2:], strict=True)) if need and one is not None
+        place for place, (one, need) in enumerate(zip(views, wanted[2:], strict=True)) if need and one is not None
     ]
     pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
     found = torch.autograd.grad(
-        [output for output, _ in pairs], [inputs[place] for place in places], [grad for _, grad in pairs],
-        create_graph=True, allow_unused=True,
-    )  # fmt: skip
+        [output for output, _ in pairs], [views[place] for place in places], [grad for _, grad in pairs],
+        create_graph=create_graph, allow_unused=True,
+    ) if pairs else [None] * len(places)  # fmt: skip
     results: list[Any] = [None] * len(inputs)
     for place, grad in zip(places, found, strict=True):
         results[place] = grad
     return None, None, *results
 
 
-def _layers_of_torch(call: _Call) -> Callable[..., Any]:
-    """x, h, c, *weights -> y, h, c after the call."""
+def _lstm_step(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any, b_hh: Any) -> Any:
+    sums = torch.nn.functional.linear(x, w_ih, b_ih) + torch.nn.functional.linear(h, w_hh, b_hh)
+    i, f, g, o = sums.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _steps_of_torch(call: _Call, x: Tensor, h: Any, c: Any, *weights: Tensor) -> tuple[Any, ...]:
+    """Output and state after, step by step: oneDNN's LSTM, which PyTorch would take, has no second derivative."""
     of = call.architecture
-    if call.dropout or call.plan is not None:
-        raise RuntimeError("create_graph: expected a call without dropout, lengths or resets, which have no road to it")
-
-    def function(x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor) -> Any:
-        batch, sequences = x.size(0 if call.batch_first else 1), of.num_layers * of.directions
-        h = x.new_zeros((sequences, batch, of.recurrent_size)) if h is None else h
-        c = x.new_zeros((sequences, batch, of.hidden_size)) if c is None else c
-        options = (of.bias, of.num_layers, 0.0, False, of.directions == 2, call.batch_first)
-        kind = getattr(torch, of.cell)
-        return kind(x, (h, c) if of.has_cell_state else h, list(weights), *options)
-
-    return function
+    x = x.transpose(0, 1) if call.batch_first else x
+    sequences, count = of.num_layers * of.directions, len(weights) // (of.num_layers * of.directions)
+    hs = [x.new_zeros((x.size(1), of.recurrent_size))] * sequences if h is None else h.unbind(0)
+    cs = [x.new_zeros((x.size(1), of.hidden_size))] * sequences if c is None else c.unbind(0)
+    hs_after, cs_after = [], []
+    for layer in range(of.num_layers):
+        outputs = []
+        for direction in range(of.directions):
+            place = layer * of.directions + direction
+            own, h, c = weights[place * count : (place + 1) * count], hs[place], cs[place]
+            gates = [*own[: 4 if of.bias else 2], None, None][:4]
+            steps: list[Any] = [None] * x.size(0)
+            for t in range(x.size(0))[:: -1 if direction else 1]:
+                if of.has_cell_state:
+                    h, c = _lstm_step(x[t], h, c, *gates)
+                    h = h @ own[-1].T if of.proj_size else h
+                else:
+                    h = getattr(torch, f"{of.cell}_cell")(x[t], h, *gates)
+                steps[t] = h
+            outputs.append(torch.stack(steps))
+            hs_after.append(h)
+            cs_after.append(c)
+        x = torch.cat(outputs, -1)
+    y = x.transpose(0, 1) if call.batch_first else x
+    return y, torch.stack(hs_after), torch.stack(cs_after) if of.has_cell_state else None
 
 
 def _backward(
-    call: _Call, foreign: _core.Foreign, tape: int, x: Tensor, h: Tensor | None, y: Tensor,
+    call: _Call, foreign: _core.Foreign, tape: Tensor, x: Tensor, h: Tensor | None, y: Tensor,
     grads: Sequence[Tensor | None], wants_x: bool, wanted: Sequence[bool], weights: Sequence[Tensor],
 ) -> tuple[Tensor | None, Tensor, Tensor | None, list[Any]]:  # fmt: skip
     """Gradients of x, h and c before, and of the weights that are wanted."""
@@ -264,7 +296,7 @@ def _backward(
         addresses.append([_address(one) for one in (own[0], own[1], *biases, own[-1] if of.proj_size else None)])
         gradients += own
     foreign.backward(
-        call.rows(x), _address(h), call.rows(y), tape, call.rows(grad_y), _address(grad_h), _address(grad_c),
+        call.rows(x), _address(h), call.rows(y), tape.data_ptr(), call.rows(grad_y), _address(grad_h), _address(grad_c),
         call.rows(grad_x), _address(grad_h_before), _address(grad_c_before), addresses,
     )  # fmt: skip
     gradients = [grad if need else None for grad, need in zip(gradients, wanted, strict=True)]
@@ -278,24 +310,29 @@ class _Walk(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, call: _Call, packed: _core.Packed, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor | None, ...]:
-        y, h_after, c_after, tape = _forward(call, packed, x, h, c, record=True)
-        ctx.save_for_backward(x, h, c, y, *weights)
-        ctx.call, ctx.tape = call, tape
+        y, h_after, c_after, foreign, tape = _forward(call, packed, x, h, c, record=True)
+        ctx.save_for_backward(x, h, c, y, tape, *weights)
+        ctx.call, ctx.foreign = call, foreign
         ctx.set_materialize_grads(False)
         return y, h_after, c_after
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None) -> Any:
-        x, h, c, y, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            inputs, grads = (x, h, c, *weights), (grad_y, grad_h, grad_c)
-            return _by_torch(_layers_of_torch(ctx.call), inputs, ctx.needs_input_grad, grads)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, h, c, y, tape, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not all(grad is None or (_plain(grad) and _has_memory(grad)) for grad in grads):
+            return _by_torch(ctx.call, (x, h, c, *weights), wanted, grads, torch.is_grad_enabled())
         grad_x, grad_h_before, grad_c_before, gradients = _backward(
-            ctx.call, ctx.tape[0], ctx.tape[2], x, h, y, (grad_y, grad_h, grad_c), ctx.needs_input_grad[2],
-            ctx.needs_input_grad[5:], weights,
-        )  # fmt: skip
-        needs_h, needs_c = ctx.needs_input_grad[3:5]
-        return None, None, grad_x, grad_h_before if needs_h else None, grad_c_before if needs_c else None, *gradients
+            ctx.call, ctx.foreign, tape, x, h, y, grads, wanted[2], wanted[5:], weights
+        )
+        return (
+            None,
+            None,
+            grad_x,
+            grad_h_before if wanted[3] else None,
+            grad_c_before if wanted[4] else None,
+            *gradients,
+        )
 
 
 def _data_of(input: Any) -> Any:
@@ -310,7 +347,17 @@ def _plain(tensor: Any) -> bool:
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Not one of many gradients at once (is_grads_batched), which has none of its own."""
+    try:
+        return bool(tensor.numel() == 0 or tensor.data_ptr() != 0)
+    except RuntimeError:
+        return False
 
 
 def _off_the_road() -> str | None:
@@ -323,9 +370,15 @@ def _off_the_road() -> str | None:
         return "forward-mode derivatives"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler"
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_dispatch_stack() or (torch._C._len_torch_function_stack() and not _only_a_default_device()):
         return "a mode that watches PyTorch's operations"
     return None
+
+
+def _only_a_default_device() -> bool:
+    """torch.set_default_device is a mode, too; ours are on the CPU by name."""
+    modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    return all(type(mode).__name__ == "DeviceContext" for mode in modes)
 
 
 @lru_cache(maxsize=1024)
@@ -407,16 +460,58 @@ class _Node(NamedTuple):
         return of_direction * of.num_layers * of.directions + between
 
 
+def _check_operator(node: _Node, x: Tensor, h: Any, c: Any, weights: Sequence[Tensor]) -> None:
+    """What the core takes for granted; the operator is open to anyone. Sizes may be symbols."""
+    if x.dtype not in DTYPES or x.dim() != 3 or x.shape[2] != node.sizes[0]:
+        raise ValueError(
+            f"gatewise::recurrent: x: expected float32 or float64 (., ., {node.sizes[0]}), got {x.dtype}, {x.shape}"
+        )
+    of, (_, batch) = node.architecture(x.dtype), node.extent(x)
+    sequences = of.num_layers * of.directions
+    wanted: list[tuple[str, Any, tuple[Any, ...]]] = []
+    if h is not None:
+        wanted.append(("h", h, (sequences, batch, of.recurrent_size)))
+    if c is not None:
+        wanted.append(("c", c, (sequences, batch, of.hidden_size)))
+    shapes = list(of.shapes().values())
+    if len(shapes) != len(weights) or (c is not None and not of.has_cell_state):
+        raise ValueError(
+            f"gatewise::recurrent: expected {len(shapes)} weights, and c for LSTM only, got {len(weights)}"
+        )
+    wanted += [(f"weights[{i}]", weight, shape) for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True))]
+    for name, tensor, shape in wanted:
+        if (
+            tensor.dtype != x.dtype
+            or tensor.dim() != len(shape)
+            or any(a != b for a, b in zip(tensor.shape, shape, strict=True))
+        ):
+            raise ValueError(
+                f"gatewise::recurrent: {name}: expected {x.dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+
+
+# At the end of a tape: by which backend it was written.
+_MARK = 64
+
+
+def _mark() -> Tensor:
+    name = _core.backend().encode()[:_MARK].ljust(_MARK)
+    return torch.frombuffer(bytearray(name), dtype=torch.uint8)
+
+
 def _recurrent(
     x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     node, record = _Node(*options[:-1]), options[-1]
+    _check_operator(node, x, h, c, weights)
     call, x = node.call(x), _walkable(x)
     h, c = (None if part is None else part.contiguous() for part in (h, c))
     y = call.new(call.architecture.output_size, x.dtype)
     h_after, c_after = call.new_state(x.dtype)
     # Zero, since what lies between its pieces is never written, and an operator's outputs are compared.
-    tape = torch.zeros(node.tape_bytes(x) if record else 0, dtype=torch.uint8)
+    tape = torch.zeros(node.tape_bytes(x) + _MARK if record else 0, dtype=torch.uint8, device="cpu")
+    if record:
+        tape[-_MARK:] = _mark()
     call.foreign(node.pack(weights, x.dtype)).forward(
         call.rows(x), _address(h), _address(c), call.rows(y), _address(h_after), _address(c_after),
         tape.data_ptr() if record else 0,
@@ -428,13 +523,14 @@ def _recurrent_fake(
     x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     node, record = _Node(*options[:-1]), options[-1]
+    _check_operator(node, x, h, c, weights)
     of, (_, batch) = node.architecture(x.dtype), node.extent(x)
     sequences = of.num_layers * of.directions
     return (
         x.new_empty((*x.shape[:2], of.output_size)),
         x.new_empty((sequences, batch, of.recurrent_size)),
         x.new_empty((sequences, batch, of.hidden_size) if of.has_cell_state else 0),
-        x.new_empty(node.tape_bytes(x) if record else 0, dtype=torch.uint8),
+        x.new_empty(node.tape_bytes(x) + _MARK if record else 0, dtype=torch.uint8),
     )
 
 
@@ -443,12 +539,26 @@ def _recurrent_backward(
     grad_h: Tensor | None, grad_c: Tensor | None, *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
     node = _Node(*options)
+    _check_operator(node, x, h, None, weights)
+    if tape.dtype != torch.uint8 or tape.numel() < _MARK:
+        raise RuntimeError("gatewise::recurrent: backward without a tape: forward ran, or was exported, under no_grad")
+    if not torch.equal(tape[-_MARK:], _mark()) or tape.numel() != node.tape_bytes(x) + _MARK:
+        raise RuntimeError("gatewise::recurrent: backward on another backend or of other sizes than forward")
+    of, (_, batch) = node.architecture(x.dtype), node.extent(x)
+    sequences = of.num_layers * of.directions
+    shapes = [(*x.shape[:2], of.output_size), (sequences, batch, of.recurrent_size), (sequences, batch, of.hidden_size)]
+    for one, shape in zip((y, grad_y, grad_h, grad_c), (shapes[0], *shapes), strict=True):
+        if one is not None and (one.dtype != x.dtype or tuple(one.shape) != shape):
+            raise ValueError(
+                f"gatewise::recurrent: expected a gradient {x.dtype} {shape}, got {one.dtype} {tuple(one.shape)}"
+            )
     call, x = node.call(x), _walkable(x)
     h = None if h is None else h.contiguous()
     foreign = call.foreign(node.pack(weights, x.dtype))
     wanted = [True] * len(weights)
+    grads = [None if grad is None else grad.resolve_neg() for grad in (grad_y, grad_h, grad_c)]
     grad_x, grad_h_before, grad_c_before, gradients = _backward(
-        call, foreign, tape.data_ptr(), x, h, y.contiguous(), (grad_y, grad_h, grad_c), True, wanted, weights
+        call, foreign, tape, x, h, y.contiguous(), grads, True, wanted, weights
     )
     assert grad_x is not None
     return grad_x, grad_h_before, x.new_empty(0) if grad_c_before is None else grad_c_before, gradients
@@ -489,11 +599,16 @@ def _node_backward(
     return grad_x, grad_h_before if has_h else None, grad_c_before if has_c else None, gradients, *nothing
 
 
+def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("gatewise::recurrent: a compiled or exported layer has no second derivative")
+
+
 _library.impl("recurrent", _recurrent, "CPU")
 _library.impl("recurrent_backward", _recurrent_backward, "CPU")
 torch.library.register_fake("gatewise::recurrent", _recurrent_fake, lib=_library)
 torch.library.register_fake("gatewise::recurrent_backward", _recurrent_backward_fake, lib=_library)
 torch.library.register_autograd("gatewise::recurrent", _node_backward, setup_context=_keep_for_backward, lib=_library)
+torch.library.register_autograd("gatewise::recurrent_backward", _no_second_derivative, lib=_library)
 
 
 # ---- layers
@@ -582,6 +697,8 @@ class _Layer(_Module):
         """Why PyTorch's own code must take this call, be it to say what is wrong with it; None: gatewise can."""
         x = _data_of(input)
         state = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
+        if hx is not None and isinstance(hx, Tensor) is (self.mode == "LSTM"):
+            return WRONG
         if not isinstance(state, tuple) or not _plain(x) or not all(map(_plain, state)):
             return "tensors that are not plain ones on the CPU"
         dtype = x.dtype
@@ -600,20 +717,47 @@ class _Layer(_Module):
             steps = x.size(0)
         if steps == 0:
             return WRONG
-        if not state:
+        if hx is None:
             return None
         sequences = of.num_layers * of.directions
         shapes = [(sequences, *batch, of.recurrent_size), (sequences, *batch, of.hidden_size)][: 1 + of.has_cell_state]
         return None if [tuple(part.shape) for part in state] == shapes else WRONG
 
+    def _gatewise_refuses_to_trace(self, input: Any, hx: Any, dtype: torch.dtype) -> str | None:
+        """As `_gatewise_refuses`, of what a compiler can see."""
+        if not isinstance(input, Tensor):
+            return "a PackedSequence in a compiler"
+        if torch.is_autocast_enabled("cpu") or torch.autograd.forward_ad._current_level >= 0:
+            return "autocast or forward-mode derivatives in a compiler"
+        lstm, batched = self.mode == "LSTM", input.dim() == 3
+        if hx is not None and isinstance(hx, Tensor) is lstm:
+            return WRONG
+        state = () if hx is None else tuple(hx) if lstm else (hx,)
+        for one in (input, *state):
+            if one.device.type != "cpu" or one.dtype != dtype or dtype not in DTYPES:
+                return "another device, another dtype or several"
+        if input.dim() not in (2, 3) or input.size(-1) != self.input_size:
+            return WRONG
+        steps = input.size(1 if self.batch_first and batched else 0)
+        batch = [input.size(0 if self.batch_first else 1)] if batched else []
+        sequences = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = [self.proj_size or self.hidden_size, self.hidden_size][: 2 if lstm else 1]
+        if steps == 0 or (hx is not None and len(state) != len(sizes)):
+            return WRONG
+        for part, size in zip(state, sizes, strict=False):
+            if list(part.shape) != [sequences, *batch, size]:
+                return WRONG
+        return None
+
     def _gatewise_traced(self, input: Any, hx: Any, lengths: Any, resets: Any, checkpoint_every: int | None) -> Any:
         """For torch.compile and torch.export: the operator, where it can be."""
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        first = weights[0]
-        if (
-            isinstance(input, PackedSequence) or input.dim() not in (2, 3) or input.device.type != "cpu"
-            or input.dtype is not first.dtype or first.dtype not in DTYPES
-        ):  # fmt: skip
+        why_not = self._gatewise_refuses_to_trace(input, hx, weights[0].dtype)
+        if why_not is not None:
+            if (lengths is not None or resets is not None or checkpoint_every is not None) and why_not != WRONG:
+                raise NotImplementedError(
+                    f"lengths, resets, checkpoint_every: expected a call on gatewise, got {why_not}"
+                )
             return super().forward(input, hx)  # type: ignore[misc]
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
@@ -661,7 +805,7 @@ class _Layer(_Module):
             plan, taken = make_plan(layout, lengths, resets)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
         dropout = self.dropout if self.training and of.num_layers > 1 else 0.0
-        seed = int(torch.empty((), dtype=torch.int64).random_()) if dropout else 0
+        seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if dropout else 0
         call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed)
         x = _walkable(x)
         h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
