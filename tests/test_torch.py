@@ -12,6 +12,7 @@ from tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
 import gatewise.torch as gt  # noqa: E402 - needs torch
+from torch import library  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -872,7 +873,7 @@ def test_opcheck(kind, options, more):
     _, ours = twins(kind, 5, 9, **options)
     x = torch.randn((3, 7, 5) if ours.batch_first else (7, 3, 5), dtype=torch.float64, requires_grad=True)
     arguments = operator_arguments(ours, x, members(state_for(ours, 3)), **more)
-    torch.library.opcheck(torch.ops.gatewise.recurrent.default, arguments)
+    library.opcheck(torch.ops.gatewise.recurrent.default, arguments)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -17,10 +17,6 @@ Pointer at(Address address) {
 }
 
 // Address, step and row of [T, B, units], in elements.
-struct ForeignRows {
-  Address data = 0;
-  Size step = 0, row = 0;
-};
 using Triple = std::tuple<Address, Size, Size>;
 
 template <class Pointer>

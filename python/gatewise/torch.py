@@ -23,7 +23,7 @@ import numpy as np
 
 try:
     import torch
-    from torch import Tensor
+    from torch import Tensor, library
     from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
@@ -396,7 +396,7 @@ def _needs_gradients(tensors: Iterable[Tensor | None]) -> bool:
 # ---- the operator: what torch.compile and torch.export see of a layer, one node with a shape
 
 
-_library = torch.library.Library("gatewise", "DEF")
+_library = library.Library("gatewise", "DEF")
 # sizes: input_size, hidden_size, num_layers, proj_size, checkpoint_every; flags: bias, bidirectional, batch_first.
 # The tape is bytes, none where nothing is recorded. c and what belongs to it is empty where there is no cell state.
 _OPTIONS = "str cell, int[] sizes, bool[] flags, Tensor? lengths, Tensor? resets, float dropout, Tensor? seed"
@@ -605,10 +605,10 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
 
 _library.impl("recurrent", _recurrent, "CPU")
 _library.impl("recurrent_backward", _recurrent_backward, "CPU")
-torch.library.register_fake("gatewise::recurrent", _recurrent_fake, lib=_library)
-torch.library.register_fake("gatewise::recurrent_backward", _recurrent_backward_fake, lib=_library)
-torch.library.register_autograd("gatewise::recurrent", _node_backward, setup_context=_keep_for_backward, lib=_library)
-torch.library.register_autograd("gatewise::recurrent_backward", _no_second_derivative, lib=_library)
+library.register_fake("gatewise::recurrent", _recurrent_fake, lib=_library)
+library.register_fake("gatewise::recurrent_backward", _recurrent_backward_fake, lib=_library)
+library.register_autograd("gatewise::recurrent", _node_backward, setup_context=_keep_for_backward, lib=_library)
+library.register_autograd("gatewise::recurrent_backward", _no_second_derivative, lib=_library)
 
 
 # ---- layers
