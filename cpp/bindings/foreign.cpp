@@ -1,91 +1,20 @@
-// Calls on memory of other libraries, given by address: what gatewise.torch is built on. Nothing is checked here but
-// the sizes that a packed stack knows; Python has looked at the tensors.
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "foreign.hpp"
 
-#include "python.hpp"
+#include <algorithm>
+#include <cstring>
 
 namespace gatewise {
 namespace {
-
-using Address = std::uintptr_t;
 
 template <class Pointer = void*>
 Pointer at(Address address) {
   return reinterpret_cast<Pointer>(address);
 }
 
-// Address, step and row of [T, B, units], in elements.
-using Triple = std::tuple<Address, Size, Size>;
-
 template <class Pointer>
 Rows<Pointer> rows_at(const Triple& rows) {
   return {at<Pointer>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
 }
-
-// The sizes of a call and what it does between steps.
-struct Options {
-  std::shared_ptr<const Packed> packed;
-  Size steps, batch;
-  std::shared_ptr<const Plan> plan;
-  Size checkpoint_every;
-  double probability;
-  std::uint64_t seed;
-  int most_threads;  // that the other library would use
-
-  template <class SomeCall>
-  SomeCall start() const {
-    SomeCall call{};
-    call.stack = packed->stack();
-    call.steps = steps;
-    call.batch = batch;
-    if (plan) call.schedule = plan->schedule(steps, batch);
-    call.checkpoint_every = checkpoint_every;
-    call.dropout = {probability, seed, 0};
-    call.threads = std::min(most_threads, packed->threads(steps, batch));
-    return call;
-  }
-
-  Size tape_bytes() const { return packed->kernels->tape_size(start<Forward>()) * packed->kernels->item_bytes; }
-
-  // tape: 0 in inference
-  void forward(const Triple& x, Address hidden, Address cell, const Triple& output, Address hidden_after,
-               Address cell_after, Address tape) const {
-    Forward call = start<Forward>();
-    call.input = rows_at<const void*>(x);
-    call.hidden_before = at(hidden);
-    call.cell_before = at(cell);
-    call.output = rows_at<void*>(output);
-    call.hidden_after = at(hidden_after);
-    call.cell_after = at(cell_after);
-    call.tape = at(tape);
-    run_forward(*packed, call);
-  }
-
-  // grad_x 0: not wanted; gradients five addresses a layer and direction, the first 0: none of these is wanted
-  void backward(const Triple& x, Address hidden, const Triple& output, Address tape, const Triple& grad_output,
-                Address grad_hidden, Address grad_cell, const Triple& grad_x, Address grad_hidden_before,
-                Address grad_cell_before, const std::vector<std::array<Address, 5>>& gradients) const {
-    if (static_cast<Size>(gradients.size()) != packed->layers * packed->directions)
-      throw py::value_error("internal: five gradients a layer and direction");
-    Backward call = start<Backward>();
-    call.input = rows_at<const void*>(x);
-    call.hidden_before = at(hidden);
-    call.output = rows_at<const void*>(output);
-    call.tape = at(tape);
-    call.grad_output = rows_at<const void*>(grad_output);
-    call.grad_hidden_after = at(grad_hidden);
-    call.grad_cell_after = at(grad_cell);
-    call.grad_input = rows_at<void*>(grad_x);
-    call.grad_hidden_before = at(grad_hidden_before);
-    call.grad_cell_before = at(grad_cell_before);
-    std::vector<Gradients> of_layer;
-    for (const auto& to : gradients) of_layer.push_back({at(to[0]), at(to[1]), at(to[2]), at(to[3]), at(to[4])});
-    call.gradients = of_layer.data();
-    run_backward(*packed, call);
-  }
-};
 
 // One step of one layer in inference, contiguous x [B, I], h and c [B, .] before and after: a cell.
 void cell_forward(const Packed& packed, Size batch, Address x, Address hidden, Address cell, Address hidden_after,
@@ -122,23 +51,83 @@ std::uint64_t fingerprint(Address address, std::size_t bytes) {
   return all;
 }
 
+// `method` as Python calls it.
+template <class... Arguments>
+auto without_gil_at(void (ForeignCall::*method)(Arguments...) const) {
+  return [method](const ForeignCall& call, Arguments... arguments) {
+    without_gil(call.operations(), [&] { (call.*method)(arguments...); });
+  };
+}
+
 }  // namespace
+
+template <class SomeCall>
+SomeCall ForeignCall::start() const {
+  SomeCall call{};
+  call.stack = packed->stack();
+  call.steps = steps;
+  call.batch = batch;
+  if (plan) call.schedule = plan->schedule(steps, batch);
+  call.checkpoint_every = checkpoint_every;
+  call.dropout = {probability, seed, 0};
+  call.threads = std::min(most_threads, packed->threads(steps, batch));
+  return call;
+}
+
+Size ForeignCall::tape_bytes() const {
+  return packed->kernels->tape_size(start<Forward>()) * packed->kernels->item_bytes;
+}
+
+void ForeignCall::forward(const Triple& x, Address hidden, Address cell, const Triple& output, Address hidden_after,
+                          Address cell_after, Address tape) const {
+  Forward call = start<Forward>();
+  call.input = rows_at<const void*>(x);
+  call.hidden_before = at(hidden);
+  call.cell_before = at(cell);
+  call.output = rows_at<void*>(output);
+  call.hidden_after = at(hidden_after);
+  call.cell_after = at(cell_after);
+  call.tape = at(tape);
+  compute(*packed, call);
+}
+
+void ForeignCall::backward(const Triple& x, Address hidden, const Triple& output, Address tape,
+                           const Triple& grad_output, Address grad_hidden, Address grad_cell, const Triple& grad_x,
+                           Address grad_hidden_before, Address grad_cell_before,
+                           const std::vector<std::array<Address, 5>>& gradients) const {
+  if (gradients.size() != packed->layer.size()) throw py::value_error("internal: five gradients a layer and direction");
+  Backward call = start<Backward>();
+  call.input = rows_at<const void*>(x);
+  call.hidden_before = at(hidden);
+  call.output = rows_at<const void*>(output);
+  call.tape = at(tape);
+  call.grad_output = rows_at<const void*>(grad_output);
+  call.grad_hidden_after = at(grad_hidden);
+  call.grad_cell_after = at(grad_cell);
+  call.grad_input = rows_at<void*>(grad_x);
+  call.grad_hidden_before = at(grad_hidden_before);
+  call.grad_cell_before = at(grad_cell_before);
+  std::vector<Gradients> of_layer;
+  for (const auto& to : gradients) of_layer.push_back({at(to[0]), at(to[1]), at(to[2]), at(to[3]), at(to[4])});
+  call.gradients = of_layer.data();
+  compute(*packed, call);
+}
 
 void bind_foreign(py::module_& module) {
   using namespace py::literals;
-  py::class_<Options>(module, "Foreign")
+  py::class_<ForeignCall>(module, "Foreign")
       .def(py::init([](std::shared_ptr<const Packed> packed, Size steps, Size batch, std::shared_ptr<const Plan> plan,
                        Size checkpoint_every, double probability, std::uint64_t seed, int most_threads) {
              if (steps < 0 || batch < 0 || checkpoint_every < 0 || most_threads < 1)
                throw py::value_error("internal: a negative size");
-             return Options{std::move(packed), steps,       batch, std::move(plan),
-                            checkpoint_every,  probability, seed,  most_threads};
+             return ForeignCall{std::move(packed), steps,       batch, std::move(plan),
+                                checkpoint_every,  probability, seed,  most_threads};
            }),
            "packed"_a, "steps"_a, "batch"_a, "plan"_a, "checkpoint_every"_a, "probability"_a, "seed"_a,
            "most_threads"_a)
-      .def_property_readonly("tape_bytes", &Options::tape_bytes)
-      .def("forward", &Options::forward)
-      .def("backward", &Options::backward);
+      .def_property_readonly("tape_bytes", &ForeignCall::tape_bytes)
+      .def("forward", without_gil_at(&ForeignCall::forward))
+      .def("backward", without_gil_at(&ForeignCall::backward));
   module.def("cell_forward", cell_forward);
   module.def(
       "fingerprint",

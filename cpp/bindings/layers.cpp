@@ -6,23 +6,17 @@
 namespace gatewise {
 namespace {
 
-Cell cell_of(const std::string& name) {
-  if (name == "lstm") return Cell::lstm;
-  if (name == "gru") return Cell::gru;
-  if (name == "rnn_tanh") return Cell::rnn_tanh;
-  if (name == "rnn_relu") return Cell::rnn_relu;
-  throw py::value_error("cell: expected lstm, gru, rnn_tanh or rnn_relu, got " + name);
-}
-
 void require(bool holds, const char* what) {
   if (!holds) throw py::value_error(what);
 }
+
+Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
 
 // A C-contiguous array of `size` elements of the packed dtype; null for None.
 void* flat(const Packed& packed, const Array& array, Size size, bool writeable) {
   if (!array) return nullptr;
   auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
-  require(PyArray_TYPE(raw) == packed.type_number && PyArray_ISCARRAY_RO(raw) && PyArray_SIZE(raw) == size &&
+  require(PyArray_TYPE(raw) == packed.type_number() && PyArray_ISCARRAY_RO(raw) && PyArray_SIZE(raw) == size &&
               (!writeable || PyArray_ISWRITEABLE(raw)),
           "internal: an array of the wrong dtype, size or layout");
   return PyArray_DATA(raw);
@@ -33,7 +27,7 @@ Rows<void*> rows(const Packed& packed, const Array& array, Size steps, Size batc
   if (!array) return {nullptr, 0, 0};
   auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
   const Size item = packed.kernels->item_bytes;
-  require(PyArray_TYPE(raw) == packed.type_number && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
+  require(PyArray_TYPE(raw) == packed.type_number() && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
               PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
               PyArray_DIM(raw, 2) == units &&
               (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
@@ -46,6 +40,30 @@ Rows<void*> rows(const Packed& packed, const Array& array, Size steps, Size batc
 Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units) {
   const Rows<void*> found = rows(packed, array, steps, batch, units, false);
   return {found.data, found.step, found.row};
+}
+
+// One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction; None where there is none.
+std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden,
+                                  Size projection, Size layers, Size directions,
+                                  const std::vector<std::vector<Array>>& weights) {
+  require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
+  const Backend& backend = active_backend();
+  const auto packed = std::make_shared<Packed>(dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64,
+                                               cell_of(cell), input, hidden, projection, layers, directions);
+  require(weights.size() == packed->layer.size(), "internal: a set of weights a layer and direction");
+  std::vector<Weights> canonical;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const std::vector<Array>& from = weights[i];
+    const Size rows_of = gates_of(packed->layer[i].cell) * hidden;
+    require(from.size() == 5 && from[0] && from[1] && from[4].has_value() == (projection > 0),
+            "internal: five weights a layer and direction");
+    canonical.push_back({flat(*packed, from[0], rows_of * packed->layer[i].input, false),
+                         flat(*packed, from[1], rows_of * packed->recurrent(), false),
+                         flat(*packed, from[2], rows_of, false), flat(*packed, from[3], rows_of, false),
+                         flat(*packed, from[4], projection * hidden, false)});
+  }
+  without_gil(packed->operations(1), [&] { packed->pack(canonical); });
+  return packed;
 }
 
 // A whole call but for its scratch, with states [L*D, B, .], which are contiguous.
@@ -181,52 +199,68 @@ Forward sequence_call(const Packed& packed, const py::array& x, const py::array&
   return call;
 }
 
-void run_forward(const Packed& packed, Forward& call) {
+void compute(const Packed& packed, Forward& call) {
   const Size scratch = packed.kernels->forward_scratch(call);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
-  without_gil(packed.operations(call.batch) * call.steps, [&] { packed.kernels->forward(call); });
+  packed.kernels->forward(call);
 }
 
-void run_backward(const Packed& packed, Backward& call) {
+void compute(const Packed& packed, Backward& call) {
   const Size scratch = packed.kernels->backward_scratch(call);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
-  without_gil(2 * packed.operations(call.batch) * call.steps, [&] { packed.kernels->backward(call); });
+  packed.kernels->backward(call);
 }
 
-Packed::Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,
-               Size directions, const std::vector<std::vector<Array>>& weights)
-    : type_number(dtype.num()),
-      input(input),
-      hidden(hidden),
-      projection(projection),
-      layers(layers),
-      directions(directions) {
-  require(type_number == NPY_FLOAT || type_number == NPY_DOUBLE, "dtype: expected float32 or float64");
-  require(input > 0 && hidden > 0 && projection >= 0 && layers > 0 && (directions == 1 || directions == 2) &&
-              static_cast<Size>(weights.size()) == layers * directions,
+void run_forward(const Packed& packed, Forward& call) {
+  without_gil(packed.operations(call.batch) * call.steps, [&] { compute(packed, call); });
+}
+
+void run_backward(const Packed& packed, Backward& call) {
+  without_gil(2 * packed.operations(call.batch) * call.steps, [&] { compute(packed, call); });
+}
+
+Cell cell_of(const std::string& name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "gru") return Cell::gru;
+  if (name == "rnn_tanh") return Cell::rnn_tanh;
+  if (name == "rnn_relu") return Cell::rnn_relu;
+  throw py::value_error("cell: expected lstm, gru, rnn_tanh or rnn_relu, got " + name);
+}
+
+Packed::Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers,
+               Size directions)
+    : kernels(&kernels), input(input), hidden(hidden), projection(projection), layers(layers), directions(directions) {
+  require(input > 0 && hidden > 0 && projection >= 0 && layers > 0 && (directions == 1 || directions == 2),
           "internal: sizes do not fit");
-  const Backend& backend = active_backend();
-  kernels = type_number == NPY_FLOAT ? backend.float32 : backend.float64;
-  const Cell kind = cell_of(cell);
-  std::vector<Weights> canonical;
-  for (Size i = 0; i < layers * directions; ++i) {
-    Layer one{kind, i < directions ? input : output(), hidden, projection, nullptr};
-    const std::vector<Array>& from = weights[i];
-    const Size rows_of = gates_of(kind) * hidden;
-    require(from.size() == 5 && from[0] && from[1] && from[4].has_value() == (projection > 0),
-            "internal: five weights a layer and direction");
-    canonical.push_back({flat(*this, from[0], rows_of * one.input, false),
-                         flat(*this, from[1], rows_of * recurrent(), false), flat(*this, from[2], rows_of, false),
-                         flat(*this, from[3], rows_of, false), flat(*this, from[4], projection * hidden, false)});
-    memory.emplace_back(static_cast<std::size_t>(kernels->packed_size(one) * kernels->item_bytes));
-    one.packed = memory.back().data();
-    layer.push_back(one);
+  for (Size i = 0; i < layers * directions; ++i)
+    layer.push_back({cell, i < directions ? input : output(), hidden, projection, nullptr});
+}
+
+Size Packed::bytes() const {
+  Size bytes = 0;
+  for (const Layer& one : layer) bytes += lines(kernels->packed_size(one) * kernels->item_bytes);
+  return bytes;
+}
+
+void Packed::place(const void* packed) {
+  auto* next = static_cast<const char*>(packed);
+  for (Layer& one : layer) {
+    one.packed = next;
+    next += lines(kernels->packed_size(one) * kernels->item_bytes);
   }
-  without_gil(operations(1), [&] {
-    for (std::size_t i = 0; i < layer.size(); ++i) kernels->pack(layer[i], canonical[i], memory[i].data());
-  });
+}
+
+void Packed::pack(const std::vector<Weights>& weights, void* packed) {
+  place(packed);
+  for (std::size_t i = 0; i < layer.size(); ++i)
+    kernels->pack(layer[i], weights[i], const_cast<void*>(layer[i].packed));  // within `packed`
+}
+
+void Packed::pack(const std::vector<Weights>& weights) {
+  memory = Buffer(static_cast<std::size_t>(bytes()));
+  pack(weights, memory.data());
 }
 
 Size Packed::operations(Size batch) const {
@@ -243,9 +277,8 @@ int Packed::threads(Size steps, Size batch) const {
 void bind_layers(py::module_& module) {
   using namespace py::literals;
   py::class_<Packed, std::shared_ptr<Packed>>(module, "Packed")
-      .def(py::init<const std::string&, const py::dtype&, Size, Size, Size, Size, Size,
-                    const std::vector<std::vector<Array>>&>(),
-           "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a, "weights"_a)
+      .def(py::init(&packed_of), "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a,
+           "weights"_a)
       .def_property_readonly("backend", [](const Packed& packed) { return packed.kernels->level; })
       .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a,
            "plan"_a = nullptr);

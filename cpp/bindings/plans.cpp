@@ -7,10 +7,11 @@
 namespace gatewise {
 namespace {
 
-// The elements of a C-contiguous array of the given type and size.
+// The elements of a C-contiguous array of the given type and size; null for None.
 template <class Value>
-const Value* elements(const py::array& array, int type_number, Size size) {
-  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
+const Value* elements(const Array& array, int type_number, Size size) {
+  if (!array) return nullptr;
+  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
   if (PyArray_TYPE(raw) != type_number || !PyArray_ISCARRAY_RO(raw) || PyArray_SIZE(raw) != size)
     throw py::value_error("internal: lengths or resets of the wrong dtype, size or layout");
   return static_cast<const Value*>(PyArray_DATA(raw));
@@ -18,14 +19,14 @@ const Value* elements(const py::array& array, int type_number, Size size) {
 
 }  // namespace
 
-Plan::Plan(Size steps, Size batch, const Array& lengths, const Array& resets) : steps_(steps), batch_(batch) {
+Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets)
+    : steps_(steps), batch_(batch) {
   if (steps < 0 || batch < 0) throw py::value_error("internal: a negative size");
   if (lengths) {
-    const auto* given = elements<std::int64_t>(*lengths, NPY_INT64, batch);
     order_.resize(static_cast<std::size_t>(batch));
     std::iota(order_.begin(), order_.end(), Size(0));
-    std::stable_sort(order_.begin(), order_.end(), [&](Size a, Size b) { return given[a] > given[b]; });
-    for (const Size row : order_) lengths_.push_back(given[row]);
+    std::stable_sort(order_.begin(), order_.end(), [&](Size a, Size b) { return lengths[a] > lengths[b]; });
+    for (const Size row : order_) lengths_.push_back(lengths[row]);
     if (steps != (batch ? lengths_.front() : 0) || (batch && lengths_.back() < 0))
       throw py::value_error("internal: lengths do not fit the steps");
     Size active = batch;
@@ -41,8 +42,7 @@ Plan::Plan(Size steps, Size batch, const Array& lengths, const Array& resets) : 
     schedule_.taken = taken_.data();
   }
   if (resets) {
-    const auto* given = elements<std::uint8_t>(*resets, NPY_BOOL, steps * batch);
-    resets_.assign(given, given + steps * batch);
+    resets_.assign(resets, resets + steps * batch);
     schedule_.resets = resets_.data();
   }
 }
@@ -55,7 +55,11 @@ const Schedule& Plan::schedule(Size steps, Size batch) const {
 void bind_plans(py::module_& module) {
   using namespace py::literals;
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
-      .def(py::init<Size, Size, const Array&, const Array&>(), "steps"_a, "batch"_a, "lengths"_a, "resets"_a);
+      .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets) {
+             return std::make_shared<Plan>(steps, batch, elements<std::int64_t>(lengths, NPY_INT64, batch),
+                                           elements<std::uint8_t>(resets, NPY_BOOL, steps * batch));
+           }),
+           "steps"_a, "batch"_a, "lengths"_a, "resets"_a);
 }
 
 }  // namespace gatewise

@@ -37,20 +37,24 @@ void without_gil(Size operations, const Work& work) {
   work();
 }
 
-// An immutable stack of packed layers, for the backend that packed it. Shared by a layer, its streams and its tapes.
+// A stack of layers, packed for one backend and never changed afterwards. Shared by a layer, its streams and its tapes.
 struct Packed {
   const Kernels* kernels;
-  int type_number;  // NumPy's
   Size input, hidden, projection, layers, directions;
   std::vector<Layer> layer;  // [L*D]
-  std::vector<Buffer> memory;
+  Buffer memory;
 
-  // One tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction; None where there is none.
-  Packed(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection, Size layers,
-         Size directions, const std::vector<std::vector<Array>>& weights);
+  // The sizes alone; `pack`, or `place` in memory that was packed before, is to follow.
+  Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers, Size directions);
   Packed(const Packed&) = delete;
   Packed& operator=(const Packed&) = delete;
 
+  Size bytes() const;                                            // of all packed layers
+  void place(const void* packed);                                // aligned to 64 bytes
+  void pack(const std::vector<Weights>& weights, void* packed);  // [L*D]
+  void pack(const std::vector<Weights>& weights);                // in memory of its own
+
+  int type_number() const { return kernels->item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
   Stack stack() const { return {layer.data(), layers, directions}; }
   Size recurrent() const { return projection ? projection : hidden; }
   Size output() const { return directions * recurrent(); }
@@ -59,11 +63,13 @@ struct Packed {
   bool has_cell() const { return layer[0].cell == Cell::lstm; }
 };
 
+Cell cell_of(const std::string& name);
+
 // Owns what a Schedule points to, for T steps of B rows.
 class Plan {
  public:
-  // lengths int64 [B], the largest T, or None; resets bool [T, B] or None
-  Plan(Size steps, Size batch, const Array& lengths, const Array& resets);
+  // lengths [B], the largest T, or null; resets [T, B], each 0 or 1, or null
+  Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets);
   const Schedule& schedule(Size steps, Size batch) const;  // throws unless it was made for these
 
  private:
@@ -76,7 +82,10 @@ class Plan {
 // The call on x [T, B, I] and output [T, B, D*R], which may have any strides but the last; the states are to be added.
 Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan);
 
-// Run a call that is complete but for the scratch.
+// Run a call that is complete but for the scratch. Neither knows of Python.
+void compute(const Packed& packed, Forward& call);
+void compute(const Packed& packed, Backward& call);
+// The same from Python: without the GIL where that pays.
 void run_forward(const Packed& packed, Forward& call);
 void run_backward(const Packed& packed, Backward& call);
 
@@ -84,6 +93,7 @@ void bind_plans(py::module_& module);
 void bind_layers(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_foreign(py::module_& module);
+void bind_xla(py::module_& module);
 void bind_settings(py::module_& module);
 
 }  // namespace gatewise

@@ -22,7 +22,7 @@ struct Stream {
   std::atomic<bool> busy{false};
 
   Stream(std::shared_ptr<const Packed> weights, Size batch, bool unbatched)
-      : type_number(weights->type_number),
+      : type_number(weights->type_number()),
         item(weights->kernels->item_bytes),
         input(weights->input),
         recurrent(weights->recurrent()),
@@ -286,7 +286,7 @@ void bind_streams(py::module_& module) {
             turn.require();
             const Packed& old = *stream.packed;
             if (packed->input != old.input || packed->hidden != old.hidden || packed->projection != old.projection ||
-                packed->layers != old.layers || packed->type_number != old.type_number ||
+                packed->layers != old.layers || packed->type_number() != old.type_number() ||
                 packed->layer[0].cell != old.layer[0].cell)
               throw py::value_error("internal: weights of other sizes");
             stream.use(std::move(packed));
