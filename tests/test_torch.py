@@ -170,6 +170,61 @@ def test_packed_sequences(kind, enforce_sorted, given):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"checkpoint_every": 3}], ids=str)
+def test_packed_rows_have_the_bits_of_padded_ones(kind, dtype, options, use_threads):
+    """Packed, the core walks over rows as they lie; padded, over the same rows wherever they are."""
+    every = {name: options[name] for name in options if name == "checkpoint_every"}
+    dropout = options.get("dropout", 0.0)
+    projection = {"proj_size": 20} if kind == "LSTM" else {}
+    _, module = twins(kind, 5, 33, 3, bidirectional=True, dropout=dropout, dtype=dtype, **projection)
+    lengths = [9, 9, 5, 5, 4, 1] if dropout else [4, 9, 1, 5, 9, 5]  # a row's mask goes by its place
+    x, state = torch.randn(9, 6, 5, dtype=dtype), state_for(module, 6)
+
+    def results(given, **more):
+        torch.manual_seed(4)
+        found = run(module, given, state, **every, **more)
+        if isinstance(given, NN.utils.rnn.PackedSequence):
+            output = given._replace(data=found[0].detach())
+            found[0] = NN.utils.rnn.pad_packed_sequence(output)[0]
+        return found
+
+    def padded():
+        """With the gradients that the rows of a packed output get."""
+        torch.manual_seed(9)
+        packed = NN.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        size = len(packed.data), module(packed)[0].data.shape[1]
+        torch.manual_seed(9)
+        grad = NN.utils.rnn.pad_packed_sequence(packed._replace(data=torch.randn(size, dtype=dtype)))[0]
+        leaf, before = x.clone().requires_grad_(), [part.detach().clone().requires_grad_() for part in members(state)]
+        torch.manual_seed(4)
+        y, after = module(leaf, before[0] if len(before) == 1 else tuple(before), lengths=lengths, **every)
+        module.zero_grad()
+        torch.manual_seed(9)
+        torch.randn(size, dtype=dtype)
+        loss = (y * grad).sum() + sum((one * torch.randn(one.shape, dtype=dtype)).sum() for one in members(after))
+        loss.backward()
+        return [y, *members(after), *(one.grad for one in (*before, *module.parameters()))]
+
+    expected = padded()
+    for threads in (1, 2):
+        use_threads(threads)
+        torch.set_num_threads(threads)
+        found = results(NN.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_packed_sequences_that_are_none():
+    """Counts that grow, end in zero or do not add up go to PyTorch; nothing reads beyond the rows."""
+    _, ours = twins("LSTM", 5, 9)
+    for counts in ([2, 3], [3, 0], [3, 3], [2, 1], []):
+        wrong = NN.utils.rnn.PackedSequence(torch.randn(5, 5, dtype=torch.float64), torch.tensor(counts))
+        assert ours._gatewise_refuses(wrong, None) == gt.WRONG
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 def test_lengths_and_resets(kind):
     """As gatewise's own layers, with torch's tensors; gradients by central differences."""
     _, ours = twins(kind, 3, 4, bidirectional=True, batch_first=True)

@@ -1,5 +1,6 @@
 // Which rows take which steps, and where their state starts anew, as the core wants to have it.
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "python.hpp"
@@ -19,9 +20,11 @@ const Value* elements(const Array& array, int type_number, Size size) {
 
 }  // namespace
 
-Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets)
+Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets, bool packed)
     : steps_(steps), batch_(batch) {
   if (steps < 0 || batch < 0) throw py::value_error("internal: a negative size");
+  if (packed && !(lengths && std::is_sorted(lengths, lengths + batch, std::greater<>())))
+    throw py::value_error("internal: packed rows must be sorted by their lengths");
   if (lengths) {
     order_.resize(static_cast<std::size_t>(batch));
     std::iota(order_.begin(), order_.end(), Size(0));
@@ -40,6 +43,7 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
     schedule_.lengths = lengths_.data();
     schedule_.active = active_.data();
     schedule_.taken = taken_.data();
+    schedule_.packed = packed;
   }
   if (resets) {
     resets_.assign(resets, resets + steps * batch);
@@ -55,11 +59,11 @@ const Schedule& Plan::schedule(Size steps, Size batch) const {
 void bind_plans(py::module_& module) {
   using namespace py::literals;
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
-      .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets) {
+      .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets, bool packed) {
              return std::make_shared<Plan>(steps, batch, elements<std::int64_t>(lengths, NPY_INT64, batch),
-                                           elements<std::uint8_t>(resets, NPY_BOOL, steps * batch));
+                                           elements<std::uint8_t>(resets, NPY_BOOL, steps * batch), packed);
            }),
-           "steps"_a, "batch"_a, "lengths"_a, "resets"_a);
+           "steps"_a, "batch"_a, "lengths"_a, "resets"_a, "packed"_a = false);
 }
 
 }  // namespace gatewise

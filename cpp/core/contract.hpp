@@ -79,6 +79,9 @@ struct Schedule {
   const Size* active;          // [T] how many rows take the step at time t: the first ones of `order`
   const Size* taken;           // [T + 1] the sum of `active` over the times before t
   const std::uint8_t* resets;  // [T, B] 1: the state of the row is set to zero before the step at time t; null: never
+  // Sequences have the rows that take a step and no others, step after step, as PyTorch packs them: [taken[T], units]
+  // instead of [T, B, units]. `order` is then that of the rows.
+  bool packed;
 };
 
 // What forward and backward have in common.

@@ -214,7 +214,7 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
   product.rows = block.rows;
   product.sums = {s.grad_input + share.begin * panel_size, panel_size, lanes};
   const auto grad_row = [&](Size i, Size b) {
-    return grads.input.data + sequence.time(i) * grads.input.step + sequence.row(b) * grads.input.row;
+    return sequence.step_of(grads.input, sequence.time(i)) + sequence.row(b) * grads.input.row;
   };
   const auto each = [&](const auto& body) {
     for (Size panel = share.begin; panel < share.end; ++panel) {
@@ -232,7 +232,8 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
   each([](const Real* sums, Real* row, Size count) { store_first(Register::load(sums), row, count); });
   const Team::Share own = units_of(share, units);
   for (Size i = block.first; i < block.end && !grads.add_to_input; ++i)
-    for (Size b = sequence.active(i); b < sequence.batch; ++b) clear(grad_row(i, b) + own.begin, own.count());
+    for (Size b = sequence.active(i), last = b + sequence.rows_to_clear(i); b < last; ++b)
+      clear(grad_row(i, b) + own.begin, own.count());
 }
 
 template <class Cell>
@@ -296,7 +297,7 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
           every > 0 ? sequence.step_tape(Cell(), s.between, i, sequence.lowest_time(replayed, replayed_end - replayed))
                     : sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
       Rows<const Real*> grad_output = grads.output;
-      if (grad_output.data) grad_output.data += sequence.time(i) * grad_output.step;
+      if (grad_output.data) grad_output.data = sequence.step_of(grad_output, sequence.time(i));
       Real* grad_cell_hidden = s.grad_hidden;
       if (layer.projection) {
         for (Size panel = own_projection.begin; panel < own_projection.end; ++panel)

@@ -110,9 +110,12 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
     product.rows = rows;
     product.scalars = {s.input, inputs, 1, 0};
     multiply<G>(product);
+  } else if (sequence.schedule.packed) {
+    product.rows = rows;
+    product.scalars = {sequence.step_of(sequence.input, lowest), sequence.input.row, 1, 0};
+    multiply<G>(product);
   } else {
-    const Rows<const Real*> input{sequence.input.data + lowest * sequence.input.step, sequence.input.step,
-                                  sequence.input.row};
+    const Rows<const Real*> input{sequence.step_of(sequence.input, lowest), sequence.input.step, sequence.input.row};
     product.scalars = {input.data, 0, 1, 0};
     multiply_times<G>(product, input, count, sequence.batch);
   }
@@ -187,10 +190,11 @@ template <class Cell, bool record>
 inline void hand_over(const Sequence& sequence, Size i, Team::Share share, Real* hidden) {
   const Size width = output_of(sequence.layer), active = sequence.active(i);
   const auto own = units_of(share, width);
-  Real* output = sequence.output.data + sequence.time(i) * sequence.output.step + own.begin;
+  Real* output = sequence.step_of(sequence.output, sequence.time(i)) + own.begin;
   for (Size b = 0; b < active; ++b)
     copy(hidden + b * width + own.begin, output + sequence.row(b) * sequence.output.row, own.count());
-  for (Size b = active; b < sequence.batch; ++b) clear(output + sequence.row(b) * sequence.output.row, own.count());
+  for (Size b = active; b < active + sequence.rows_to_clear(i); ++b)
+    clear(output + sequence.row(b) * sequence.output.row, own.count());
   const Resets resets = sequence.resets_before(i + 1);
   if (!resets.flags) return;
   for (Size b = 0; b < resets.count; ++b)
@@ -236,10 +240,9 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
       const Size time = sequence.time(i), rows = sequence.active(i);
       const BatchRows before = direct ? sequence.hidden_at(i, s.zeros) : BatchRows{s.hidden[i % 2], recurrent};
       const Rows<Real*> after =
-          direct
-              ? Rows<Real*>{sequence.output.data + time * sequence.output.step + sequence.first * sequence.output.row,
-                            0, sequence.output.row}
-              : Rows<Real*>{s.hidden[(i + 1) % 2], 0, recurrent};
+          direct ? Rows<Real*>{sequence.step_of(sequence.output, time) + sequence.first * sequence.output.row, 0,
+                               sequence.output.row}
+                 : Rows<Real*>{s.hidden[(i + 1) % 2], 0, recurrent};
       StepTape tape;
       if (sequence.tape.kept) tape = sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
       if (every > 0 && i % every == 0) {

@@ -47,7 +47,8 @@ struct SequenceTape {
   SequenceTape(Arena& arena, Cell, const Layer& layer, const Call& call, bool reverse)
       : checkpoint_every(call.checkpoint_every) {
     const Size units = panels_of(layer.hidden) * lanes, every = larger(1, checkpoint_every);
-    for (Size i = 0; i < call.steps; i += every)
+    if (!call.schedule.active) rows = (call.steps + every - 1) / every * call.batch;
+    for (Size i = 0; i < call.steps && call.schedule.active; i += every)
       rows += rows_from(call.schedule, call.steps, call.batch, reverse, i, every);
     kept = checkpoint_every ? nullptr : arena.take(rows * units * Cell::kept);
     carried = Cell::carried ? arena.take(rows * units) : nullptr;
@@ -78,7 +79,7 @@ struct Sequence {
   SequenceTape tape;          // empty: nothing is kept
 
   // Whether the rows of one step do not follow on those of the step before.
-  bool scattered() const { return schedule.order || batch != whole; }
+  bool scattered() const { return !schedule.packed && (schedule.order || batch != whole); }
   // Whether the next step can read h where the output is.
   bool direct() const { return !schedule.order && !schedule.resets; }
 
@@ -86,6 +87,14 @@ struct Sequence {
   Size time(Size i) const { return reverse ? steps - 1 - i : i; }
   // The lowest of the times of the steps i ... i + count - 1.
   Size lowest_time(Size i, Size count) const { return reverse ? steps - i - count : i; }
+
+  // Where the rows of one time begin in a sequence.
+  template <class Pointer>
+  Pointer step_of(Rows<Pointer> rows, Size at) const {
+    return rows.data + (schedule.packed ? schedule.taken[at] * rows.row : at * rows.step);
+  }
+  // The rows of a step that are to be zero, from the first on that does not take it.
+  Size rows_to_clear(Size i) const { return schedule.packed ? 0 : batch - active(i); }
 
   // The caller's row of row b.
   Size row(Size b) const { return schedule.order ? schedule.order[b] : first + b; }
@@ -113,7 +122,7 @@ struct Sequence {
 
   // h before the i-th step, where the rows of all steps are evenly apart.
   BatchRows hidden_at(Size i, const Real* zeros) const {
-    if (i > 0) return {output.data + time(i - 1) * output.step + first * output.row, output.row};
+    if (i > 0) return {step_of(output, time(i - 1)) + first * output.row, output.row};
     if (hidden_before) return {hidden_before + first * output_of(layer), output_of(layer)};
     return {zeros, 0};
   }
@@ -121,15 +130,15 @@ struct Sequence {
   const Real* hidden_row(Size i, Size b, const Real* zeros) const {
     const Resets resets = resets_before(i);
     if (resets.flags && b < resets.count && resets.flags[row(b)]) return zeros;
-    if (reverse ? time(i) + 1 < length(b) : i > 0) return output.data + time(i - 1) * output.step + row(b) * output.row;
+    if (reverse ? time(i) + 1 < length(b) : i > 0) return step_of(output, time(i - 1)) + row(b) * output.row;
     return hidden_before ? hidden_before + row(b) * output_of(layer) : zeros;
   }
   // h after the last step of a row.
   const Real* hidden_after(Size b, const Real* zeros) const {
-    if (length(b) > 0) return output.data + (reverse ? 0 : length(b) - 1) * output.step + row(b) * output.row;
+    if (length(b) > 0) return step_of(output, reverse ? 0 : length(b) - 1) + row(b) * output.row;
     return hidden_before ? hidden_before + row(b) * output_of(layer) : zeros;
   }
-  const Real* input_row(Size i, Size b) const { return input.data + time(i) * input.step + row(b) * input.row; }
+  const Real* input_row(Size i, Size b) const { return step_of(input, time(i)) + row(b) * input.row; }
 
   // What a tape of all steps from the given time on has of the i-th step.
   template <class Cell>

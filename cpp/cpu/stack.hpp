@@ -65,7 +65,8 @@ Size largest_scratch(const Stack& stack, const Arguments&... arguments) {
 // fewer may take more steps ahead.
 template <class Cell>
 Size group_scratch(const Call& call, int groups) {
-  const bool scattered = groups > 1 || call.schedule.order, direct = !call.schedule.order && !call.schedule.resets;
+  const bool scattered = groups > 1 || (call.schedule.order && !call.schedule.packed),
+             direct = !call.schedule.order && !call.schedule.resets;
   const auto of_rows = [&](Size rows) {
     return largest_scratch<ForwardScratch<Cell>>(call.stack, call.steps, rows, scattered, direct);
   };
@@ -88,14 +89,17 @@ Size backward_scratch(const Backward& call) {
   return arena.used + largest_scratch<BackwardScratch<Cell>>(call.stack, call);
 }
 
-// Dropout over some rows of a whole sequence [T, B, units], cut over the team by steps.
+// Dropout over some rows of a whole sequence [T, B, units], or over a packed one, cut over the team by steps.
 inline void drop_rows(const Call& call, Size layer, Team::Share rows, Size units, const Real* from, Real* to,
                       const Team& team) {
   const Team::Share own = team.share(call.steps);
-  for (Size t = own.begin; t < own.end; ++t)
-    for (Size b = rows.begin; b < rows.end; ++b)
-      drop_row(call.dropout, layer, b, t, units, from + (t * call.batch + b) * units,
-               to + (t * call.batch + b) * units);
+  const Schedule& schedule = call.schedule;
+  for (Size t = own.begin; t < own.end; ++t) {
+    const Size first = schedule.packed ? schedule.taken[t] : t * call.batch;
+    const Size end = schedule.packed ? schedule.active[t] : rows.end;
+    for (Size b = rows.begin; b < end; ++b)
+      drop_row(call.dropout, layer, b, t, units, from + (first + b) * units, to + (first + b) * units);
+  }
 }
 
 // The elements from the given one on, or null where there are none.
@@ -243,7 +247,7 @@ void run_trace(const Backward& call, const Trace& trace) {
     const StepTape step = sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
     for (Size b = 0; b < sequence.batch; ++b) {
       const Size at = sequence.time(i), row = at * sequence.batch + sequence.row(b);
-      copy(sequence.output.data + at * sequence.output.step + sequence.row(b) * sequence.output.row,
+      copy(sequence.step_of(sequence.output, at) + sequence.row(b) * sequence.output.row,
            static_cast<Real*>(trace.hidden) + row * recurrent, recurrent);
       const auto value = [&](void* to, Size panel, Register from) {
         store_first(from, static_cast<Real*>(to) + row * hidden + panel * lanes, units_in(panel, hidden));

@@ -24,7 +24,7 @@ import numpy as np
 try:
     import torch
     from torch import Tensor, library
-    from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+    from torch.nn.utils.rnn import PackedSequence
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
 
@@ -150,6 +150,7 @@ class _Call:
     checkpoint_every: int
     dropout: float
     seed: int
+    packed_rows: int | None = None  # sequences are [packed_rows, units], the rows of each step after those of the last
 
     def foreign(self, packed: _core.Packed) -> _core.Foreign:
         return _core.Foreign(
@@ -158,7 +159,9 @@ class _Call:
         )  # fmt: skip
 
     def new(self, units: int, dtype: torch.dtype) -> Tensor:
-        """[T, B, units] in the caller's order of axes, zero behind the longest row."""
+        """[T, B, units] in the caller's order of axes, zero behind the longest row; or packed."""
+        if self.packed_rows is not None:
+            return _empty((self.packed_rows, units), dtype)
         shape = (self.batch, self.steps, units) if self.batch_first else (self.steps, self.batch, units)
         tensor = _empty(shape, dtype)
         if self.taken < self.steps:
@@ -174,9 +177,11 @@ class _Call:
         ) if of.has_cell_state else None
 
     def rows(self, tensor: Tensor | None) -> tuple[int, int, int]:
-        """Address, step and row of a tensor [T, B, units] whose units are next to each other."""
+        """Address, step and row of a tensor [T, B, units] whose units are next to each other; or of a packed one."""
         if tensor is None:
             return 0, 0, 0
+        if self.packed_rows is not None:
+            return tensor.data_ptr(), 0, tensor.stride(0)
         first, second, _ = tensor.stride()
         return (tensor.data_ptr(), second, first) if self.batch_first else (tensor.data_ptr(), first, second)
 
@@ -710,7 +715,16 @@ class _Layer(_Module):
         batch: tuple[int, ...] = ()
         steps = 0
         if isinstance(input, PackedSequence):
-            batch, steps = (int(input.batch_sizes[0]),), len(input.batch_sizes)
+            counts = input.batch_sizes.numpy()
+            if (
+                x.dim() != 2
+                or not len(counts)
+                or counts[-1] < 1
+                or (counts[1:] > counts[:-1]).any()
+                or counts.sum() != x.size(0)
+            ):
+                return WRONG
+            batch, steps = (int(counts[0]),), len(counts)
         elif x.dim() == 3:
             batch, steps = (x.size(0 if self.batch_first else 1),), x.size(1 if self.batch_first else 0)
         elif x.dim() == 2:
@@ -803,10 +817,17 @@ class _Layer(_Module):
         if lengths is not None or resets is not None:
             layout = Layout(of, self.batch_first, unbatched, steps, batch)
             plan, taken = make_plan(layout, lengths, resets)
+        return self._gatewise_call(x, state, weights, batch_first, steps, taken, batch, plan, checkpoint_every)
+
+    def _gatewise_call(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: list[Any], batch_first: bool, steps: int,
+        taken: int, batch: int, plan: _core.Plan | None, checkpoint_every: int | None, packed_rows: int | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        of = self._gatewise_architecture(x.dtype)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
         dropout = self.dropout if self.training and of.num_layers > 1 else 0.0
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if dropout else 0
-        call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed)
+        call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed, packed_rows)
         x = _walkable(x)
         h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
         if _needs_gradients((x, h, c, *weights)):
@@ -819,16 +840,24 @@ class _Layer(_Module):
     def _gatewise_packed(
         self, input: Any, state: tuple[Tensor, ...] | None, weights: list[Any], checkpoint_every: int | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        """A PackedSequence is padded, and its output packed in the same order."""
-        x, lengths = pad_packed_sequence(input)
-        y, after = self._gatewise_run(
-            x, state, weights, batch_first=False, unbatched=False, lengths=lengths, resets=None,
-            checkpoint_every=checkpoint_every,
+        """The core walks over packed rows as they lie. Their states are sorted as they are."""
+        counts = input.batch_sizes.numpy()  # rows of each step
+        steps, batch = len(counts), int(counts[0])
+        x, plan, packed_rows = input.data, None, None
+        if counts[-1] == batch:
+            x = x.reshape(steps, batch, -1)
+        else:
+            lengths = steps - np.searchsorted(counts[::-1], np.arange(batch), side="right")
+            plan, packed_rows = _core.Plan(steps, batch, lengths, None, packed=True), x.size(0)
+        if state is not None and input.sorted_indices is not None:
+            state = tuple(part.index_select(1, input.sorted_indices) for part in state)
+        y, after = self._gatewise_call(
+            x, state, weights, False, steps, steps, batch, plan, checkpoint_every, packed_rows
         )  # fmt: skip
-        if input.sorted_indices is not None:
-            y, lengths = y.index_select(1, input.sorted_indices), lengths.index_select(0, input.sorted_indices)
-        data = pack_padded_sequence(y, lengths).data
-        return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), after
+        if input.unsorted_indices is not None:
+            after = tuple(part.index_select(1, input.unsorted_indices) for part in after)
+        y = y.flatten(0, -2)
+        return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), after
 
 
 class LSTM(_Layer, torch.nn.LSTM):  # type: ignore[misc]
