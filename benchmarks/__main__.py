@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import CELL, MODULE, PLAIN, QUICK, STEP, STEPPING, TRAIN, WORKLOADS, Workload
+from .workloads import HOMES, PLAIN, QUICK, STEP, STEPPING, TRAIN, WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -134,8 +134,8 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
 
 
 def _hopeless(peer: str, workload: Workload) -> bool:
-    if workload.mode in (MODULE, CELL):
-        return peer != "PyTorch"
+    if workload.mode in HOMES:
+        return peer != HOMES[workload.mode]
     even = workload.lengths is None and workload.resets is None
     if peer == PLAIN:
         return even and not workload.checkpoint_every

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import CELL, FORWARD, GATES, MODULE, PLAIN, RESETS, STEP, TRAIN, Workload
+from .workloads import CELL, FORWARD, GATES, HOMES, PLAIN, RESETS, STEP, TRAIN, Workload
 
 Array = npt.NDArray[Any]
 
@@ -67,20 +67,24 @@ def numpy_of(value: Any) -> Array:
 def gatewise(case: Case) -> Party:
     """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out).
 
-    In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate.
+    In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate. In JAX: gatewise.jax instead of
+    the scan.
     """
-    if case.workload.mode in (MODULE, CELL):
+    home = HOMES.get(case.workload.mode)
+    if home == "PyTorch":
         import gatewise as gw
         import gatewise.torch
 
         gw.set_num_threads(case.threads)
         return _in_pytorch(case, gatewise.torch.accelerate)
+    if home == "JAX":
+        return _gatewise_in_jax(case)
     return _gatewise(case, case.schedule, case.workload.checkpoint_every or None)
 
 
 def gatewise_plain(case: Case) -> Party:
     """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save."""
-    in_pytorch_only(case)
+    outside_of_frameworks(case)
     if not case.schedule and not case.workload.checkpoint_every:
         raise NotImplementedError("the same as gatewise")
     return _gatewise(case, {}, None)
@@ -120,14 +124,15 @@ def pytorch(case: Case) -> Party:
 
     Rows of different lengths as packed sequences; packing and padding again are timed with it.
     """
-    if case.workload.mode in (MODULE, CELL):
+    if HOMES.get(case.workload.mode) == "PyTorch":
         return _in_pytorch(case, lambda module: module)
+    outside_of_frameworks(case)
     return _pytorch(case, packed=case.workload.lengths is not None)
 
 
 def pytorch_padded(case: Case) -> Party:
     """The same without packing: all steps of the longest row are computed, and what lies behind an end is left out."""
-    in_pytorch_only(case)
+    outside_of_frameworks(case)
     if case.workload.lengths is None:
         raise NotImplementedError("the same as PyTorch")
     if case.workload.directions == 2:
@@ -318,13 +323,13 @@ def inference_only(case: Case) -> None:
     even_rows_only(case)
 
 
-def in_pytorch_only(case: Case) -> None:
-    if case.workload.mode in (MODULE, CELL):
-        raise NotImplementedError("measured in PyTorch only")
+def outside_of_frameworks(case: Case) -> None:
+    if case.workload.mode in HOMES:
+        raise NotImplementedError(f"measured in {HOMES[case.workload.mode]} only")
 
 
 def even_rows_only(case: Case) -> None:
-    in_pytorch_only(case)
+    outside_of_frameworks(case)
     if case.schedule:
         raise NotImplementedError("measured without lengths and resets")
 
@@ -427,14 +432,15 @@ def jax(case: Case) -> Party:
     import jax
     import jax.numpy as jnp
 
-    in_pytorch_only(case)
     w = case.workload
+    if HOMES.get(w.mode) != "JAX":
+        outside_of_frameworks(case)
     if w.rows == RESETS or (w.lengths is not None and w.directions == 2):
         raise NotImplementedError("measured with lengths in one direction only")
     jax.config.update("jax_enable_x64", w.dtype == "float64")
     active = None if w.lengths is None else jnp.asarray(np.arange(w.steps)[:, None, None] < w.lengths[:, None])
     parameters = {name: jnp.asarray(value) for name, value in case.parameters.items()}
-    x, grad_output = jnp.asarray(case.x), jnp.asarray(case.grad_output)
+    x = jnp.asarray(case.x)
 
     def lstm_cell(weight: Any, bias: Any, state: Any, sums: Any) -> Any:
         h, c = state
@@ -496,6 +502,29 @@ def jax(case: Case) -> Party:
     if w.mode == FORWARD:
         forward = jax.jit(layers)
         return Party(lambda: forward(parameters, x).block_until_ready(), lambda y: {"output": numpy_of(y)})
+
+    return _trained_in_jax(case, layers)
+
+
+def _gatewise_in_jax(case: Case) -> Party:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import gatewise as gw
+    import gatewise.jax
+    import jax
+
+    gw.set_num_threads(case.threads)
+    jax.config.update("jax_enable_x64", case.workload.dtype == "float64")
+    layer = getattr(gatewise.jax, case.workload.cell.lower())
+    return _trained_in_jax(case, lambda parameters, x: layer(parameters, x, **case.schedule)[0])
+
+
+def _trained_in_jax(case: Case, layers: Callable[[Any, Any], Any]) -> Party:
+    """value_and_grad of what takes parameters and x and gives the output."""
+    import jax
+    import jax.numpy as jnp
+
+    parameters = {name: jnp.asarray(value) for name, value in case.parameters.items()}
+    x, grad_output = jnp.asarray(case.x), jnp.asarray(case.grad_output)
 
     def loss(p: Any, x: Any) -> Any:
         y = layers(p, x)

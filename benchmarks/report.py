@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .workloads import CELL, FORWARD, MODULE, PLAIN, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+from .workloads import CELL, FORWARD, MODULE, PLAIN, PROGRAM, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -28,6 +28,7 @@ TITLES = {
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
     MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
+    PROGRAM: "program: a compiled training step in JAX, lax.scan against gatewise.jax",
     CELL: "cell: one step of a cell in PyTorch, without gradients",
 }
 # So many of the other peers fit into a line of 140 columns; the results hold them all.

@@ -16,7 +16,11 @@ GATES = {"LSTM": 4, "GRU": 3}
 FORWARD, TRAIN, STEP = "forward", "train", "step"
 # In PyTorch: a training step of a module, zero_grad to backward; one step of a cell without gradients.
 MODULE, CELL = "module", "cell"
-TRAINING, STEPPING = (TRAIN, MODULE), (STEP, CELL)
+# In JAX: a compiled training step.
+PROGRAM = "program"
+TRAINING, STEPPING = (TRAIN, MODULE, PROGRAM), (STEP, CELL)
+# Where both parties of a row run inside a framework.
+HOMES = {MODULE: "PyTorch", CELL: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
 # gatewise on the same sizes as if there were no lengths, resets or checkpoints.
 PLAIN = "gatewise plain"
@@ -142,7 +146,7 @@ def _all() -> Iterator[Workload]:
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
 
 
-def _in_pytorch() -> Iterator[Workload]:
+def _in_frameworks() -> Iterator[Workload]:
     for cell in GATES:
         for sizes in TRAINED:
             yield Workload(MODULE, cell, *sizes)
@@ -150,9 +154,12 @@ def _in_pytorch() -> Iterator[Workload]:
             yield Workload(MODULE, cell, *SCHEDULED[0], rows=rows)
         for size in STEPS:
             yield Workload(CELL, cell, 1, 1, size, size)
+        for sizes in TRAINED:
+            yield Workload(PROGRAM, cell, *sizes)
+        yield Workload(PROGRAM, cell, *SCHEDULED[0], rows=RAGGED)
 
 
-WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_pytorch())}
+WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_frameworks())}
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,8 @@ def floor_of(workload: Workload, threads: int) -> Floor:
     if w.mode == MODULE:  # a tenth for the way through PyTorch
         usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0
         return Floor(3.0 if w.rows else max(1.0, 0.9 * usual))
+    if w.mode == PROGRAM:
+        return Floor(1.0)
     if lengths is not None:
         return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
     if w.rows == RESETS:

@@ -27,10 +27,26 @@ def set_floating_point_mode(mode: int) -> None: ...
 def set_num_threads(threads: int) -> None: ...
 def set_threading_threshold(operations: int) -> int: ...
 def use_backend(name: str) -> bool: ...
+def xla_handlers() -> dict[str, object]: ...
+def xla_sizes(
+    backend: str,
+    cell: str,
+    item_bytes: int,
+    input: int,
+    hidden: int,
+    projection: int,
+    layers: int,
+    directions: int,
+    steps: int,
+    batch: int,
+    checkpoint_every: int,
+) -> tuple[int, int]: ...
 
 @final
 class Plan:
-    def __init__(self, steps: int, batch: int, lengths: _Array | None, resets: _Array | None) -> None: ...
+    def __init__(
+        self, steps: int, batch: int, lengths: _Array | None, resets: _Array | None, packed: bool = False
+    ) -> None: ...
 
 @final
 class Packed:

@@ -1,0 +1,428 @@
+// Handlers that XLA calls inside a compiled program: what gatewise.jax is built on. They run on XLA's threads, without
+// Python. An error that they return becomes JAX's; whatever the program asks for, memory stays safe.
+#include "xla.hpp"
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "foreign.hpp"
+
+namespace gatewise {
+namespace {
+
+struct WrongCall : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+void require(bool holds, const char* what) {
+  if (!holds) throw WrongCall(std::string("gatewise: internal: ") + what);
+}
+
+// ---- what a call frame holds
+
+class Options {
+ public:
+  explicit Options(const xla::Attributes& attributes) : attributes_(attributes) {}
+
+  std::string text(const char* name) const {
+    const auto* found = static_cast<const xla::String*>(value(name, xla::Attribute::string));
+    return {found->data, found->size};
+  }
+
+  // int64
+  const xla::Array& numbers(const char* name) const {
+    const auto& found = *static_cast<const xla::Array*>(value(name, xla::Attribute::array));
+    require(found.dtype == xla::DataType::int64, name);
+    return found;
+  }
+
+  std::vector<bool> flags(const char* name) const {
+    const xla::Array& found = numbers(name);
+    const auto* first = static_cast<const std::int64_t*>(found.data);
+    return std::vector<bool>(first, first + found.size);
+  }
+
+ private:
+  const void* value(const char* name, xla::Attribute type) const {
+    for (std::int64_t i = 0; i < attributes_.size; ++i) {
+      const xla::String& own = *attributes_.names[i];
+      if (std::string_view(own.data, own.size) != name) continue;
+      require(attributes_.types[i] == type, name);
+      return attributes_.values[i];
+    }
+    throw WrongCall(std::string("gatewise: internal: no attribute ") + name);
+  }
+
+  const xla::Attributes& attributes_;
+};
+
+// Arguments or results, taken one after the other.
+class Buffers {
+ public:
+  explicit Buffers(const xla::Buffers& buffers) : buffers_(buffers) {}
+
+  const xla::Buffer& next() {
+    require(next_ < buffers_.size, "too few arrays");
+    return *buffers_.buffers[next_++];
+  }
+
+  const xla::Buffer& next(xla::DataType dtype, Size count) {
+    const xla::Buffer& buffer = next();
+    require(buffer.dtype == dtype && elements(buffer) == count, "an array of the wrong dtype or size");
+    return buffer;
+  }
+
+  void end() const { require(next_ == buffers_.size, "too many arrays"); }
+
+  static Size elements(const xla::Buffer& buffer) {
+    Size count = 1;
+    for (std::int64_t i = 0; i < buffer.rank; ++i) count *= buffer.dims[i];
+    return count;
+  }
+
+ private:
+  const xla::Buffers& buffers_;
+  std::int64_t next_ = 0;
+};
+
+Address address(const xla::Buffer& buffer) { return reinterpret_cast<Address>(buffer.data); }
+Address address(const xla::Buffer* buffer) { return buffer ? address(*buffer) : 0; }
+Address address(const Buffer& memory) { return reinterpret_cast<Address>(memory.data()); }
+
+// ---- forward and backward have in common
+
+const Backend& backend_named(const std::string& name) {
+  for (const Backend& backend : backends())
+    if (name == backend.name) return backend;
+  throw WrongCall("gatewise: the program was made for backend " + name + ", which this machine cannot run");
+}
+
+// At the beginning of packed weights and of a tape, which go through the hands of JAX's transformations: enough to tell
+// them from zeros, and from those of another backend or size. A wrong one is wrong numbers, never wrong memory.
+struct Mark {
+  char backend[40];
+  std::int64_t sizes[3];  // steps, batch and distance of checkpoints; of weights their bytes
+};
+constexpr Size mark_bytes = 64;
+static_assert(sizeof(Mark) == mark_bytes, "what stands behind it stays aligned");
+
+// A buffer of bytes that begins with a mark.
+Address behind_mark(const xla::Buffer& buffer, Size bytes) {
+  require(buffer.dtype == xla::DataType::uint8 && Buffers::elements(buffer) >= mark_bytes + bytes &&
+              address(buffer) % 64 == 0,
+          "bytes of the wrong dtype, size or alignment");
+  return address(buffer) + mark_bytes;
+}
+
+// As gatewise.jax lists them. Of packing only the first six matter.
+struct Numbers {
+  std::int64_t input_size, hidden_size, proj_size, num_layers, directions, bias;
+  std::int64_t batch_first, lengths, resets, checkpoint_every, record;
+};
+
+// Sizes whose products overflow would fit arrays that are empty.
+void check_sizes(const Numbers& of, double sequence_steps) {
+  constexpr double most = 1LL << 46, most_size = 1LL << 31;
+  for (const std::int64_t size : {of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions})
+    require(size >= 0 && static_cast<double>(size) < most_size, "a size that is none");
+  const double sequences = static_cast<double>(of.num_layers) * static_cast<double>(of.directions);
+  const double widest = static_cast<double>(of.input_size) + 3.0 * static_cast<double>(of.hidden_size);
+  require(sequences * 4 * static_cast<double>(of.hidden_size) * widest < most && sequences * widest < 1LL << 31,
+          "weights of more bytes than there are");
+  if (sequence_steps * sequences * 8 * widest >= most)
+    throw WrongCall("x: expected a sequence whose tape fits into memory, got more steps and rows");
+}
+
+// What every handler is told: the sizes of the stack, and arrays in the dtype of the first.
+struct Invocation {
+  Options options;
+  Buffers arguments, results;
+  xla::DataType dtype;
+  Numbers numbers;
+  std::shared_ptr<Packed> packed;
+
+  explicit Invocation(const xla::CallFrame& frame)
+      : options(frame.attributes), arguments(frame.arguments), results(frame.results), dtype(first_dtype(frame)) {
+    const xla::Array& given = options.numbers("numbers");
+    require(given.size * sizeof(std::int64_t) == sizeof numbers, "numbers");
+    std::memcpy(&numbers, given.data, sizeof numbers);
+    check_sizes(numbers, 0);
+    const Backend& backend = backend_named(options.text("backend"));
+    packed = std::make_shared<Packed>(dtype == xla::DataType::float32 ? *backend.float32 : *backend.float64,
+                                      cell_of(options.text("cell")), numbers.input_size, numbers.hidden_size,
+                                      numbers.proj_size, numbers.num_layers, numbers.directions);
+  }
+
+  static xla::DataType first_dtype(const xla::CallFrame& frame) {
+    const xla::DataType dtype = Buffers(frame.arguments).next().dtype;
+    require(dtype == xla::DataType::float32 || dtype == xla::DataType::float64, "an array of the wrong dtype");
+    return dtype;
+  }
+
+  Mark mark(Size first, Size second, Size third) const {
+    Mark mark{};
+    std::strncpy(mark.backend, packed->kernels->level, sizeof mark.backend - 1);
+    mark.sizes[0] = first, mark.sizes[1] = second, mark.sizes[2] = third;
+    return mark;
+  }
+
+  // The five addresses of the weights of a layer and direction or of their gradients, as `take` finds them by size.
+  template <class Take>
+  std::array<Address, 5> five(std::size_t sequence, const Take& take) const {
+    const Layer& layer = packed->layer[sequence];
+    const Size gates = gates_of(layer.cell) * layer.hidden;
+    std::array<Address, 5> found{};
+    found[0] = take(gates * layer.input);
+    found[1] = take(gates * packed->recurrent());
+    if (numbers.bias) found[2] = take(gates), found[3] = take(gates);
+    if (layer.projection) found[4] = take(layer.projection * layer.hidden);
+    return found;
+  }
+};
+
+// A call on sequences. Order of arguments: x [T, B, I] or with batch_first [B, T, I], then what each handler adds, then
+// lengths int32 [B] and resets bool in the order of x's axes if there are such, then packed weights.
+struct Walk : Invocation {
+  const xla::Buffer& x;
+  const bool batch_first;
+  Size steps, batch;
+  Size taken = 0;  // steps of the longest row
+
+  explicit Walk(const xla::CallFrame& frame)
+      : Invocation(frame), x(arguments.next()), batch_first(numbers.batch_first) {
+    require(x.rank == 3 && x.dims[2] == packed->input && numbers.checkpoint_every >= 0, "x of the wrong shape");
+    steps = x.dims[batch_first ? 1 : 0];
+    batch = x.dims[batch_first ? 0 : 1];
+  }
+
+  Size states(Size units) const { return packed->layers * packed->directions * batch * units; }
+  Size recurrent_states() const { return states(packed->recurrent()); }
+  Size cell_states() const { return states(packed->hidden); }
+  Size outputs() const { return steps * batch * packed->output(); }
+  Mark mark() const { return Invocation::mark(steps, batch, numbers.checkpoint_every); }
+
+  // Of a sequence [T, B, units] that starts at `first`, in the order of x's axes.
+  Triple rows(Address first, Size units) const {
+    return batch_first ? Triple{first, units, steps * units} : Triple{first, batch * units, units};
+  }
+
+  // Takes what ends the arguments.
+  ForeignCall prepare() {
+    std::vector<std::int64_t> lengths;
+    std::vector<std::uint8_t> resets;
+    taken = steps;
+    const bool has_lengths = numbers.lengths, has_resets = numbers.resets;
+    if (has_lengths) lengths = read_lengths();
+    if (has_resets) resets = read_resets();
+    std::shared_ptr<const Plan> plan;
+    if (has_lengths || has_resets)
+      plan = std::make_shared<const Plan>(taken, batch, has_lengths ? lengths.data() : nullptr,
+                                          has_resets ? resets.data() : nullptr);
+    const xla::Buffer& weights = arguments.next();
+    arguments.end();
+    packed->place(reinterpret_cast<const void*>(behind_mark(weights, packed->bytes())));
+    const Mark mark = Invocation::mark(packed->bytes(), 0, 0);
+    require(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
+    return {packed, taken, batch, plan, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
+  }
+
+  std::vector<std::int64_t> read_lengths() {
+    const xla::Buffer& buffer = arguments.next(xla::DataType::int32, batch);
+    const auto* first = static_cast<const std::int32_t*>(buffer.data);
+    std::vector<std::int64_t> lengths(first, first + batch);
+    for (const std::int64_t length : lengths)
+      if (length < 0 || length > steps)
+        throw WrongCall("lengths: expected numbers from 0 to " + std::to_string(steps) + " (T), got " +
+                        std::to_string(length));
+    taken = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+    return lengths;
+  }
+
+  // [taken, B]
+  std::vector<std::uint8_t> read_resets() {
+    const xla::Buffer& buffer = arguments.next(xla::DataType::boolean, steps * batch);
+    const auto* from = static_cast<const std::uint8_t*>(buffer.data);
+    std::vector<std::uint8_t> resets(static_cast<std::size_t>(taken * batch));
+    for (Size time = 0; time < taken; ++time)
+      for (Size row = 0; row < batch; ++row)
+        resets[static_cast<std::size_t>(time * batch + row)] =
+            from[batch_first ? row * steps + time : time * batch + row] != 0;
+    return resets;
+  }
+
+  // What lies behind the longest row of a sequence [T, B, units]: the core does not know of it.
+  void zero_behind(const xla::Buffer& buffer, Size units) const {
+    if (taken == steps) return;
+    const Size item = packed->kernels->item_bytes;
+    auto* data = static_cast<char*>(buffer.data);
+    const Size rows = batch_first ? batch : 1, width = (batch_first ? 1 : batch) * units * item;
+    for (Size row = 0; row < rows; ++row)
+      std::memset(data + (row * steps + taken) * width, 0, static_cast<std::size_t>((steps - taken) * width));
+  }
+};
+
+// Arguments: weights as PyTorch orders them; result: bytes. A program packs once what its loops use again and again.
+void pack(const xla::CallFrame& frame) {
+  Invocation of(frame);
+  std::vector<Weights> weights;
+  for (std::size_t i = 0; i < of.packed->layer.size(); ++i) {
+    const auto own = of.five(i, [&](Size count) { return address(of.arguments.next(of.dtype, count)); });
+    const auto pointer = [](Address from) { return reinterpret_cast<const void*>(from); };
+    weights.push_back({pointer(own[0]), pointer(own[1]), pointer(own[2]), pointer(own[3]), pointer(own[4])});
+  }
+  of.arguments.end();
+  const xla::Buffer& packed = of.results.next();
+  of.results.end();
+  const Mark mark = of.mark(of.packed->bytes(), 0, 0);
+  of.packed->pack(weights, reinterpret_cast<void*>(behind_mark(packed, of.packed->bytes())));
+  std::memcpy(packed.data, &mark, sizeof mark);
+}
+
+// Arguments: x, h, c of an LSTM, ...; results: y, h and c after, and the tape if it is to be recorded.
+void forward(const xla::CallFrame& frame) {
+  Walk of(frame);
+  const bool has_cell = of.packed->has_cell();
+  const xla::Buffer& hidden = of.arguments.next(of.dtype, of.recurrent_states());
+  const xla::Buffer* cell = has_cell ? &of.arguments.next(of.dtype, of.cell_states()) : nullptr;
+  const ForeignCall call = of.prepare();
+  const xla::Buffer& output = of.results.next(of.dtype, of.outputs());
+  const xla::Buffer& hidden_after = of.results.next(of.dtype, of.recurrent_states());
+  const xla::Buffer* cell_after = has_cell ? &of.results.next(of.dtype, of.cell_states()) : nullptr;
+  Address tape = 0;
+  if (of.numbers.record) {
+    const xla::Buffer& buffer = of.results.next();
+    tape = behind_mark(buffer, call.tape_bytes());
+    const Mark mark = of.mark();
+    std::memcpy(buffer.data, &mark, sizeof mark);
+  }
+  of.results.end();
+  call.forward(of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
+               of.rows(address(output), of.packed->output()), address(hidden_after), address(cell_after), tape);
+  of.zero_behind(output, of.packed->output());
+}
+
+// What backward needs of a recorded forward.
+struct Recorded {
+  Address output, tape;
+  Buffer memory[4];
+
+  // The tape that came, if it is one: where the examples of a vmap are rows of one call there is none, and where a
+  // condition is mapped, JAX also takes the branch that an example did not, on zeros. Else it is recorded anew.
+  Recorded(const Walk& of, const ForeignCall& call, const xla::Buffer& hidden, const xla::Buffer* cell,
+           const xla::Buffer& given_output, const xla::Buffer& given_tape)
+      : output(address(given_output)) {
+    const Mark mark = of.mark();
+    if (Buffers::elements(given_tape) >= mark_bytes && std::memcmp(given_tape.data, &mark, sizeof mark) == 0) {
+      tape = behind_mark(given_tape, call.tape_bytes());
+      return;
+    }
+    const Size item = of.packed->kernels->item_bytes;
+    const Size bytes[] = {call.tape_bytes(), item * of.outputs(), item * of.recurrent_states(),
+                          item * of.cell_states()};
+    for (int i = 0; i < 4; ++i) memory[i] = Buffer(static_cast<std::size_t>(bytes[i]));
+    tape = address(memory[0]);
+    output = address(memory[1]);
+    call.forward(of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
+                 of.rows(output, of.packed->output()), address(memory[2]), cell ? address(memory[3]) : 0, tape);
+  }
+};
+
+// Arguments: x, h, c of an LSTM, y, tape, those of the gradients of y, h and c after that `given` flags, ...; results:
+// gradients of x if `wanted` flags it, of h and c, and of the weights of each layer and direction that `wanted` flags.
+void backward(const xla::CallFrame& frame) {
+  Walk of(frame);
+  const bool has_cell = of.packed->has_cell();
+  const std::vector<bool> given = of.options.flags("given"), wanted = of.options.flags("wanted");
+  require(given.size() == 3 && wanted.size() == 1 + of.packed->layer.size(), "flags of the wrong number");
+  const auto take = [&](Buffers& from, bool is_there, Size count) {
+    return is_there ? &from.next(of.dtype, count) : nullptr;
+  };
+  const xla::Buffer& hidden = of.arguments.next(of.dtype, of.recurrent_states());
+  const xla::Buffer* cell = take(of.arguments, has_cell, of.cell_states());
+  const xla::Buffer& output = of.arguments.next(of.dtype, of.outputs());
+  const xla::Buffer& tape = of.arguments.next();
+  const xla::Buffer* grad_output = take(of.arguments, given[0], of.outputs());
+  const xla::Buffer* grad_hidden = take(of.arguments, given[1], of.recurrent_states());
+  const xla::Buffer* grad_cell = take(of.arguments, has_cell && given[2], of.cell_states());
+  const ForeignCall call = of.prepare();
+  const Size input = of.packed->input, outputs = of.packed->output();
+  const xla::Buffer* grad_x = take(of.results, wanted[0], of.steps * of.batch * input);
+  const xla::Buffer& grad_hidden_before = of.results.next(of.dtype, of.recurrent_states());
+  const xla::Buffer* grad_cell_before = take(of.results, has_cell, of.cell_states());
+  std::vector<std::array<Address, 5>> gradients(of.packed->layer.size());
+  for (std::size_t i = 0; i < gradients.size(); ++i)
+    if (wanted[1 + i]) gradients[i] = of.five(i, [&](Size count) { return address(of.results.next(of.dtype, count)); });
+  of.results.end();
+
+  const Recorded recorded(of, call, hidden, cell, output, tape);
+  call.backward(of.rows(address(of.x), input), address(hidden), of.rows(recorded.output, outputs), recorded.tape,
+                of.rows(address(grad_output), outputs), address(grad_hidden), address(grad_cell),
+                of.rows(address(grad_x), input), address(grad_hidden_before), address(grad_cell_before), gradients);
+  if (grad_x) of.zero_behind(*grad_x, input);
+}
+
+// ---- handlers
+
+xla::Error* failed(const xla::CallFrame& frame, const char* message) {
+  xla::NewError error{sizeof(xla::NewError), nullptr, message, xla::invalid_argument};
+  return frame.api->create_error(&error);
+}
+
+// XLA asks first which version of the interface we speak. It refuses what is newer than itself, and one day what is too
+// old; what we use is the same in all of them. The oldest ones do not say which they are.
+bool answer_metadata(xla::CallFrame& frame) {
+  if (!frame.extension || frame.extension->type != xla::metadata_extension) return false;
+  xla::Metadata& metadata = *reinterpret_cast<xla::MetadataExtension*>(frame.extension)->metadata;
+  const int theirs = frame.api ? frame.api->version.minor : xla::oldest_minor;
+  metadata.version = {sizeof(xla::Version), nullptr, xla::version_major, std::min(theirs, xla::newest_minor)};
+  metadata.traits = 0;
+  return true;
+}
+
+template <void (*work)(const xla::CallFrame&)>
+xla::Error* handle(xla::CallFrame* frame) {
+  if (answer_metadata(*frame)) return nullptr;
+  try {
+    work(*frame);
+    return nullptr;
+  } catch (const std::exception& error) {
+    return failed(*frame, error.what());
+  } catch (...) {
+    return failed(*frame, "gatewise: internal: an unknown exception");
+  }
+}
+
+template <void (*work)(const xla::CallFrame&)>
+py::capsule capsule() {
+  return py::capsule(reinterpret_cast<void*>(&handle<work>));
+}
+
+// Of packed weights, and of a tape.
+std::tuple<Size, Size> sizes(const std::string& backend, const std::string& cell, int item_bytes, Size input,
+                             Size hidden, Size projection, Size layers, Size directions, Size steps, Size batch,
+                             Size checkpoint_every) {
+  const Backend& of = backend_named(backend);
+  check_sizes({input, hidden, projection, layers, directions, 0, 0, 0, 0, 0, 0},
+              static_cast<double>(steps) * static_cast<double>(batch));
+  const auto packed = std::make_shared<Packed>(item_bytes == 4 ? *of.float32 : *of.float64, cell_of(cell), input,
+                                               hidden, projection, layers, directions);
+  const ForeignCall call{packed, steps, batch, nullptr, checkpoint_every, 0.0, 0, 1};
+  return {mark_bytes + packed->bytes(), mark_bytes + call.tape_bytes()};
+}
+
+}  // namespace
+
+void bind_xla(py::module_& module) {
+  using namespace py::literals;
+  module.def("xla_handlers", [] {
+    return py::dict("gatewise_pack"_a = capsule<pack>(), "gatewise_forward"_a = capsule<forward>(),
+                    "gatewise_backward"_a = capsule<backward>());
+  });
+  module.def("xla_sizes", sizes, "backend"_a, "cell"_a, "item_bytes"_a, "input"_a, "hidden"_a, "projection"_a,
+             "layers"_a, "directions"_a, "steps"_a, "batch"_a, "checkpoint_every"_a);
+}
+
+}  // namespace gatewise
