@@ -1,6 +1,7 @@
 """gatewise: fast, small, trustworthy gated recurrent networks. LSTM, GRU and RNN: forward, training, step by step."""
 
 from gatewise import reference
+from gatewise.files import FormatError, load, save
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.sequences import pad, unpad
 from gatewise.settings import (
@@ -22,6 +23,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "FormatError",
     "GRUTrace",
     "Gradients",
     "LSTMTrace",
@@ -32,8 +34,10 @@ __all__ = [
     "backend",
     "backends",
     "get_num_threads",
+    "load",
     "pad",
     "reference",
+    "save",
     "set_num_threads",
     "show_config",
     "unpad",
