@@ -740,7 +740,7 @@ def wrong(name, **changes):
         wrong("axes", x=np.zeros(5, "f"), match=r"x: expected shape \(T, B, 5\) or \(T, 5\), got \(5,\)"),
         wrong("width", x=np.zeros((4, 2, 6), "f"), match=r"x: expected shape \(T, B, 5\)"),
         wrong("integers", x=np.zeros((4, 2, 5), int), match="x: expected float32 or float64, got int", error=TypeError),
-        wrong("no array", x="x", match="x: expected an array, got str", error=TypeError),
+        wrong("no array", x="x", match="x: expected float32 or float64, got <U1", error=TypeError),
         wrong("dtypes", x=np.zeros((4, 2, 5)), match="weight_ih_l0: expected float64 as x", error=TypeError),
         wrong("no mapping", parameters=[1], match="parameters: expected a mapping", error=TypeError),
         wrong("no names", parameters={}, match="parameters: expected weight_ih_l0 among them, got none"),

@@ -470,6 +470,11 @@ def test_step_into_out_allocates_nothing(environment, shim):
                         for flag in flags:
                             kind = f"{name} resets {type(flag).__name__}"
                             nothing[kind] = allocations_a_thousand(with_resets(stream, flag), x, out)
+                    pool = layer.pool(9)
+                    slots = np.array([pool.open() for _ in range(7)])[::-1].copy()
+                    rows, results = random(7, 9, dtype=dtype), random(7, hidden, dtype=dtype)
+                    nothing[f"{name} pool"] = allocations_a_thousand(pool.step, rows, slots, results)
+                    nothing[f"{name} pool, some"] = allocations_a_thousand(pool.step, rows[:3], slots[2:5], results[:3])
     layer = gw.LSTM(9, 16, proj_size=5, seed=1)
     nothing["projection"] = allocations_a_thousand(layer.stream().step, random(9), random(5))
     print(json.dumps([nothing, something]))

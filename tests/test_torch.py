@@ -860,6 +860,7 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, where other tests have used it
 def test_data_loaders(context):
     """No hang, after a forward on several threads in the parent."""
     torch.manual_seed(1)

@@ -93,6 +93,7 @@ void run_backward(const Packed& packed, Backward& call);
 void bind_plans(py::module_& module);
 void bind_layers(py::module_& module);
 void bind_streams(py::module_& module);
+void bind_pools(py::module_& module);
 void bind_foreign(py::module_& module);
 void bind_xla(py::module_& module);
 void bind_settings(py::module_& module);

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "python.hpp"
+#include "method.hpp"
 
 #include <numpy/arrayscalars.h>
 
@@ -77,36 +77,12 @@ struct Stream {
   Size cell_bytes() const { return layers * batch * cell_size * item; }
 };
 
-// One user of a stream at a time: a second is told so instead of waiting.
-class Turn {
- public:
-  explicit Turn(Stream& stream) : stream_(stream), taken_(!stream.busy.exchange(true, std::memory_order_acquire)) {}
-  ~Turn() {
-    if (taken_) stream_.busy.store(false, std::memory_order_release);
-  }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
-  explicit operator bool() const { return taken_; }
-  static constexpr const char* refused = "this stream is in use by another thread; give each thread a stream.copy()";
-
-  void require() const {
-    if (!taken_) throw std::runtime_error(refused);
-  }
-
- private:
-  Stream& stream_;
-  const bool taken_;
+struct StreamTurn : Turn {
+  explicit StreamTurn(Stream& stream)
+      : Turn(stream.busy, "this stream is in use by another thread; give each thread a stream.copy()") {}
 };
 
 // ---- step -------------------------------------------------------------------------------------------------------
-
-// The Stream in a Python object, whose type the method descriptor has checked; null before __init__.
-Stream* stream_of(PyObject* self) {
-  auto* instance = reinterpret_cast<py::detail::instance*>(self);
-  return static_cast<Stream*>(instance->simple_layout ? instance->simple_value_holder[0]
-                                                      : instance->nonsimple.values_and_holders[0]);
-}
 
 // Whether `object` is an array of the right dtype, [units] or [B, units], that the core can use as it is.
 bool fits(const Stream& stream, PyObject* object, Size units, bool writeable) {
@@ -118,17 +94,6 @@ bool fits(const Stream& stream, PyObject* object, Size units, bool writeable) {
   const npy_intp* shape = PyArray_DIMS(array);
   return stream.unbatched ? PyArray_NDIM(array) == 1 && shape[0] == units
                           : PyArray_NDIM(array) == 2 && shape[0] == stream.batch && shape[1] == units;
-}
-
-bool overlap(PyObject* a, PyObject* b) {
-  const auto range = [](PyObject* object) {
-    auto* array = reinterpret_cast<PyArrayObject*>(object);
-    const char* begin = PyArray_BYTES(array);
-    return std::pair(begin, begin + PyArray_NBYTES(array));
-  };
-  const auto [a_begin, a_end] = range(a);
-  const auto [b_begin, b_end] = range(b);
-  return a_begin < b_end && b_begin < a_end;
 }
 
 // The flags of a bool array [] or [B], or of a lone bool, or null.
@@ -156,9 +121,9 @@ bool fits(const Stream& stream, const Step& given) {
 
 // A new reference to `out`, or null and a Python exception.
 PyObject* run_step(Stream& stream, const Step& given) {
-  const Turn turn(stream);
+  const StreamTurn turn(stream);
   if (!turn) {
-    PyErr_SetString(PyExc_RuntimeError, Turn::refused);
+    PyErr_SetString(PyExc_RuntimeError, turn.refused());
     return nullptr;
   }
   if (given.resets) stream.reset(flags_of(stream, given.resets));
@@ -188,7 +153,7 @@ PyObject* step_slowly(Stream& stream, PyObject* self, const Step& given) {
 }
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  Stream* stream = stream_of(self);
+  Stream* stream = object_in<Stream>(self);
   if (!stream) {
     PyErr_SetString(PyExc_TypeError, "stream: not initialised");
     return nullptr;
@@ -219,7 +184,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
 
 // x [T, B, I] and output [T, B, R], with any strides.
 void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
-  const Turn turn(stream);
+  const StreamTurn turn(stream);
   turn.require();
   Forward call = sequence_call(*stream.packed, x, output, plan);
   if (call.batch != stream.batch) throw py::value_error("internal: the batch does not fit");
@@ -232,7 +197,7 @@ void run(Stream& stream, const py::array& x, const py::array& output, const Plan
 void reset(Stream& stream, const py::array& rows) {
   const npy_bool* flags = flags_of(stream, rows.ptr());
   if (!flags) throw py::value_error("internal: flags of the wrong dtype or size");
-  const Turn turn(stream);
+  const StreamTurn turn(stream);
   turn.require();
   stream.reset(flags);
 }
@@ -248,7 +213,7 @@ void check_state(const Stream& stream, const py::array& hidden, const Array& cel
 
 void get_state(Stream& stream, py::array& hidden, std::optional<py::array>& cell) {
   check_state(stream, hidden, cell);
-  const Turn turn(stream);
+  const StreamTurn turn(stream);
   turn.require();
   copy_bytes(hidden.mutable_data(), stream.hidden.data(), stream.hidden_bytes());
   if (cell) copy_bytes(cell->mutable_data(), stream.cell.data(), stream.cell_bytes());
@@ -256,7 +221,7 @@ void get_state(Stream& stream, py::array& hidden, std::optional<py::array>& cell
 
 void set_state(Stream& stream, const py::array& hidden, const Array& cell) {
   check_state(stream, hidden, cell);
-  const Turn turn(stream);
+  const StreamTurn turn(stream);
   turn.require();
   copy_bytes(stream.hidden.data(), hidden.data(), stream.hidden_bytes());
   if (cell) copy_bytes(stream.cell.data(), cell->data(), stream.cell_bytes());
@@ -282,7 +247,7 @@ void bind_streams(py::module_& module) {
       .def(
           "_use",
           [](Stream& stream, std::shared_ptr<const Packed> packed) {
-            const Turn turn(stream);
+            const StreamTurn turn(stream);
             turn.require();
             const Packed& old = *stream.packed;
             if (packed->input != old.input || packed->hidden != old.hidden || packed->projection != old.projection ||
@@ -293,7 +258,7 @@ void bind_streams(py::module_& module) {
           },
           "packed"_a)
       .def_property_readonly("_backend", [](Stream& stream) {
-        const Turn turn(stream);
+        const StreamTurn turn(stream);
         turn.require();
         return stream.packed->kernels->level;
       });

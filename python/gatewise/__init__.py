@@ -3,6 +3,7 @@
 from gatewise import reference
 from gatewise.files import FormatError, load, save
 from gatewise.layers import GRU, LSTM, RNN
+from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad
 from gatewise.settings import (
     _start,
@@ -27,6 +28,7 @@ __all__ = [
     "GRUTrace",
     "Gradients",
     "LSTMTrace",
+    "Pool",
     "RNNTrace",
     "Stream",
     "Tape",

@@ -13,6 +13,7 @@ import numpy as np
 from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
 from gatewise.layouts import Layout, State
 from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights, one_at_a_time
+from gatewise.pools import Pool
 from gatewise.sequences import cut, plan, whole_lengths
 from gatewise.streams import Stream
 from gatewise.tapes import Tape, record
@@ -301,6 +302,10 @@ class Layer:
     def stream(self, batch_size: int | None = None) -> Stream:
         """A state that advances step by step, from zero. Without batch_size its steps are unbatched."""
         return Stream(self._holder, self._architecture, self._batch_first, batch_size)
+
+    def pool(self, capacity: int) -> Pool:
+        """Room for so many streams, of which any advance together in one call, each at its own pace."""
+        return Pool(self._holder, self._architecture, capacity)
 
     # -- its copies ---------------------------------------------------------------------------------------------
 
