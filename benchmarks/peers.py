@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import CELL, FORWARD, GATES, HOMES, PLAIN, RESETS, STEP, TRAIN, Workload
+from .workloads import CELL, FORWARD, GATES, HOMES, ONE_STEP, PLAIN, POOL, RESETS, STEP, TRAIN, Workload
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +65,8 @@ def numpy_of(value: Any) -> Array:
 
 
 def gatewise(case: Case) -> Party:
-    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out).
+    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out); for many
+    streams pool.step(x, slots, out).
 
     In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate. In JAX: gatewise.jax instead of
     the scan.
@@ -83,20 +84,44 @@ def gatewise(case: Case) -> Party:
 
 
 def gatewise_plain(case: Case) -> Party:
-    """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save."""
+    """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save.
+
+    Instead of a pool, a stream each, one after the other.
+    """
     outside_of_frameworks(case)
+    if case.workload.mode == POOL:
+        return _one_by_one(case)
     if not case.schedule and not case.workload.checkpoint_every:
         raise NotImplementedError("the same as gatewise")
     return _gatewise(case, {}, None)
 
 
-def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int | None) -> Party:
+def _layer(case: Case) -> Any:
     import gatewise as gw
 
     w = case.workload
-    gw.set_num_threads(case.threads)
     layer = getattr(gw, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=w.dtype, seed=1)
     layer.load_state_dict(case.parameters)
+    return layer
+
+
+def _one_by_one(case: Case) -> Party:
+    layer = _layer(case)
+    streams = [layer.stream().step for _ in range(case.workload.batch)]
+    rows, out = list(case.x[0]), list(np.empty((case.workload.batch, case.workload.hidden), case.workload.dtype))
+
+    def run() -> None:
+        for step, x, y in zip(streams, rows, out, strict=True):
+            step(x, y)
+
+    return Party(run, lambda _: {"output": np.stack(out)[None]})
+
+
+def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int | None) -> Party:
+    import gatewise as gw
+
+    w, layer = case.workload, _layer(case)
+    gw.set_num_threads(case.threads)
     if w.mode == FORWARD:
         out = np.empty((w.steps, w.batch, case.outputs), w.dtype)
         return Party(partial(layer, case.x, out=out, **schedule), lambda result: {"output": numpy_of(result[0])})
@@ -105,6 +130,12 @@ def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int |
         rows = () if w.batch == 1 else (w.batch,)
         x, out = case.x.reshape(*rows, w.input), np.empty((*rows, case.outputs), w.dtype)
         return Party(partial(stream.step, x, out), lambda _: {"output": out.reshape(1, w.batch, -1).copy()})
+
+    if w.mode == POOL:
+        pool = layer.pool(w.batch)
+        slots = np.array([pool.open() for _ in range(w.batch)])
+        out = np.empty((w.batch, w.hidden), w.dtype)
+        return Party(partial(pool.step, case.x[0], slots, out), lambda _: {"output": out[None].copy()})
 
     bias = case.parameters["bias_ih_l0"]
 
@@ -201,7 +232,7 @@ def _pytorch(case: Case, packed: bool) -> Party:
     parameters = {name: torch.from_numpy(value) for name, value in case.parameters.items()}
     x = torch.from_numpy(case.x)
 
-    if w.mode == STEP:
+    if w.mode in ONE_STEP:
         cell = getattr(torch.nn, f"{w.cell}Cell")(w.input, w.hidden, dtype=dtype)
         cell.load_state_dict({name.removesuffix("_l0"): value for name, value in parameters.items()})
         zero = torch.zeros(w.batch, w.hidden, dtype=dtype)
@@ -282,9 +313,9 @@ def onnx_model(case: Case) -> bytes:
             constant(f"R{layer}", gates("weight_hh", layer)),
             constant(f"B{layer}", np.concatenate([gates("bias_ih", layer), gates("bias_hh", layer)], axis=1)),
         ]
-        if w.mode == STEP:
+        if w.mode in ONE_STEP:
             inputs += ["", *states]
-        outputs = [f"Y{layer}", *(f"{state}_after" if w.mode == STEP else "" for state in states)]
+        outputs = [f"Y{layer}", *(f"{state}_after" if w.mode in ONE_STEP else "" for state in states)]
         options = {"linear_before_reset": 1} if w.cell == "GRU" else {}
         direction = "bidirectional" if w.directions == 2 else "forward"
         nodes.append(helper.make_node(w.cell, inputs, outputs, hidden_size=w.hidden, direction=direction, **options))
@@ -304,10 +335,10 @@ def onnx_model(case: Case) -> bytes:
     graph = helper.make_graph(
         nodes,
         w.cell,
-        [info("x", shape=case.x.shape), *(info(s, shape=of_state) for s in states if w.mode == STEP)],
+        [info("x", shape=case.x.shape), *(info(s, shape=of_state) for s in states if w.mode in ONE_STEP)],
         [
             info("y", shape=[w.steps, w.batch, case.outputs]),
-            *(info(f"{s}_after", shape=of_state) for s in states if w.mode == STEP),
+            *(info(f"{s}_after", shape=of_state) for s in states if w.mode in ONE_STEP),
         ],
         weights,
     )
@@ -350,7 +381,7 @@ def _onnxruntime_session(case: Case) -> Any:
 def _zero_states(case: Case) -> dict[str, Array]:
     w = case.workload
     names = ("h", "c") if w.cell == "LSTM" else ("h",)
-    return {name: np.zeros((1, w.batch, w.hidden), w.dtype) for name in names} if w.mode == STEP else {}
+    return {name: np.zeros((1, w.batch, w.hidden), w.dtype) for name in names} if w.mode in ONE_STEP else {}
 
 
 def onnxruntime(case: Case) -> Party:
@@ -485,7 +516,7 @@ def jax(case: Case) -> Party:
             x = jnp.concatenate(ways, axis=-1)
         return x
 
-    if w.mode == STEP:
+    if w.mode in ONE_STEP:
 
         def lone_cell(p: Any, state: Any, x: Any) -> Any:
             return cell(p["weight_hh_l0"], p["bias_hh_l0"], state, input_sums(p, "l0", x))
@@ -584,7 +615,7 @@ def tensorflow(case: Case) -> Party:
             x = module(x)
         return x
 
-    if w.mode == STEP:
+    if w.mode in ONE_STEP:
         cell = stack[0].cell
         zero = tf.zeros((w.batch, w.hidden), w.dtype)
         state = [zero, zero] if w.cell == "LSTM" else [zero]

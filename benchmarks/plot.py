@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from .report import Document, best_peer, known, threads_of
-from .workloads import FORWARD, GATES, STEP, TRAIN
+from .workloads import FORWARD, GATES, STEP, STEPPING, TRAIN
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first
@@ -93,7 +93,7 @@ def peak(document: Document) -> Any:
     """
     shown: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
     for row, workload, _ in known(document):
-        if row["threads"] > 1 or workload.mode == STEP or workload.dtype != "float32" or workload.layers > 1:
+        if row["threads"] > 1 or workload.mode in STEPPING or workload.dtype != "float32" or workload.layers > 1:
             continue
         if row.get("share") is None:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .workloads import CELL, FORWARD, MODULE, PLAIN, PROGRAM, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+from .workloads import CELL, FORWARD, MODULE, PLAIN, POOL, PROGRAM, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -27,6 +27,7 @@ TITLES = {
     FORWARD: "forward: a whole sequence, inference",
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
+    POOL: "pool: one tick of many streams",
     MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
     PROGRAM: "program: a compiled training step in JAX, lax.scan against gatewise.jax",
     CELL: "cell: one step of a cell in PyTorch, without gradients",
@@ -38,7 +39,7 @@ NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
     "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: gatewise without lengths, resets or checkpoints"
+    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool"
 )
 
 

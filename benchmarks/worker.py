@@ -231,7 +231,9 @@ def latency(case: Case, calls: int, seconds: float) -> dict[str, Any]:
     """
     run = peers.gatewise(case).run
     call, arguments = run.func, run.args  # type: ignore[attr-defined]
-    x, out = arguments
+    x, out = arguments[0], arguments[-1]
+    if len(arguments) > 2:  # a pool's, whose ticks are long enough
+        call = lambda *_: run()  # noqa: E731
     clock = perf_counter_ns
     one = time_of(run, 2000) / 2000
     calls = min(calls, max(1000, int(seconds / (one + 3e-7))))

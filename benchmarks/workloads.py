@@ -18,11 +18,13 @@ FORWARD, TRAIN, STEP = "forward", "train", "step"
 MODULE, CELL = "module", "cell"
 # In JAX: a compiled training step.
 PROGRAM = "program"
-TRAINING, STEPPING = (TRAIN, MODULE, PROGRAM), (STEP, CELL)
+# One tick of many streams.
+POOL = "pool"
+TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, POOL), (STEP, POOL)
 # Where both parties of a row run inside a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
-# gatewise on the same sizes as if there were no lengths, resets or checkpoints.
+# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own.
 PLAIN = "gatewise plain"
 # Parties that compute all steps of all rows, whatever their lengths.
 PADDED = (PLAIN, "PyTorch padded")
@@ -144,6 +146,10 @@ def _all() -> Iterator[Workload]:
             yield Workload(STEP, cell, 1, 1, size, size)
         yield Workload(STEP, cell, 1, 8, 128, 128)
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
+    for cell in GATES:
+        for size in (64, 128):
+            for streams in (1, 100, 1000):
+                yield Workload(POOL, cell, 1, streams, size, size)
 
 
 def _in_frameworks() -> Iterator[Workload]:
@@ -202,6 +208,8 @@ def floor_of(workload: Workload, threads: int) -> Floor:
         return Floor(3.0 if w.rows else max(1.0, 0.9 * usual))
     if w.mode == PROGRAM:
         return Floor(1.0)
+    if w.mode == POOL:
+        return Floor(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
     if lengths is not None:
         return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
     if w.rows == RESETS:

@@ -21,6 +21,7 @@ from benchmarks.workloads import (
     ONE_LONG,
     PADDED,
     PLAIN,
+    POOL,
     PROGRAM,
     QUICK,
     RAGGED,
@@ -35,8 +36,8 @@ from benchmarks.workloads import (
 )
 
 SMALL = [
-    Workload(mode, cell, 1 if mode == STEP else 4, 3, 5, 6, dtype=dtype)
-    for mode in (FORWARD, TRAIN, STEP)
+    Workload(mode, cell, 1 if mode in (STEP, POOL) else 4, 3, 5, 6, dtype=dtype)
+    for mode in (FORWARD, TRAIN, STEP, POOL)
     for cell in ("LSTM", "GRU")
     for dtype in ("float32", "float64")
 ] + [

@@ -2,7 +2,10 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import gatewise as gw
 import numpy as np
@@ -231,3 +234,12 @@ def test_one_thread_at_a_time():
         done.set()
         thread.join()
     assert set(refused) <= {"this pool is in use by another thread"}
+
+
+def test_the_example_of_a_service():
+    example = Path(__file__).parents[1] / "examples" / "live_service.py"
+    command = [sys.executable, example, "--clients", "30", "--seconds", "1", "--deadline", "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "frames of 30 clients" in done.stdout
+    assert "rows and" in done.stdout
