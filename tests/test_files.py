@@ -133,7 +133,7 @@ def test_bad_arguments(path, tmp_path):
         pass
 
     for wrong in (None, "model", {}, Own(3, 4)):
-        with pytest.raises(TypeError, match="model: expected one of LSTM, GRU, RNN, got"):
+        with pytest.raises(TypeError, match="model: expected gatewise's own LSTM, GRU, RNN, got"):
             gw.save(wrong, path)
     assert not path.exists()
     with pytest.raises(TypeError):
@@ -145,6 +145,15 @@ def test_bad_arguments(path, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(gw.FormatError, match="expected a file"):
         gw.load(tmp_path / "pipe")
+    for special in (tmp_path, tmp_path / "pipe", "/", "/dev/null"):
+        before = os.stat(special)
+        with pytest.raises(OSError, match="expected a file, or nothing yet"):
+            gw.save(make_layer("gru", 5, 9), special)
+        assert os.stat(special).st_ino == before.st_ino
+    for name in (b"bytes", "a" * 255):
+        target = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+        gw.save(make_layer("gru", 5, 9), target)
+        assert gw.load(target).hidden_size == 9
     assert issubclass(gw.FormatError, ValueError)
 
 
@@ -174,8 +183,8 @@ def without(name):
     [
         (without("__metadata__"), "expected 'gatewise' in the metadata"),
         (change_metadata(gatewise="2"), "expected format version 1, got '2'"),
-        (change_metadata(gatewise=1), "expected format version 1, got '1'"),
-        (change_metadata(model=3), "expected 'model'"),
+        (change_metadata(gatewise=1), "__metadata__: expected names and texts"),
+        (lambda header: header["__metadata__"].pop("model"), "expected 'model'"),
         (change_metadata(model="{"), "Expecting"),
         (change_metadata(model="[" * 100000), "nested too deeply"),
         (change_metadata(model="[]"), "model: expected a kind"),
@@ -228,6 +237,16 @@ def test_wrong_headers(change, match, path):
     with pytest.raises(gw.FormatError, match=match) as caught:
         gw.load(write(path, header, numbers))
     assert str(caught.value).startswith(str(path))
+
+
+def test_messages_can_be_printed(path):
+    gw.save(make_layer("gru", 5, 9), path)
+    header, numbers = parts(path)
+    for name in ("\ud800", "a" * 100_000):
+        with pytest.raises(gw.FormatError) as caught:
+            gw.load(write(path, {**header, name: {}}, numbers))
+        assert str(caught.value).encode("ascii")
+        assert len(str(caught.value)) < 3000
 
 
 def test_wrong_files(path):

@@ -82,7 +82,7 @@ def test_many_rows_at_once(use_threads):
     second = layer.pool(1000)
     for _ in range(1000):
         second.open()
-    for kind in (list, np.uint16, np.int32):
+    for kind in (list, np.uint16, np.int32, np.longlong, ">i8", object):
         second.reset(slots)
         given = list(map(int, slots)) if kind is list else slots.astype(kind)
         assert_same(second.step(x, slots=given), out)
@@ -152,6 +152,8 @@ def test_a_bad_slot_advances_nothing(slots, match):
             call(2)
         with pytest.raises(ValueError, match="slot: expected an open slot, got 4, which is unknown"):
             call(4)
+    with pytest.raises(ValueError, match="slots: expected open slots, each once, got 9223372036854775808"):
+        pool.reset(np.array([2**63], np.uint64))
 
 
 def test_bad_arguments():
@@ -188,11 +190,11 @@ def test_bad_arguments():
     for wrong in (1.5, True, None):
         with pytest.raises(TypeError, match="capacity: expected a whole number"):
             layer.pool(wrong)
-    with pytest.raises(ValueError, match="capacity: expected states of at most"):
+    with pytest.raises(ValueError, match="capacity: expected a number from 1"):
         make_layer("lstm", 1, 5000).pool(2**31 - 1)
     with pytest.raises(ValueError, match="more: expected"):
         pool.grow(-1)
-    with pytest.raises(ValueError, match="capacity: expected states of at most"):
+    with pytest.raises(ValueError, match="more: expected at most"):
         make_layer("lstm", 1, 5000).pool(1).grow(2**31 - 1)
     with pytest.raises(ValueError, match="pool: expected one direction"):
         make_layer("gru", 5, 9, bidirectional=True).pool(1)
@@ -203,7 +205,8 @@ def test_bad_arguments():
     for impossible in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="a pool cannot be pickled or copied"):
             impossible(pool)
-    assert repr(pool) == "Pool(lstm (5, 9), layers=1, open=2 of 2, float32)"
+    assert repr(pool) == "Pool(lstm (5, 9), layers=1, capacity=2, float32)"
+    assert layer.pool(1)  # though no slot is open
     with pytest.raises(TypeError):
         gw.Pool.__new__(gw.Pool).step(x, slots)
 
@@ -234,6 +237,55 @@ def test_one_thread_at_a_time():
         done.set()
         thread.join()
     assert set(refused) <= {"this pool is in use by another thread"}
+
+
+def test_slots_that_change_meanwhile():
+    """What was checked is what is used, whatever another thread writes into the array."""
+    pool = make_layer("lstm", 256, 256).pool(64)
+    slots = np.array([pool.open() for _ in range(64)])
+    x, out = random((64, 256), "float32"), np.empty((64, 256), "float32")
+    done, messages = threading.Event(), set()
+
+    def other():
+        while not done.is_set():
+            slots[5] = 10**9
+            slots[5] = 5
+
+    thread = threading.Thread(target=other)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(300):
+            try:
+                pool.step(x, slots, out)
+            except ValueError as error:
+                messages.add(str(error))
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        thread.join()
+    assert messages <= {"slots: expected open slots, each once, got 1000000000, which is unknown"}
+
+
+def test_growth_from_several_threads():
+    pool = make_layer("gru", 5, 9).pool(1)
+    grown = []
+
+    def grow():
+        for _ in range(50):
+            try:
+                pool.grow(1)
+                grown.append(1)
+            except RuntimeError:
+                pass
+
+    threads = [threading.Thread(target=grow) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool.capacity == 1 + len(grown)
 
 
 def test_the_example_of_a_service():

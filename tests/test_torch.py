@@ -219,6 +219,14 @@ def test_packed_rows_have_the_bits_of_padded_ones(kind, dtype, options, use_thre
 def test_packed_sequences_that_are_none():
     """Counts that grow, end in zero or do not add up go to PyTorch; nothing reads beyond the rows."""
     _, ours = twins("LSTM", 5, 9)
+    data = torch.randn(5, 5, dtype=torch.float64)
+    for sizes in (
+        torch.tensor([3.0, 2.0]), torch.tensor([3, 2], dtype=torch.int32), torch.tensor([[3, 2]]), torch.tensor(5),
+        torch.tensor([2**62] * 4),
+    ):  # fmt: skip
+        assert ours._gatewise_refuses(NN.utils.rnn.PackedSequence(data, sizes), None)
+    few = NN.utils.rnn.PackedSequence(data, torch.tensor([3, 2]), torch.tensor([0]), torch.arange(3))
+    assert ours._gatewise_refuses(few, None) == gt.WRONG
     for counts in ([2, 3], [3, 0], [3, 3], [2, 1], []):
         wrong = NN.utils.rnn.PackedSequence(torch.randn(5, 5, dtype=torch.float64), torch.tensor(counts))
         assert ours._gatewise_refuses(wrong, None) == gt.WRONG

@@ -18,6 +18,7 @@ struct Pool {
   Buffer scratch;               // of a step
   std::vector<std::uint8_t> is_open;
   std::vector<std::uint64_t> named;  // in which step each slot was last named
+  std::vector<std::int64_t> slots;   // of a step
   std::uint64_t steps = 0;
   std::atomic<bool> busy{false};
 
@@ -45,9 +46,9 @@ struct Pool {
     Buffer new_row_hidden(static_cast<std::size_t>(wanted * layers() * hidden_bytes));
     Buffer new_row_cell(static_cast<std::size_t>(wanted * layers() * cell_bytes));
     Buffer new_scratch(static_cast<std::size_t>(scratch_bytes(call_of(wanted))));
-    named.reserve(static_cast<std::size_t>(wanted));
     is_open.resize(static_cast<std::size_t>(wanted));
     named.resize(static_cast<std::size_t>(wanted));
+    slots.resize(static_cast<std::size_t>(wanted));
     std::swap(hidden, new_hidden), std::swap(cell, new_cell), std::swap(scratch, new_scratch);
     std::swap(row_hidden, new_row_hidden), std::swap(row_cell, new_row_cell);
     capacity = wanted;
@@ -77,33 +78,32 @@ struct Pool {
 
   // Between the states of some slots and rows [L, n, .]; `copy` is given the row's place and the slot's.
   template <class Copy>
-  void each_row(const Buffer& rows, const Buffer& states, Size bytes, const std::int64_t* slots, Size count,
-                const Copy& copy) const {
+  void each_row(const Buffer& rows, const Buffer& states, Size bytes, Size count, const Copy& copy) const {
     auto* row = static_cast<char*>(rows.data());
     for (Size layer = 0; layer < layers() && bytes; ++layer)
       for (Size i = 0; i < count; ++i, row += bytes)
-        copy(row, static_cast<char*>(states.data()) + (slots[i] * layers() + layer) * bytes,
+        copy(row, static_cast<char*>(states.data()) + (slots[static_cast<std::size_t>(i)] * layers() + layer) * bytes,
              static_cast<std::size_t>(bytes));
   }
 
-  // The slots are open, and each is named once.
-  void step(const void* x, const std::int64_t* slots, Size count, void* out) {
+  // Of the first `count` of `slots`, which are open and each named once.
+  void step(const void* x, Size count, void* out) {
     Forward call = call_of(count);
     // Allocated before, unless the number of threads has changed since.
     if (static_cast<std::size_t>(scratch_bytes(call)) > scratch.bytes())
       scratch = Buffer(static_cast<std::size_t>(scratch_bytes(call)));
     const auto bring = [](char* row, const char* state, std::size_t bytes) { std::memcpy(row, state, bytes); };
     const auto take_back = [](const char* row, char* state, std::size_t bytes) { std::memcpy(state, row, bytes); };
-    each_row(row_hidden, hidden, hidden_bytes, slots, count, bring);
-    each_row(row_cell, cell, cell_bytes, slots, count, bring);
+    each_row(row_hidden, hidden, hidden_bytes, count, bring);
+    each_row(row_cell, cell, cell_bytes, count, bring);
     call.input.data = x;
     call.output.data = out;
     call.hidden_before = call.hidden_after = row_hidden.data();
     call.cell_before = call.cell_after = cell_bytes ? row_cell.data() : nullptr;
     call.scratch = scratch.data();
     packed->kernels->forward(call);
-    each_row(row_hidden, hidden, hidden_bytes, slots, count, take_back);
-    each_row(row_cell, cell, cell_bytes, slots, count, take_back);
+    each_row(row_hidden, hidden, hidden_bytes, count, take_back);
+    each_row(row_cell, cell, cell_bytes, count, take_back);
   }
 };
 
@@ -136,15 +136,20 @@ bool fits(const Pool& pool, const Step& given) {
          !overlap(given.slots, given.out);
 }
 
-// Whether each is open and named once; else a Python exception.
-bool check_slots(Pool& pool, const std::int64_t* slots, Size count) {
+// Whether each is open and named once; else a Python exception. They are copied, since another thread may write to the
+// array meanwhile.
+bool take_slots(Pool& pool, const std::int64_t* slots, Size count) {
   ++pool.steps;
   for (Size i = 0; i < count; ++i) {
-    const auto slot = static_cast<std::size_t>(slots[i]);
-    const bool known = slots[i] >= 0 && slots[i] < pool.capacity;
-    if (known && pool.is_open[slot] && std::exchange(pool.named[slot], pool.steps) != pool.steps) continue;
+    const std::int64_t number = *static_cast<const volatile std::int64_t*>(slots + i);
+    const auto slot = static_cast<std::size_t>(number);
+    const bool known = number >= 0 && number < pool.capacity;
+    if (known && pool.is_open[slot] && std::exchange(pool.named[slot], pool.steps) != pool.steps) {
+      pool.slots[static_cast<std::size_t>(i)] = number;  // no more than there are, since each is another one
+      continue;
+    }
     PyErr_Format(PyExc_ValueError, "slots: expected open slots, each once, got %lld, which is %s",
-                 static_cast<long long>(slots[i]),
+                 static_cast<long long>(number),
                  !known               ? "unknown"
                  : pool.is_open[slot] ? "named twice"
                                       : "closed");
@@ -163,10 +168,10 @@ PyObject* run_step(Pool& pool, const Step& given) {
   auto* array = reinterpret_cast<PyArrayObject*>(given.slots);
   const auto* slots = static_cast<const std::int64_t*>(PyArray_DATA(array));
   const Size count = PyArray_DIM(array, 0);
-  if (!check_slots(pool, slots, count)) return nullptr;
+  if (!take_slots(pool, slots, count)) return nullptr;
   try {
     without_gil(pool.packed->operations(count), [&] {
-      pool.step(PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x)), slots, count,
+      pool.step(PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x)), count,
                 PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)));
     });
   } catch (const std::bad_alloc&) {
@@ -296,13 +301,16 @@ void bind_pools(py::module_& module) {
       .def("_set_state", set_state, "slot"_a, "hidden"_a, "cell"_a)
       .def(
           "_grow",
-          [](Pool& pool, Size capacity) {
+          [](Pool& pool, Size more, Size most) {
             const PoolTurn turn(pool);
             turn.require();
-            if (capacity < pool.capacity) throw py::value_error("internal: a pool cannot shrink");
-            pool.grow(capacity);
+            if (more > most - pool.capacity)
+              throw py::value_error("more: expected at most " + std::to_string(most - pool.capacity) +
+                                    " slots more, got " + std::to_string(more));
+            pool.grow(pool.capacity + more);
           },
-          "capacity"_a)
+          "more"_a, "most"_a)
+      .def_readonly("capacity", &Pool::capacity)
       .def(
           "_use",
           [](Pool& pool, std::shared_ptr<const Packed> packed) {

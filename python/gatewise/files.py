@@ -2,20 +2,19 @@
 
 A file is eight bytes with the length of the header, little-endian; the header, JSON of each tensor's dtype, shape and
 place; and the numbers (https://huggingface.co/docs/safetensors). Any reader of such files can read the weights. What is
-read here may come from anywhere: nothing in it is taken for granted, and nothing it says makes memory grow beyond the
-size of the file.
+read here may come from anywhere: nothing in it is taken for granted, and memory is bounded by the size of the file,
+whatever sizes it speaks of.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
@@ -27,7 +26,7 @@ from gatewise.parameters import MOST, Architecture
 VERSION = "1"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
-MOST_HEADER = 100_000_000  # bytes, as other readers
+MOST_HEADER = 10_000_000  # bytes: a thousand times what a layer needs; JSON in memory takes some 25 times as much
 KINDS: dict[str, Callable[..., Layer]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 OPTIONS = (
     "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed",
@@ -166,14 +165,16 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 def _description(header: Mapping[str, Any]) -> Any:
     metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or "gatewise" not in metadata:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__: expected names and texts")
+    if "gatewise" not in metadata:
         raise ValueError(
             "expected 'gatewise' in the metadata, got a file of someone else; read its tensors with safetensors.numpy "
             "and hand them to load_state_dict"
         )
     if metadata["gatewise"] != VERSION:
-        raise ValueError(f"expected format version {VERSION}, got {str(metadata['gatewise'])[:100]!r}")
-    if not isinstance(metadata.get("model"), str):
+        raise ValueError(f"expected format version {VERSION}, got {metadata['gatewise']!r}")
+    if "model" not in metadata:
         raise ValueError("expected 'model' in the metadata")
     return _parsed(metadata["model"])
 
@@ -196,10 +197,10 @@ def save(model: Layer, path: str | os.PathLike[str]) -> None:
     TypeError
         If `model` is something else.
     OSError
-        If the file cannot be written; what was there is untouched.
+        If the file cannot be written, or something is there that is no file; what was there is untouched.
     """
     if type(model).__name__ not in KINDS or type(model) is not KINDS[type(model).__name__]:
-        raise TypeError(f"model: expected one of {', '.join(KINDS)}, got {type(model).__name__}")
+        raise TypeError(f"model: expected gatewise's own {', '.join(KINDS)}, got {type(model).__qualname__}")
     metadata = {"gatewise": VERSION, "model": json.dumps(_described(model))}
     arrays = model.state_dict()
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -210,24 +211,30 @@ def save(model: Layer, path: str | os.PathLike[str]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers lie as processors like them
     little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays.values())
-    _write(path, [len(text).to_bytes(8, "little"), text, *(array.data for array in little)])
+    _write(os.fsdecode(path), [len(text).to_bytes(8, "little"), text, *(array.data for array in little)])
 
 
-def _write(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
+def _write(path: str, pieces: Iterable[bytes | memoryview]) -> None:
     """A file of these pieces in place of the one that is there, if there is one, in one go."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    with temporary.open("xb") as file:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        there = None
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        raise OSError(errno.EINVAL, "expected a file, or nothing yet", path)
+    target = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(target), f".gatewise.{secrets.token_hex(8)}")
+    with open(temporary, "xb") as file:
         try:
+            if there is not None:
+                os.chmod(temporary, stat.S_IMODE(there.st_mode))  # before anything is in it
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, temporary)
             os.replace(temporary, target)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
             raise
 
 
@@ -246,7 +253,7 @@ def load(path: str | os.PathLike[str]) -> Layer:
     Raises
     ------
     FormatError
-        A ValueError: the file is damaged, of another version, or not one of ours.
+        A ValueError: the file is damaged, of another version, not one of ours, or no file (a directory, a pipe).
     OSError
         If it cannot be read.
     """
@@ -261,7 +268,9 @@ def load(path: str | os.PathLike[str]) -> Layer:
             layer = _made(_description(header), tensors)
             weights = {name: _numbers(file, tensor, begin) for name, tensor in tensors.items()}
     except (ValueError, TypeError) as error:
-        raise FormatError(f"{name}: {error}") from None
+        # What came from the file may be long, or of characters that nobody can print.
+        reason = str(error).encode("ascii", "backslashreplace").decode()
+        raise FormatError(f"{name}: {reason if len(reason) < 1000 else reason[:1000] + ' ...'}") from None
     layer.load_state_dict(weights)
     return layer
 

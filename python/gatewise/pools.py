@@ -25,22 +25,12 @@ class Pool(_core.Pool):
     def __init__(self, holder: Holder, architecture: Architecture, capacity: int) -> None:
         if architecture.bidirectional:
             raise ValueError("pool: expected one direction; a bidirectional layer needs the end of the sequence first")
-        self._architecture = architecture
+        self._architecture = of = architecture
         self._holder = holder
-        self._capacity = self._checked(whole_number("capacity", capacity, 1, MOST))
-        super().__init__(holder.weights.packed(), self._capacity)
-
-    def _checked(self, capacity: int) -> int:
-        of = self._architecture
-        size = capacity * of.num_layers * (of.recurrent_size + of.hidden_size) * of.dtype.itemsize
-        if size > MOST_BYTES:
-            raise ValueError(f"capacity: expected states of at most {MOST_BYTES} bytes in all, got {size}")
-        return capacity
-
-    @property
-    def capacity(self) -> int:
-        """How many slots there are, open or not."""
-        return self._capacity
+        # Two copies of each state, and what else a slot needs.
+        slot = 2 * of.num_layers * (of.recurrent_size + of.hidden_size) * of.dtype.itemsize + 17
+        self._most = min(MOST, MOST_BYTES // slot)
+        super().__init__(holder.weights.packed(), whole_number("capacity", capacity, 1, self._most))
 
     @property
     def slots(self) -> list[int]:
@@ -51,11 +41,14 @@ class Pool(_core.Pool):
         """How many are open."""
         return len(self._open_slots)
 
+    def __bool__(self) -> bool:
+        return True  # a pool without open slots is not nothing
+
     def open(self) -> int:
         """Open a slot, with a state of zero, and return its number: the lowest that is free."""
         slot = self._open()
         if slot < 0:
-            raise ValueError(f"open: expected a free slot, got {self._capacity} that are all open; grow(n) makes more")
+            raise ValueError(f"open: expected a free slot, got {self.capacity} that are all open; grow(n) makes more")
         return slot
 
     def close(self, slot: int) -> None:
@@ -64,18 +57,14 @@ class Pool(_core.Pool):
 
     def grow(self, more: int) -> None:
         """Make room for so many more slots."""
-        capacity = self._checked(self._capacity + whole_number("more", more, 0, MOST))
-        self._grow(capacity)
-        self._capacity = capacity
+        self._grow(whole_number("more", more, 0, MOST), self._most)
 
     def reset(self, slots: object) -> None:
         """Set the state of a slot, or of several, to zero."""
-        array = as_array("slots", slots)
-        if array.dtype.kind not in "iu" and array.size:
-            raise TypeError(f"slots: expected whole numbers, got {array.dtype}")
+        array = _slots(slots)
         if array.ndim > 1:
             raise ValueError(f"slots: expected a slot or a list of them, got shape {describe(array.shape)}")
-        self._reset([int(slot) for slot in array.reshape(-1)])
+        self._reset(array.reshape(-1).tolist())
 
     def state(self, slot: int) -> State:
         """A copy of the state of a slot: (h, c) for LSTM, h for the others, (L, H), as that of an unbatched stream."""
@@ -102,13 +91,7 @@ class Pool(_core.Pool):
     def _prepare_step(self, x: object, slots: object, out: object) -> tuple[Array, Array, Array]:
         """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
         of = self._architecture
-        named = as_array("slots", slots)
-        if named.dtype.kind not in "iu" and named.size:
-            raise TypeError(f"slots: expected whole numbers, got {named.dtype}")
-        named = shaped("slots", named, ("n",))
-        if named.dtype.kind == "u" and named.size and named.max() > MOST:
-            raise ValueError(f"slots: expected open slots, each once, got {named.max()}, which is unknown")
-        named = np.require(named.astype(np.int64, copy=False), requirements=["C", "A"])
+        named = shaped("slots", _slots(slots), ("n",))
         leading = named.shape[0]
         if out is None:
             array = shaped("x", floating("x", x, of.dtype), (leading, of.input_size))
@@ -131,7 +114,19 @@ class Pool(_core.Pool):
     def __repr__(self) -> str:
         of = self._architecture
         sizes = describe((of.input_size, of.hidden_size))
-        return f"Pool({of.cell} {sizes}, layers={of.num_layers}, open={len(self)} of {self._capacity}, {of.dtype})"
+        return f"Pool({of.cell} {sizes}, layers={of.num_layers}, capacity={self.capacity}, {of.dtype})"
+
+
+def _slots(slots: object) -> Array:
+    """As int64, C-contiguous."""
+    array = as_array("slots", slots)
+    if array.dtype.kind not in "iuO" and array.size:
+        raise TypeError(f"slots: expected whole numbers, got {array.dtype}")
+    for one in array.flat if array.dtype.kind in "uO" else ():
+        if whole_number("slots", one, -(2**80), 2**80) > MOST:
+            raise ValueError(f"slots: expected open slots, each once, got {one}, which is unknown")
+    # Of NumPy's two types of 64 bits the one that it calls int64.
+    return np.require(array.astype(np.int64).view(np.int64), requirements=["C", "A"])
 
 
 def _slot(slot: object) -> int:

@@ -220,7 +220,7 @@ def _by_torch(
     if call.dropout or call.plan is not None:
         raise RuntimeError(
             "backward with create_graph, or of gradients that are not plain tensors: expected a call without dropout, "
-            "lengths or resets"
+            "lengths, resets or uneven packed rows"
         )
     # Views, so that what one input was made of, perhaps another one, is not gone through twice.
     views = [
@@ -338,6 +338,20 @@ class _Walk(torch.autograd.Function):  # type: ignore[misc]
             grad_c_before if wanted[4] else None,
             *gradients,
         )
+
+
+def _counts(packed: Any) -> Any:
+    """The rows of each step, (T,), of a PackedSequence that is one; else None. A copy: the core relies on it."""
+    sizes = packed.batch_sizes
+    if not _plain(sizes) or sizes.dtype is not torch.int64 or sizes.dim() != 1 or sizes.numel() == 0:
+        return None
+    counts, rows = sizes.numpy().copy(), packed.data.size(0)
+    if counts[-1] < 1 or counts[0] > rows or (counts[1:] > counts[:-1]).any() or counts.sum() != rows:
+        return None
+    for order in (packed.sorted_indices, packed.unsorted_indices):
+        if order is not None and tuple(order.shape) != (int(counts[0]),):
+            return None
+    return counts
 
 
 def _data_of(input: Any) -> Any:
@@ -715,14 +729,8 @@ class _Layer(_Module):
         batch: tuple[int, ...] = ()
         steps = 0
         if isinstance(input, PackedSequence):
-            counts = input.batch_sizes.numpy()
-            if (
-                x.dim() != 2
-                or not len(counts)
-                or counts[-1] < 1
-                or (counts[1:] > counts[:-1]).any()
-                or counts.sum() != x.size(0)
-            ):
+            counts = _counts(input)
+            if counts is None or x.dim() != 2:
                 return WRONG
             batch, steps = (int(counts[0]),), len(counts)
         elif x.dim() == 3:
@@ -841,7 +849,9 @@ class _Layer(_Module):
         self, input: Any, state: tuple[Tensor, ...] | None, weights: list[Any], checkpoint_every: int | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """The core walks over packed rows as they lie. Their states are sorted as they are."""
-        counts = input.batch_sizes.numpy()  # rows of each step
+        counts = _counts(input)
+        if counts is None:  # someone has changed it since it was looked at
+            raise RuntimeError("PackedSequence: expected batch_sizes that stay as they are")
         steps, batch = len(counts), int(counts[0])
         x, plan, packed_rows = input.data, None, None
         if counts[-1] == batch:
@@ -851,6 +861,8 @@ class _Layer(_Module):
             plan, packed_rows = _core.Plan(steps, batch, lengths, None, packed=True), x.size(0)
         if state is not None and input.sorted_indices is not None:
             state = tuple(part.index_select(1, input.sorted_indices) for part in state)
+        if state is not None and any(part.size(1) != batch for part in state):
+            raise RuntimeError(f"hx: expected states of {batch} rows")
         y, after = self._gatewise_call(
             x, state, weights, False, steps, steps, batch, plan, checkpoint_every, packed_rows
         )  # fmt: skip
