@@ -139,10 +139,11 @@ def pairs(first: Callable[[], float], second: Callable[[], float], seconds: floa
 
 
 def against_peer(case: Case, seconds: float, peer: str) -> dict[str, Any]:
-    expected = expected_of(case, 3 if case.workload.mode in STEPPING else 1)
+    steps = 3 if case.workload.mode in STEPPING else 1
+    expected = expected_of(case, steps)
     ours, theirs = peers.gatewise(case), peers.PEERS[peer].make(case)
     check(case, ours, expected)
-    check(case, theirs, expected_of(case, padded=True) if peer in PADDED else expected)
+    check(case, theirs, expected_of(case, steps, padded=True) if peer in PADDED else expected)
     our_turn, their_turn = (turns(party.run, case.threads) for party in (ours, theirs))
     gc.disable()
     times = pairs(our_turn, their_turn, seconds)
