@@ -359,6 +359,10 @@ tangent = _primitive("tangent", lambda x, *_, of, linear: of.results(x), _walk_t
 backward = _primitive("backward", _shapes_of_backward, _call_backward, _walk_backward)
 
 
+def _wanted(of: _Options, linear: tuple[bool, ...]) -> tuple[bool, ...]:
+    return linear[0], *(any(own) for own in of.weights_of(linear[1 + of.states :]))
+
+
 def _recorded_with_tangents(
     operands: Operands, tangents: Operands, of: _Options, tape_bytes: int
 ) -> tuple[list[Any], list[Any]]:
@@ -366,12 +370,9 @@ def _recorded_with_tangents(
     x, states, _, weights = of.split(tangents)
     variables = [x, *states, *weights]
     linear = tuple(type(one) is not ad.Zero for one in variables)
-    in_sequences = of.weights_of(linear[1 + of.states :])
-    wanted = (linear[0], *(any(own) for own in in_sequences))
+    wanted = _wanted(of, linear)
     results = recorded.bind(*operands, of=of, tape_bytes=tape_bytes, wanted=wanted)
-    dots = tangent.bind(
-        *operands, results[0], results[-1], *compress(variables, linear), of=of, linear=linear
-    )  # fmt: skip
+    dots = tangent.bind(*operands, results[0], results[-1], *compress(variables, linear), of=of, linear=linear)
     return results, dots
 
 
@@ -388,13 +389,12 @@ def _recorded_jvp(operands: Operands, tangents: Operands, *, of: _Options, tape_
 def _tangent_transpose(grads: Operands, *operands: Any, of: _Options, linear: tuple[bool, ...]) -> list[Any]:
     end = len(operands) - sum(linear)
     given = tuple(type(grad) is not ad.Zero for grad in grads)
-    in_sequences = of.weights_of(linear[1 + of.states :])
-    wanted = (linear[0], *(any(own) for own in in_sequences))
     if not any(given):
         return [None] * len(operands)
+    wanted = _wanted(of, linear)
     found = iter(backward.bind(*operands[:end], *compress(grads, given), of=of, given=given, wanted=wanted))
     gradients = [next(found) if linear[0] else None, *(next(found) for _ in range(of.states))]
-    for own in in_sequences:
+    for own in of.weights_of(linear[1 + of.states :]):
         gradients += [next(found) if any(own) else None for _ in own]
     return [*([None] * end), *compress(gradients, linear)]
 
