@@ -64,6 +64,7 @@ struct Packed {
 };
 
 Cell cell_of(const std::string& name);
+Activation activation_of(const std::string& name);
 
 // Owns what a Schedule points to, for T steps of B rows.
 class Plan {

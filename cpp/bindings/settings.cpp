@@ -35,10 +35,9 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
 }
 
 py::array evaluate(const std::string& name, const py::array& x) {
-  const Activation activation = name == "exp"       ? Activation::exp
-                                : name == "sigmoid" ? Activation::sigmoid
-                                : name == "tanh"    ? Activation::tanh
-                                                    : throw py::value_error("name: expected exp, sigmoid or tanh");
+  const Activation activation = activation_of(name);
+  if (activation == Activation::softmax)
+    throw py::value_error("name: softmax is a function of rows, expected one of elements");
   const bool is_double = x.dtype().num() == NPY_DOUBLE;
   if (!is_double && x.dtype().num() != NPY_FLOAT) throw py::type_error("x: expected float32 or float64");
   const py::array contiguous = py::array::ensure(x, py::array::c_style);
@@ -70,6 +69,24 @@ Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
 }
 
 }  // namespace
+
+Activation activation_of(const std::string& name) {
+  if (name == "linear") return Activation::linear;
+  if (name == "relu") return Activation::relu;
+  if (name == "tanh") return Activation::tanh;
+  if (name == "sigmoid") return Activation::sigmoid;
+  if (name == "softmax") return Activation::softmax;
+  if (name == "hard_sigmoid") return Activation::hard_sigmoid;
+  if (name == "elu") return Activation::elu;
+  if (name == "leaky_relu") return Activation::leaky_relu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "softplus") return Activation::softplus;
+  if (name == "exp") return Activation::exp;
+  throw py::value_error(
+      "name: expected linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus or exp, "
+      "got " +
+      name);
+}
 
 void bind_settings(py::module_& module) {
   module.def("configuration", configuration);

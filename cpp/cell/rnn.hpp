@@ -40,7 +40,7 @@ struct RnnTanh : RnnShape {
 struct RnnRelu : RnnShape {
   template <class V>
   GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
-    kept[0] = maximum(sum[0], V::broadcast(0));
+    kept[0] = relu(sum[0]);
   }
 
   template <class V>

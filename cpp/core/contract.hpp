@@ -17,7 +17,7 @@ namespace gatewise {
 using Size = std::ptrdiff_t;
 
 enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
-enum class Activation { exp, sigmoid, tanh };
+enum class Activation { linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus, exp };
 
 GATEWISE_INLINE constexpr Size gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
 // Values of a unit and step that a tape keeps beside the carried state.
@@ -139,6 +139,7 @@ struct Kernels {
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
   void (*trace)(const Backward&, const Trace&);
+  // Each element by itself, so not softmax. alpha of elu is 1, the slope of leaky_relu 0.01.
   void (*evaluate)(Activation, Size count, const void* x, void* y);
   // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.
   Size (*multiply_add)(Size repetitions);

@@ -13,6 +13,7 @@
 #include "../cell/gru.hpp"
 #include "../cell/lstm.hpp"
 #include "../cell/rnn.hpp"
+#include "activate.hpp"
 #include "stack.hpp"
 
 namespace gatewise::GATEWISE_KERNEL {
@@ -84,20 +85,12 @@ void trace(const Backward& call, const Trace& wanted) {
 
 void evaluate(Activation activation, Size count, const void* x, void* y) {
   const FloatingPointMode mode;
-  const auto apply = [&](auto function) {
+  with_activation(activation, Real(activation == Activation::leaky_relu ? 0.01 : 1), [&](auto function) {
     for (Size i = 0; i < count; i += lanes) {
       const Size left = smaller(lanes, count - i);
       store_first(function(load_first(static_cast<const Real*>(x) + i, left)), static_cast<Real*>(y) + i, left);
     }
-  };
-  switch (activation) {
-    case Activation::exp:
-      return apply([](Register value) { return exp(value); });
-    case Activation::sigmoid:
-      return apply([](Register value) { return sigmoid(value); });
-    default:
-      return apply([](Register value) { return tanh(value); });
-  }
+  });
 }
 
 Size multiply_add(Size repetitions) {

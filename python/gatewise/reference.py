@@ -7,6 +7,7 @@ type that is. This file is for reading and checking; for speed there is the rest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CELLS", "backward", "dropout_mask", "forward", "sigmoid"]
+__all__ = ["ACTIVATIONS", "CELLS", "backward", "dropout_mask", "forward", "sigmoid"]
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Arrays: TypeAlias = tuple[Array, ...]  # a state, inside this file always a tuple: (h, c) or (h,)
@@ -23,7 +24,7 @@ Activation: TypeAlias = Callable[..., Array]
 Weights: TypeAlias = Mapping[str, Array]  # of one layer and direction, names without their suffix
 
 
-# ---- activations: y = f(x), and the gradient of x from y and its gradient
+# ---- activations: y = f(x), and for those inside cells the gradient of x from y and its gradient
 
 
 def sigmoid(x: Array) -> Array:
@@ -50,6 +51,67 @@ def relu(x: Array) -> Array:
 
 def relu_backward(y: Array, grad: Array) -> Array:
     return np.where(y <= 0, 0, grad)  # selected, not multiplied: even an infinite gradient ends here
+
+
+def linear(x: Array) -> Array:
+    return x
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) by its sum over the last axis, after taking off the largest x: no overflow."""
+    with np.errstate(under="ignore"):
+        powers = np.exp(x - x.max(axis=-1, keepdims=True))
+        y: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return y
+
+
+def hard_sigmoid(x: Array) -> Array:
+    """The line (x + 3) / 6, cut off at 0 and 1, as in PyTorch and Keras 3."""
+    y: Array = np.minimum(np.maximum(x + 3, 0), 6) / 6
+    return y
+
+
+def elu(x: Array, alpha: float = 1.0) -> Array:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def leaky_relu(x: Array, alpha: float = 0.01) -> Array:
+    return np.where(x > 0, x, alpha * x)
+
+
+def gelu(x: Array) -> Array:
+    """x times the normal distribution below x: the exact function, not its approximation by tanh.
+
+    Computed in float64, whatever the dtype of x; in the left tail to 1e-12 of the value.
+    """
+    wide = np.asarray(x, np.float64)
+    with np.errstate(under="ignore"):
+        below = np.vectorize(math.erfc, otypes=[np.float64])(-wide / math.sqrt(2)) / 2
+        y: Array = (np.maximum(wide, -50) * below).astype(x.dtype)  # below -50, and at -inf, zero
+    return y
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), right at both ends: no overflow, and exp(x) far to the left."""
+    with np.errstate(under="ignore"):
+        y: Array = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return y
+
+
+# By name, as functions of x, or of x and alpha.
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": linear,
+    "relu": relu,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+    "hard_sigmoid": hard_sigmoid,
+    "elu": elu,
+    "leaky_relu": leaky_relu,
+    "gelu": gelu,
+    "softplus": softplus,
+    "exp": np.exp,
+}
 
 
 # ---- cells
