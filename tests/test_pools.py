@@ -205,7 +205,7 @@ def test_bad_arguments():
     for impossible in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="a pool cannot be pickled or copied"):
             impossible(pool)
-    assert repr(pool) == "Pool(lstm (5, 9), layers=1, capacity=2, float32)"
+    assert repr(pool) == "Pool(lstm (5, 9), layers=1, float32, capacity=2)"
     assert layer.pool(1)  # though no slot is open
     with pytest.raises(TypeError):
         gw.Pool.__new__(gw.Pool).step(x, slots)

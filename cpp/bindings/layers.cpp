@@ -1,6 +1,4 @@
 // Packed weights, forward, and the tape.
-#include <algorithm>
-
 #include "python.hpp"
 
 namespace gatewise {
@@ -261,17 +259,6 @@ void Packed::pack(const std::vector<Weights>& weights, void* packed) {
 void Packed::pack(const std::vector<Weights>& weights) {
   memory = Buffer(static_cast<std::size_t>(bytes()));
   pack(weights, memory.data());
-}
-
-Size Packed::operations(Size batch) const {
-  const Size gates = gates_of(layer[0].cell);
-  const Size first = input + recurrent(), others = (layers - 1) * (output() + recurrent());
-  return batch * directions * hidden * (gates * (first + others) + layers * projection);
-}
-
-int Packed::threads(Size steps, Size batch) const {
-  return threads_for(operations(batch) / (layers * directions), steps * layers * directions,
-                     std::max((hidden + kernels->lanes - 1) / kernels->lanes, batch / rows_alone(hidden)));
 }
 
 void bind_layers(py::module_& module) {

@@ -41,6 +41,12 @@ class Turn {
   const bool taken_;
 };
 
+// The exception for a token that a table of so many rows does not have.
+inline void refuse_token(Size rows, std::int64_t token) {
+  PyErr_Format(PyExc_ValueError, "x: expected numbers from 0 to %zd, got %lld", rows - 1,
+               static_cast<long long>(token));
+}
+
 inline bool overlap(PyObject* a, PyObject* b) {
   const auto range = [](PyObject* object) {
     auto* array = reinterpret_cast<PyArrayObject*>(object);

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gatewise::bind_settings(module);
   gatewise::bind_plans(module);
   gatewise::bind_layers(module);
+  gatewise::bind_networks(module);
   gatewise::bind_streams(module);
   gatewise::bind_pools(module);
   gatewise::bind_foreign(module);

@@ -29,6 +29,7 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
     order_.resize(static_cast<std::size_t>(batch));
     std::iota(order_.begin(), order_.end(), Size(0));
     std::stable_sort(order_.begin(), order_.end(), [&](Size a, Size b) { return lengths[a] > lengths[b]; });
+    ends_.assign(lengths, lengths + batch);
     for (const Size row : order_) lengths_.push_back(lengths[row]);
     if (steps != (batch ? lengths_.front() : 0) || (batch && lengths_.back() < 0))
       throw py::value_error("internal: lengths do not fit the steps");
@@ -41,6 +42,7 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
     }
     schedule_.order = order_.data();
     schedule_.lengths = lengths_.data();
+    schedule_.ends = ends_.data();
     schedule_.active = active_.data();
     schedule_.taken = taken_.data();
     schedule_.packed = packed;

@@ -8,102 +8,92 @@ namespace gatewise {
 namespace {
 
 struct Pool {
-  std::shared_ptr<const Packed> packed;
+  std::shared_ptr<const HeldNetwork> network;
   const int type_number;
+  const bool takes_tokens;
   const Size item, input, output;
-  const Size hidden_bytes, cell_bytes;  // of a slot, in each layer
+  Size slot_bytes = 0;  // of the whole state
   Size capacity = 0;
-  Buffer hidden, cell;          // [capacity, L, R], [capacity, L, H]
-  Buffer row_hidden, row_cell;  // [L, n, R], [L, n, H] of the n rows of a step
-  Buffer scratch;               // of a step
+  Buffer states;   // [capacity] times each part [count, units]
+  Buffer rows;     // each part [count, n, units] of the n rows of a step
+  Buffer scratch;  // of a step
+  Run run;
+  std::vector<void*> parts;  // where they begin in `rows`
   std::vector<std::uint8_t> is_open;
   std::vector<std::uint64_t> named;  // in which step each slot was last named
   std::vector<std::int64_t> slots;   // of a step
+  std::vector<std::int64_t> tokens;  // likewise
   std::uint64_t steps = 0;
   std::atomic<bool> busy{false};
 
-  Pool(std::shared_ptr<const Packed> weights, Size first_capacity)
-      : packed(std::move(weights)),
-        type_number(packed->type_number()),
-        item(packed->kernels->item_bytes),
-        input(packed->input),
-        output(packed->output()),
-        hidden_bytes(packed->recurrent() * item),
-        cell_bytes(packed->has_cell() ? packed->hidden * item : 0) {
+  Pool(std::shared_ptr<const HeldNetwork> of, Size first_capacity)
+      : network(std::move(of)),
+        type_number(network->type_number()),
+        takes_tokens(network->takes_tokens()),
+        item(network->item()),
+        input(network->input()),
+        output(network->output()),
+        parts(network->state_parts.size()) {
+    for (const StatePart& part : network->state_parts) slot_bytes += part.count * part.units * item;
     grow(first_capacity);
   }
 
-  Size layers() const { return packed->layers; }
-
   // Makes room for so many slots in all; those that there are keep their states.
   void grow(Size wanted) {
-    const auto grown = [&](const Buffer& old, Size bytes) {
-      Buffer larger(static_cast<std::size_t>(wanted * layers() * bytes));
-      if (capacity) std::memcpy(larger.data(), old.data(), static_cast<std::size_t>(capacity * layers() * bytes));
-      return larger;
-    };
-    Buffer new_hidden = grown(hidden, hidden_bytes), new_cell = grown(cell, cell_bytes);
-    Buffer new_row_hidden(static_cast<std::size_t>(wanted * layers() * hidden_bytes));
-    Buffer new_row_cell(static_cast<std::size_t>(wanted * layers() * cell_bytes));
-    Buffer new_scratch(static_cast<std::size_t>(scratch_bytes(call_of(wanted))));
+    Buffer new_states(static_cast<std::size_t>(wanted * slot_bytes));
+    if (capacity) std::memcpy(new_states.data(), states.data(), static_cast<std::size_t>(capacity * slot_bytes));
+    Buffer new_rows(static_cast<std::size_t>(wanted * slot_bytes + 64 * static_cast<Size>(parts.size())));
+    run.lay_out(*network, 1, wanted, {}, 0);
+    Buffer new_scratch(static_cast<std::size_t>(run.bytes()));
     is_open.resize(static_cast<std::size_t>(wanted));
     named.resize(static_cast<std::size_t>(wanted));
     slots.resize(static_cast<std::size_t>(wanted));
-    std::swap(hidden, new_hidden), std::swap(cell, new_cell), std::swap(scratch, new_scratch);
-    std::swap(row_hidden, new_row_hidden), std::swap(row_cell, new_row_cell);
+    if (takes_tokens) tokens.resize(static_cast<std::size_t>(wanted));
+    std::swap(states, new_states), std::swap(rows, new_rows), std::swap(scratch, new_scratch);
     capacity = wanted;
   }
 
   bool has(Size slot) const { return slot >= 0 && slot < capacity && is_open[static_cast<std::size_t>(slot)]; }
-  char* hidden_of(Size slot) const { return static_cast<char*>(hidden.data()) + slot * layers() * hidden_bytes; }
-  char* cell_of(Size slot) const { return static_cast<char*>(cell.data()) + slot * layers() * cell_bytes; }
+  char* state_of(Size slot) const { return static_cast<char*>(states.data()) + slot * slot_bytes; }
+  void clear(Size slot) { std::memset(state_of(slot), 0, static_cast<std::size_t>(slot_bytes)); }
 
-  void clear(Size slot) {
-    std::memset(hidden_of(slot), 0, static_cast<std::size_t>(layers() * hidden_bytes));
-    std::memset(cell_of(slot), 0, static_cast<std::size_t>(layers() * cell_bytes));
+  // The bytes of each part of a slot's state, which follow one another.
+  std::vector<Size> part_bytes() const {
+    std::vector<Size> bytes;
+    for (const StatePart& part : network->state_parts) bytes.push_back(part.count * part.units * item);
+    return bytes;
   }
 
-  // One step of n rows, complete but for its memory.
-  Forward call_of(Size rows) const {
-    Forward call{};
-    call.stack = packed->stack();
-    call.steps = 1;
-    call.batch = rows;
-    call.input = {nullptr, 0, input};
-    call.output = {nullptr, 0, output};
-    call.threads = packed->threads(1, rows);
-    return call;
-  }
-  Size scratch_bytes(const Forward& call) const { return packed->kernels->forward_scratch(call) * item; }
-
-  // Between the states of some slots and rows [L, n, .]; `copy` is given the row's place and the slot's.
+  // Between the states of `count` slots and their rows; `copy` is given the row's place and the slot's.
   template <class Copy>
-  void each_row(const Buffer& rows, const Buffer& states, Size bytes, Size count, const Copy& copy) const {
-    auto* row = static_cast<char*>(rows.data());
-    for (Size layer = 0; layer < layers() && bytes; ++layer)
-      for (Size i = 0; i < count; ++i, row += bytes)
-        copy(row, static_cast<char*>(states.data()) + (slots[static_cast<std::size_t>(i)] * layers() + layer) * bytes,
-             static_cast<std::size_t>(bytes));
+  void each_row(Size count, const Copy& copy) const {
+    Size offset = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const StatePart& part = network->state_parts[i];
+      const Size bytes = part.units * item;
+      char* row = static_cast<char*>(parts[i]);
+      for (Size n = 0; n < part.count; ++n, offset += bytes)
+        for (Size slot = 0; slot < count; ++slot, row += bytes)
+          copy(row, state_of(slots[static_cast<std::size_t>(slot)]) + offset, static_cast<std::size_t>(bytes));
+    }
   }
 
   // Of the first `count` of `slots`, which are open and each named once.
   void step(const void* x, Size count, void* out) {
-    Forward call = call_of(count);
+    run.lay_out(*network, 1, count, {}, 0);
     // Allocated before, unless the number of threads has changed since.
-    if (static_cast<std::size_t>(scratch_bytes(call)) > scratch.bytes())
-      scratch = Buffer(static_cast<std::size_t>(scratch_bytes(call)));
-    const auto bring = [](char* row, const char* state, std::size_t bytes) { std::memcpy(row, state, bytes); };
-    const auto take_back = [](const char* row, char* state, std::size_t bytes) { std::memcpy(state, row, bytes); };
-    each_row(row_hidden, hidden, hidden_bytes, count, bring);
-    each_row(row_cell, cell, cell_bytes, count, bring);
-    call.input.data = x;
-    call.output.data = out;
-    call.hidden_before = call.hidden_after = row_hidden.data();
-    call.cell_before = call.cell_after = cell_bytes ? row_cell.data() : nullptr;
-    call.scratch = scratch.data();
-    packed->kernels->forward(call);
-    each_row(row_hidden, hidden, hidden_bytes, count, take_back);
-    each_row(row_cell, cell, cell_bytes, count, take_back);
+    if (static_cast<std::size_t>(run.bytes()) > scratch.bytes())
+      scratch = Buffer(static_cast<std::size_t>(run.bytes()));
+    char* next = static_cast<char*>(rows.data());
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const StatePart& part = network->state_parts[i];
+      parts[i] = next;
+      next += (part.count * count * part.units * item + 63) / 64 * 64;
+    }
+    run.place(scratch.data(), parts.data(), parts.data());
+    each_row(count, [](char* row, const char* state, std::size_t bytes) { std::memcpy(row, state, bytes); });
+    run({{x, 0, input}, tokens.data()}, {out, 0, output});
+    each_row(count, [](const char* row, char* state, std::size_t bytes) { std::memcpy(state, row, bytes); });
   }
 };
 
@@ -131,7 +121,9 @@ bool fits(const Pool& pool, const Step& given) {
   auto* slots = reinterpret_cast<PyArrayObject*>(given.slots);
   if (PyArray_NDIM(slots) != 1) return false;
   const Size rows = PyArray_DIM(slots, 0);
-  return fits(given.slots, NPY_INT64, rows, 0, false) && fits(given.x, pool.type_number, rows, pool.input, false) &&
+  return fits(given.slots, NPY_INT64, rows, 0, false) &&
+         (pool.takes_tokens ? fits(given.x, NPY_INT64, rows, 0, false)
+                            : fits(given.x, pool.type_number, rows, pool.input, false)) &&
          fits(given.out, pool.type_number, rows, pool.output, true) && !overlap(given.x, given.out) &&
          !overlap(given.slots, given.out);
 }
@@ -158,6 +150,19 @@ bool take_slots(Pool& pool, const std::int64_t* slots, Size count) {
   return true;
 }
 
+// Whether the table has all of them; else a Python exception. They are copied, too.
+bool take_tokens(Pool& pool, const std::int64_t* tokens, Size count) {
+  for (Size i = 0; i < count; ++i) {
+    const std::int64_t token = static_cast<const volatile std::int64_t*>(tokens)[i];
+    if (token < 0 || token >= pool.input) {
+      refuse_token(pool.input, token);
+      return false;
+    }
+    pool.tokens[static_cast<std::size_t>(i)] = token;
+  }
+  return true;
+}
+
 // A new reference to `out`, or null and a Python exception.
 PyObject* run_step(Pool& pool, const Step& given) {
   const PoolTurn turn(pool);
@@ -169,11 +174,12 @@ PyObject* run_step(Pool& pool, const Step& given) {
   const auto* slots = static_cast<const std::int64_t*>(PyArray_DATA(array));
   const Size count = PyArray_DIM(array, 0);
   if (!take_slots(pool, slots, count)) return nullptr;
+  const void* x = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
+  void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out));
+  if (pool.takes_tokens && !take_tokens(pool, static_cast<const std::int64_t*>(x), count)) return nullptr;
+  if (count == 0) return Py_NewRef(given.out);
   try {
-    without_gil(pool.packed->operations(count), [&] {
-      pool.step(PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x)), count,
-                PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)));
-    });
+    without_gil(pool.network->operations(count), [&] { pool.step(x, count, out); });
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
   }
@@ -255,36 +261,36 @@ void reset(Pool& pool, const std::vector<Size>& slots) {
   for (const Size slot : slots) pool.clear(slot);
 }
 
-void check_state(const Pool& pool, const py::array& hidden, const Array& cell) {
-  if (hidden.nbytes() != pool.layers() * pool.hidden_bytes || !(hidden.flags() & py::array::c_style) ||
-      cell.has_value() != (pool.cell_bytes > 0) ||
-      (cell && (cell->nbytes() != pool.layers() * pool.cell_bytes || !(cell->flags() & py::array::c_style))))
-    throw py::value_error("internal: a state of the wrong size");
-}
-
-// hidden [L, R], cell [L, H] or None.
-void get_state(Pool& pool, Size slot, py::array& hidden, std::optional<py::array>& cell) {
-  check_state(pool, hidden, cell);
+// parts: of an array each.
+void get_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
+  check_parts(parts, pool.part_bytes());
   const PoolTurn turn(pool);
   turn.require();
   require_open(pool, slot);
-  std::memcpy(hidden.mutable_data(), pool.hidden_of(slot), static_cast<std::size_t>(hidden.nbytes()));
-  if (cell) std::memcpy(cell->mutable_data(), pool.cell_of(slot), static_cast<std::size_t>(cell->nbytes()));
+  const char* from = pool.state_of(slot);
+  for (py::array part : parts) {
+    std::memcpy(part.mutable_data(), from, static_cast<std::size_t>(part.nbytes()));
+    from += part.nbytes();
+  }
 }
 
-void set_state(Pool& pool, Size slot, const py::array& hidden, const Array& cell) {
-  check_state(pool, hidden, cell);
+void set_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
+  check_parts(parts, pool.part_bytes());
   const PoolTurn turn(pool);
   turn.require();
   require_open(pool, slot);
-  std::memcpy(pool.hidden_of(slot), hidden.data(), static_cast<std::size_t>(hidden.nbytes()));
-  if (cell) std::memcpy(pool.cell_of(slot), cell->data(), static_cast<std::size_t>(cell->nbytes()));
+  char* to = pool.state_of(slot);
+  for (const py::array& part : parts) {
+    std::memcpy(to, part.data(), static_cast<std::size_t>(part.nbytes()));
+    to += part.nbytes();
+  }
 }
 
 PyMethodDef step_definition = {
     "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
     "step($self, x, slots, out=None)\n--\n\n"
-    "One step of some slots in one call. x (n, I), slots (n,), out (n, H). The others stay as they are.\nWith `out`, "
+    "One step of some slots in one call. x (n, I), tokens (n,), slots (n,), out (n, O). The others stay as they "
+    "are.\nWith `out`, "
     "and "
     "slots of int64, nothing is converted and nothing allocated; without it x is converted and\na new array returned."};
 
@@ -293,12 +299,12 @@ PyMethodDef step_definition = {
 void bind_pools(py::module_& module) {
   using namespace py::literals;
   py::class_<Pool> type(module, "Pool");
-  type.def(py::init<std::shared_ptr<const Packed>, Size>(), "packed"_a, "capacity"_a)
+  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size>(), "network"_a, "capacity"_a)
       .def("_open", open)
       .def("_close", close, "slot"_a)
       .def("_reset", reset, "slots"_a)
-      .def("_get_state", get_state, "slot"_a, "hidden"_a, "cell"_a)
-      .def("_set_state", set_state, "slot"_a, "hidden"_a, "cell"_a)
+      .def("_get_state", get_state, "slot"_a, "parts"_a)
+      .def("_set_state", set_state, "slot"_a, "parts"_a)
       .def(
           "_grow",
           [](Pool& pool, Size more, Size most) {
@@ -313,16 +319,13 @@ void bind_pools(py::module_& module) {
       .def_readonly("capacity", &Pool::capacity)
       .def(
           "_use",
-          [](Pool& pool, std::shared_ptr<const Packed> packed) {
+          [](Pool& pool, std::shared_ptr<const HeldNetwork> network) {
             const PoolTurn turn(pool);
             turn.require();
-            if (packed->input != pool.input || packed->output() != pool.output || packed->layers != pool.layers() ||
-                packed->hidden != pool.packed->hidden || packed->type_number() != pool.type_number ||
-                packed->layer[0].cell != pool.packed->layer[0].cell)
-              throw py::value_error("internal: weights of other sizes");
-            pool.packed = std::move(packed);
+            if (!network->is_like(*pool.network)) throw py::value_error("internal: a network of other sizes");
+            pool.network = std::move(network);
           },
-          "packed"_a)
+          "network"_a)
       .def_property_readonly("_open_slots", [](Pool& pool) {
         const PoolTurn turn(pool);
         turn.require();

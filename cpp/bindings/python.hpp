@@ -18,6 +18,7 @@
 #include <optional>
 #include <vector>
 
+#include "../core/network.hpp"
 #include "../core/registry.hpp"
 #include "memory.hpp"
 
@@ -58,8 +59,8 @@ struct Packed {
   Stack stack() const { return {layer.data(), layers, directions}; }
   Size recurrent() const { return projection ? projection : hidden; }
   Size output() const { return directions * recurrent(); }
-  Size operations(Size batch) const;  // multiply-adds of a step
-  int threads(Size steps, Size batch) const;
+  Size operations(Size batch) const { return operations_of(stack(), batch); }  // multiply-adds of a step
+  int threads(Size steps, Size batch) const { return threads_of(*kernels, stack(), steps, batch); }
   bool has_cell() const { return layer[0].cell == Cell::lstm; }
 };
 
@@ -76,9 +77,46 @@ class Plan {
 
  private:
   Size steps_, batch_;
-  std::vector<Size> order_, lengths_, active_, taken_;
+  std::vector<Size> order_, lengths_, ends_, active_, taken_;
   std::vector<std::uint8_t> resets_;
   Schedule schedule_{};
+};
+
+// A network, and what owns the memory that its nodes point to. Never changed once it is made.
+struct HeldNetwork : Network {
+  std::vector<StatePart> state_parts;
+  std::vector<std::shared_ptr<const void>> owners;
+
+  int type_number() const { return kernels->item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
+  // Whether streams of one can go on with the other.
+  bool is_like(const HeldNetwork& other) const;
+};
+
+// A whole sequence: x [T, B, I] with any strides but the last, or tokens [T, B] of int64; output [T, B, O], or [1, B,
+// O] where the network ends with the last step; the parts of the state before, null: zero, and after.
+void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
+                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan);
+
+// What a state is copied into or from: an array a part, of its bytes.
+void check_parts(const std::vector<py::array>& arrays, const std::vector<Size>& bytes);
+
+// The parts of the state of some rows, [count, B, units] each, one after the other in one block.
+class StateBlock {
+ public:
+  StateBlock() = default;
+  StateBlock(const HeldNetwork& network, Size batch);  // zero
+
+  std::vector<void*> pointers;  // of each part
+  std::vector<Size> bytes;
+
+  void clear();
+  void clear_row(const HeldNetwork& network, Size batch, Size row);
+  // Between the block and an array a part, of its bytes.
+  void copy_out(const std::vector<py::array>& arrays) const;
+  void copy_in(const std::vector<py::array>& arrays);
+
+ private:
+  Buffer memory_;
 };
 
 // The call on x [T, B, I] and output [T, B, D*R], which may have any strides but the last; the states are to be added.
@@ -93,6 +131,7 @@ void run_backward(const Packed& packed, Backward& call);
 
 void bind_plans(py::module_& module);
 void bind_layers(py::module_& module);
+void bind_networks(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_pools(py::module_& module);
 void bind_foreign(py::module_& module);

@@ -1,7 +1,6 @@
 // Streams: a state that advances one step, or some, at a time. step(x, out) is a C method without conversions: no
 // allocation, no lock, no system call.
 #include <atomic>
-#include <cstring>
 
 #include "method.hpp"
 
@@ -11,70 +10,48 @@ namespace gatewise {
 namespace {
 
 struct Stream {
-  std::shared_ptr<const Packed> packed;
+  std::shared_ptr<const HeldNetwork> network;
   // What no refresh changes, so that arguments can be checked before the turn is taken.
   const int type_number;
-  const Size item, input, recurrent, cell_size, layers, batch;
+  const bool takes_tokens;
+  const Size input, output, batch;
   const bool unbatched;
-  Buffer hidden, cell;  // [L, B, R], [L, B, H]
-  Buffer scratch;       // for one step
-  Forward call{};       // one step, complete but for x and out
+  StateBlock state;
+  Size operations;                   // of a step
+  Buffer scratch;                    // for one
+  Run one_step;                      // laid out in it
+  std::vector<std::int64_t> tokens;  // of one step
   std::atomic<bool> busy{false};
 
-  Stream(std::shared_ptr<const Packed> weights, Size batch, bool unbatched)
-      : type_number(weights->type_number()),
-        item(weights->kernels->item_bytes),
-        input(weights->input),
-        recurrent(weights->recurrent()),
-        cell_size(weights->has_cell() ? weights->hidden : 0),
-        layers(weights->layers),
+  Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched)
+      : type_number(of->type_number()),
+        takes_tokens(of->takes_tokens()),
+        input(of->input()),
+        output(of->output()),
         batch(batch),
-        unbatched(unbatched) {
-    use(std::move(weights));
-    reset();
+        unbatched(unbatched),
+        state(*of, batch),
+        tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)) {
+    use(std::move(of));
   }
 
   // Takes other weights of the same sizes; the state stays.
-  void use(std::shared_ptr<const Packed> weights) {
-    Forward step{};
-    step.stack = weights->stack();
-    step.steps = 1;
-    step.batch = batch;
-    step.input = {nullptr, 0, weights->input};
-    step.output = {nullptr, 0, weights->output()};
-    step.threads = 1;  // a step starts no thread
-    Buffer new_scratch(static_cast<std::size_t>(weights->kernels->forward_scratch(step) * item));
-    if (!hidden.data()) {
-      hidden = Buffer(static_cast<std::size_t>(hidden_bytes()));
-      cell = Buffer(static_cast<std::size_t>(cell_bytes()));
-    }
+  void use(std::shared_ptr<const HeldNetwork> other) {
+    Run step;
+    step.lay_out(*other, 1, batch, {}, 1);  // a step starts no thread
+    Buffer new_scratch(static_cast<std::size_t>(step.bytes()));
+    step.place(new_scratch.data(), state.pointers.data(), state.pointers.data());
     scratch = std::move(new_scratch);
-    packed = std::move(weights);
-    call = step;
-    call.hidden_before = call.hidden_after = hidden.data();
-    call.cell_before = call.cell_after = packed->has_cell() ? cell.data() : nullptr;
-    call.scratch = scratch.data();
-  }
-
-  void reset() {
-    std::memset(hidden.data(), 0, hidden.bytes());
-    std::memset(cell.data(), 0, cell.bytes());
+    one_step = std::move(step);
+    network = std::move(other);
+    operations = network->operations(batch);
   }
 
   // Zero in the rows that are flagged.
   void reset(const npy_bool* flags) {
     for (Size row = 0; row < batch; ++row)
-      for (Size layer = 0; layer < layers && flags[row]; ++layer) {
-        clear_row(hidden, (layer * batch + row) * recurrent * item, recurrent * item);
-        clear_row(cell, (layer * batch + row) * cell_size * item, cell_size * item);
-      }
+      if (flags[row]) state.clear_row(*network, batch, row);
   }
-  static void clear_row(const Buffer& buffer, Size offset, Size bytes) {
-    std::memset(static_cast<char*>(buffer.data()) + offset, 0, static_cast<std::size_t>(bytes));
-  }
-
-  Size hidden_bytes() const { return layers * batch * recurrent * item; }
-  Size cell_bytes() const { return layers * batch * cell_size * item; }
 };
 
 struct StreamTurn : Turn {
@@ -96,6 +73,37 @@ bool fits(const Stream& stream, PyObject* object, Size units, bool writeable) {
                           : PyArray_NDIM(array) == 2 && shape[0] == stream.batch && shape[1] == units;
 }
 
+// Whether `object` is a token, or an array of one a row, that can be used as it is.
+bool fits_as_tokens(const Stream& stream, PyObject* object) {
+  if (stream.unbatched && (PyLong_CheckExact(object) || PyArray_IsScalar(object, Int64))) return true;
+  if (!PyArray_Check(object)) return false;
+  auto* array = reinterpret_cast<PyArrayObject*>(object);
+  return PyArray_TYPE(array) == NPY_INT64 && PyArray_ISCARRAY_RO(array) &&
+         PyArray_NDIM(array) == (stream.unbatched ? 0 : 1) && PyArray_SIZE(array) == stream.batch;
+}
+
+// They are copied, since another thread may write to the array meanwhile. False: one is out of range, and there is a
+// Python exception.
+bool take_tokens(Stream& stream, PyObject* object) {
+  for (Size row = 0; row < stream.batch; ++row) {
+    int overflow = 0;
+    const std::int64_t token =
+        PyLong_CheckExact(object) ? PyLong_AsLongLongAndOverflow(object, &overflow)
+        : PyArray_IsScalar(object, Int64)
+            ? PyArrayScalar_VAL(object, Int64)
+            : static_cast<const volatile std::int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(object)))[row];
+    if (overflow || token < 0 || token >= stream.input) {
+      if (overflow)
+        PyErr_Format(PyExc_ValueError, "x: expected numbers from 0 to %zd, got %S", stream.input - 1, object);
+      else
+        refuse_token(stream.input, token);
+      return false;
+    }
+    stream.tokens[static_cast<std::size_t>(row)] = token;
+  }
+  return true;
+}
+
 // The flags of a bool array [] or [B], or of a lone bool, or null.
 const npy_bool* flags_of(const Stream& stream, PyObject* object) {
   static const npy_bool no = 0, yes = 1;
@@ -115,8 +123,10 @@ struct Step {
 
 // Whether all of it can be used as it is.
 bool fits(const Stream& stream, const Step& given) {
-  return given.out && fits(stream, given.x, stream.input, false) && fits(stream, given.out, stream.recurrent, true) &&
-         !overlap(given.x, given.out) && (!given.resets || flags_of(stream, given.resets));
+  return given.out && fits(stream, given.out, stream.output, true) &&
+         (stream.takes_tokens ? fits_as_tokens(stream, given.x)
+                              : fits(stream, given.x, stream.input, false) && !overlap(given.x, given.out)) &&
+         (!given.resets || flags_of(stream, given.resets));
 }
 
 // A new reference to `out`, or null and a Python exception.
@@ -126,10 +136,14 @@ PyObject* run_step(Stream& stream, const Step& given) {
     PyErr_SetString(PyExc_RuntimeError, turn.refused());
     return nullptr;
   }
+  NetworkInput input{{nullptr, 0, stream.input}, stream.tokens.data()};
+  if (!stream.takes_tokens)
+    input.rows.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
+  else if (!take_tokens(stream, given.x))
+    return nullptr;
   if (given.resets) stream.reset(flags_of(stream, given.resets));
-  stream.call.input.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
-  stream.call.output.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out));
-  without_gil(stream.packed->operations(stream.batch), [&] { stream.packed->kernels->forward(stream.call); });
+  const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
+  without_gil(stream.operations, [&] { stream.one_step(input, output); });
   return Py_NewRef(given.out);
 }
 
@@ -182,15 +196,12 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
 
 // ---- the rest ---------------------------------------------------------------------------------------------------
 
-// x [T, B, I] and output [T, B, R], with any strides.
+// x [T, B, I], with any strides, or tokens [T, B]; output [T, B, O].
 void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
   const StreamTurn turn(stream);
   turn.require();
-  Forward call = sequence_call(*stream.packed, x, output, plan);
-  if (call.batch != stream.batch) throw py::value_error("internal: the batch does not fit");
-  call.hidden_before = call.hidden_after = stream.call.hidden_after;
-  call.cell_before = call.cell_after = stream.call.cell_after;
-  run_forward(*stream.packed, call);
+  const std::vector<const void*> before(stream.state.pointers.begin(), stream.state.pointers.end());
+  run_network(*stream.network, x, before, output, stream.state.pointers, stream.batch, plan);
 }
 
 // The rows that are flagged in a bool array [] or [B].
@@ -202,65 +213,48 @@ void reset(Stream& stream, const py::array& rows) {
   stream.reset(flags);
 }
 
-void copy_bytes(void* to, const void* from, Size bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
-
-void check_state(const Stream& stream, const py::array& hidden, const Array& cell) {
-  if (hidden.nbytes() != stream.hidden_bytes() || !(hidden.flags() & py::array::c_style) ||
-      cell.has_value() != (stream.cell_size > 0) ||
-      (cell && (cell->nbytes() != stream.cell_bytes() || !(cell->flags() & py::array::c_style))))
-    throw py::value_error("internal: a state of the wrong size");
-}
-
-void get_state(Stream& stream, py::array& hidden, std::optional<py::array>& cell) {
-  check_state(stream, hidden, cell);
+void get_state(Stream& stream, const std::vector<py::array>& parts) {
   const StreamTurn turn(stream);
   turn.require();
-  copy_bytes(hidden.mutable_data(), stream.hidden.data(), stream.hidden_bytes());
-  if (cell) copy_bytes(cell->mutable_data(), stream.cell.data(), stream.cell_bytes());
+  stream.state.copy_out(parts);
 }
 
-void set_state(Stream& stream, const py::array& hidden, const Array& cell) {
-  check_state(stream, hidden, cell);
+void set_state(Stream& stream, const std::vector<py::array>& parts) {
   const StreamTurn turn(stream);
   turn.require();
-  copy_bytes(stream.hidden.data(), hidden.data(), stream.hidden_bytes());
-  if (cell) copy_bytes(stream.cell.data(), cell->data(), stream.cell_bytes());
+  stream.state.copy_in(parts);
 }
 
-PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
-                               METH_FASTCALL | METH_KEYWORDS,
-                               "step($self, x, out=None, *, resets=None)\n--\n\n"
-                               "One step. x (I,) or (B, I), out (H,) or (B, H). Rows that are flagged in resets () or "
-                               "(B,)\nstart from zero. With `out`, and resets of bool if any, nothing is converted and "
-                               "nothing\nallocated; without it x is converted and a new array returned."};
+PyMethodDef step_definition = {
+    "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
+    "step($self, x, out=None, *, resets=None)\n--\n\n"
+    "One step. x (I,) or (B, I), tokens () or (B,); out (O,) or (B, O). Rows that are flagged in resets () or "
+    "(B,)\nstart from zero. With `out`, and resets of bool if any, nothing is converted and "
+    "nothing\nallocated; without it x is converted and a new array returned."};
 
 }  // namespace
 
 void bind_streams(py::module_& module) {
   using namespace py::literals;
   py::class_<Stream> type(module, "Stream");
-  type.def(py::init<std::shared_ptr<const Packed>, Size, bool>(), "packed"_a, "batch"_a, "unbatched"_a)
+  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size, bool>(), "network"_a, "batch"_a, "unbatched"_a)
       .def("_run", run, "x"_a, "output"_a, "plan"_a = nullptr)
       .def("_reset", reset, "rows"_a)
-      .def("_get_state", get_state, "hidden"_a, "cell"_a)
-      .def("_set_state", set_state, "hidden"_a, "cell"_a)
+      .def("_get_state", get_state, "parts"_a)
+      .def("_set_state", set_state, "parts"_a)
       .def(
           "_use",
-          [](Stream& stream, std::shared_ptr<const Packed> packed) {
+          [](Stream& stream, std::shared_ptr<const HeldNetwork> network) {
             const StreamTurn turn(stream);
             turn.require();
-            const Packed& old = *stream.packed;
-            if (packed->input != old.input || packed->hidden != old.hidden || packed->projection != old.projection ||
-                packed->layers != old.layers || packed->type_number() != old.type_number() ||
-                packed->layer[0].cell != old.layer[0].cell)
-              throw py::value_error("internal: weights of other sizes");
-            stream.use(std::move(packed));
+            if (!network->is_like(*stream.network)) throw py::value_error("internal: a network of other sizes");
+            stream.use(std::move(network));
           },
-          "packed"_a)
+          "network"_a)
       .def_property_readonly("_backend", [](Stream& stream) {
         const StreamTurn turn(stream);
         turn.require();
-        return stream.packed->kernels->level;
+        return stream.network->kernels->level;
       });
   // pybind11's own methods cost four allocations and 300 ns for two arrays; a plain C method costs none and 20 ns.
   type.attr("step") = py::reinterpret_steal<py::object>(

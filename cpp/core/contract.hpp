@@ -66,6 +66,33 @@ struct Stack {
   Size layers, directions;
 };
 
+// What stands around recurrent layers: a row of the output depends on the same row of the input alone.
+enum class Operation {
+  dense,       // activation(weight x + bias)
+  activate,    // activation(x)
+  normalize,   // (x - mean) * scale + shift, the same three rows for all
+  layer_norm,  // the same with the mean of the row itself, and its deviation in front of the scale
+  add,         // the two halves of a row, unit by unit
+  multiply,
+  average,
+};
+
+struct RowFunction {
+  Operation operation;
+  Size input, output;  // units of a row
+  Activation activation;
+  double alpha;    // elu: its value far to the left, but for the sign; leaky_relu: its slope there
+  double epsilon;  // layer_norm: added to the variance
+  const void* packed;
+};
+
+// Sums that the input feeds, bias included, in place of the input: row t, b of the input stands for the row
+// `place[t * B + b]` of tables that `input_sums` made.
+struct Lookup {
+  const std::int64_t* place;  // [T, B]; null: none
+  const void* sums[2];        // of the first layer's directions
+};
+
 // The mask of layer l is drawn anew from (seed, call, l, row, step, unit); see python/gatewise/reference.py.
 struct Dropout {
   double probability;
@@ -76,6 +103,7 @@ struct Dropout {
 struct Schedule {
   const Size* order;           // [B] the rows by their number of steps, most first; null: all rows take all steps
   const Size* lengths;         // [B] these numbers, in that order; the first is T
+  const Size* ends;            // [B] the same by row
   const Size* active;          // [T] how many rows take the step at time t: the first ones of `order`
   const Size* taken;           // [T + 1] the sum of `active` over the times before t
   const std::uint8_t* resets;  // [T, B] 1: the state of the row is set to zero before the step at time t; null: never
@@ -100,6 +128,7 @@ struct Call {
 
 // Output and input gradient are written for each row as far as it goes; the rest of it becomes zero.
 struct Forward : Call {
+  Lookup lookup;            // instead of `input`; for inference only
   Rows<void*> output;       // [T, B, D*R]
   const void* cell_before;  // [L*D, B, H]; null: zero; LSTM only
   void* hidden_after;       // [L*D, B, R]; may be hidden_before
@@ -139,6 +168,16 @@ struct Kernels {
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
   void (*trace)(const Backward&, const Trace&);
+  // The sums that the input feeds, bias included, of `rows` rows [rows, I]: so many elements a row.
+  Size (*input_sums_size)(const Layer&);
+  void (*input_sums)(const Layer&, Size rows, const void* input, Size input_row, void* sums);
+  // weights: dense weight [output, input] and bias or null; normalize mean, scale, shift; layer_norm scale and shift,
+  // or null each; of the others none is read.
+  Size (*rows_packed_size)(const RowFunction&);
+  void (*pack_rows)(const RowFunction&, const void* const* weights, void* packed);
+  Size (*rows_scratch)(const RowFunction&, Size rows, int threads);
+  void (*apply_rows)(const RowFunction&, Size rows, const void* input, Size input_row, void* output, Size output_row,
+                     void* scratch, int threads);
   // Each element by itself, so not softmax. alpha of elu is 1, the slope of leaky_relu 0.01.
   void (*evaluate)(Activation, Size count, const void* x, void* y);
   // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.

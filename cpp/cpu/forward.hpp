@@ -88,6 +88,49 @@ void multiply_times(Product product, Rows<const Real*> rows, Size times, Size ba
   }
 }
 
+// The sums that no input feeds start from their bias.
+template <class Cell>
+void start_unfed_sums(const Panels<Cell>& packed, Team::Share share, Size rows, Real* sums, Size panel, Size row) {
+  for (Size p = share.begin; p < share.end && Cell::sums > Cell::gates; ++p)
+    for (Size m = 0; m < rows; ++m)
+      repeat<Cell::sums - Cell::gates>([&](int i) GATEWISE_LAMBDA {
+        const Size sum = (Cell::gates + i) * lanes;
+        Register::load(packed.bias + p * Cell::sums * lanes + sum).store(sums + p * panel + m * row + sum);
+      });
+}
+
+// Rows [row][panel][sum][lane] of the sums that start_sums makes, to be looked up later. The same product, and so the
+// same bits.
+template <class Cell>
+void make_input_sums(const Layer& layer, Size rows, const Real* input, Size input_row, Real* sums) {
+  constexpr int G = Cell::gates;
+  Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))};
+  const Panels<Cell> packed(packed_arena, layer);
+  const Size panels = panels_of(layer.hidden), panel = Cell::sums * lanes, row = panels * panel;
+  Product product{};
+  product.rows = rows;
+  product.panels = panels;
+  product.segments = 1;
+  product.run = layer.input;
+  product.scalars = {input, input_row, 1, 0};
+  product.vectors = {packed.input, layer.input * G * lanes, G * lanes, 0};
+  product.start = {packed.bias, panel, 0};
+  product.sums = {sums, panel, row};
+  multiply<G>(product);
+  start_unfed_sums(packed, {0, panels}, rows, sums, panel, row);
+}
+
+template <class Cell>
+void look_up_sums(const Sequence& sequence, const RowsScratch<Cell>& s, Size lowest, Size count, Team::Share share) {
+  const Size row = Cell::sums * lanes, table_row = panels_of(sequence.layer.hidden) * row, panel = s.rows * row;
+  Real* to = s.sums;
+  for (Size t = lowest; t < lowest + count; ++t)
+    for (Size b = 0; b < sequence.active(sequence.time(t)); ++b, to += row) {  // time() is its own inverse
+      const Real* from = sequence.table + sequence.place[t * sequence.whole + sequence.row(b)] * table_row;
+      for (Size p = share.begin; p < share.end; ++p) copy(from + p * row, to + p * panel, row);
+    }
+}
+
 // Sums [panel][rows][sum][lane] of the panels in `share`: bias and the product with the input of the steps between two
 // times.
 template <class Cell>
@@ -96,6 +139,7 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
   constexpr int G = Cell::gates;
   const Size inputs = sequence.layer.input, row = Cell::sums * lanes, panel = s.rows * row;
   const Size rows = sequence.rows_between(lowest, lowest + count);
+  if (sequence.place) return look_up_sums<Cell>(sequence, s, lowest, count, share);
   Product product{};
   product.panels = share.count();
   product.segments = 1;
@@ -119,12 +163,7 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
     product.scalars = {input.data, 0, 1, 0};
     multiply_times<G>(product, input, count, sequence.batch);
   }
-  // The sums that no input feeds start from their bias.
-  for (Size p = share.begin; p < share.end && Cell::sums > G; ++p)
-    for (Size m = 0; m < rows; ++m)
-      repeat<Cell::sums - G>([&](int i) GATEWISE_LAMBDA {
-        Register::load(packed.bias + p * row + (G + i) * lanes).store(s.sums + p * panel + m * row + (G + i) * lanes);
-      });
+  start_unfed_sums(packed, share, rows, s.sums, panel, row);
 }
 
 // Adds the product with h to the sums of the panels in `share`.

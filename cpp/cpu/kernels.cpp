@@ -13,7 +13,7 @@
 #include "../cell/gru.hpp"
 #include "../cell/lstm.hpp"
 #include "../cell/rnn.hpp"
-#include "activate.hpp"
+#include "rows.hpp"
 #include "stack.hpp"
 
 namespace gatewise::GATEWISE_KERNEL {
@@ -83,13 +83,48 @@ void trace(const Backward& call, const Trace& wanted) {
   with_cell(call.stack.layer->cell, [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
 }
 
+Size input_sums_size(const Layer& layer) {
+  return with_cell(layer.cell, [&](auto cell) { return panels_of(layer.hidden) * decltype(cell)::sums * lanes; });
+}
+
+void input_sums(const Layer& layer, Size rows, const void* input, Size input_row, void* sums) {
+  const FloatingPointMode mode;
+  with_cell(layer.cell, [&](auto cell) {
+    make_input_sums<decltype(cell)>(layer, rows, static_cast<const Real*>(input), input_row, static_cast<Real*>(sums));
+  });
+}
+
+Size rows_packed_size(const RowFunction& function) {
+  Arena arena{nullptr};
+  RowPanels(arena, function);
+  return arena.used;
+}
+
+void pack_rows(const RowFunction& function, const void* const* weights, void* packed) {
+  pack_row_function(function, weights, static_cast<Real*>(packed));
+}
+
+// The system may give fewer threads than it was asked for, each with more rows.
+Size rows_scratch(const RowFunction& function, Size rows, int threads) {
+  return threads * row_function_scratch(function, rows);
+}
+
+void apply_rows(const RowFunction& function, Size rows, const void* input, Size input_row, void* output,
+                Size output_row, void* scratch, int threads) {
+  run_team(threads, [&](const Team& team) {
+    const Team::Share own = team.share(rows);
+    apply_to_rows(function, own.count(), static_cast<const Real*>(input) + own.begin * input_row, input_row,
+                  static_cast<Real*>(output) + own.begin * output_row, output_row,
+                  static_cast<Real*>(scratch) + team.rank * row_function_scratch(function, rows));
+  });
+}
+
 void evaluate(Activation activation, Size count, const void* x, void* y) {
   const FloatingPointMode mode;
-  with_activation(activation, Real(activation == Activation::leaky_relu ? 0.01 : 1), [&](auto function) {
-    for (Size i = 0; i < count; i += lanes) {
-      const Size left = smaller(lanes, count - i);
+  with_activation(activation, Real(activation == Activation::leaky_relu ? 0.01 : 1), [&](const auto& function) {
+    each_register(count, [&](Size i, Size left) {
       store_first(function(load_first(static_cast<const Real*>(x) + i, left)), static_cast<Real*>(y) + i, left);
-    }
+    });
   });
 }
 
@@ -128,7 +163,25 @@ Size read(const void* data, Size count, Size repetitions) {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {GATEWISE_NAME,    sizeof(Real), lanes,    packed_size, pack,     tape,         scratch_forward,
-                         scratch_backward, forward,      backward, trace,       evaluate, multiply_add, read};
+const Kernels kernels = {GATEWISE_NAME,
+                         sizeof(Real),
+                         lanes,
+                         packed_size,
+                         pack,
+                         tape,
+                         scratch_forward,
+                         scratch_backward,
+                         forward,
+                         backward,
+                         trace,
+                         input_sums_size,
+                         input_sums,
+                         rows_packed_size,
+                         pack_rows,
+                         rows_scratch,
+                         apply_rows,
+                         evaluate,
+                         multiply_add,
+                         read};
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -77,6 +77,9 @@ struct Sequence {
   Rows<Real*> output;         // [T, whole, R]
   const Real* hidden_before;  // [whole, R]; null: zero
   SequenceTape tape;          // empty: nothing is kept
+  const std::int64_t* place =
+      nullptr;                  // [T, whole], where in `table` the sums are that the input feeds; null: of input
+  const Real* table = nullptr;  // [place][panel][sum][lane]
 
   // Whether the rows of one step do not follow on those of the step before.
   bool scattered() const { return !schedule.packed && (schedule.order || batch != whole); }

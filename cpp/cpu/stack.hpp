@@ -140,7 +140,9 @@ inline Sequence sequence_of(const Call& call, Size layer, Size direction, Team::
           input,
           {output.data + direction * recurrent, output.step, output.row},
           from(call.hidden_before, index * call.batch * recurrent),
-          tape};
+          tape,
+          nullptr,
+          nullptr};
 }
 
 template <class Cell>
@@ -166,10 +168,15 @@ void run_forward(const Forward& call) {
       Real* between = call.tape ? tape.output : buffers[layer % 2];
       for (Size d = 0; d < directions; ++d) {
         const Size states = (layer * directions + d) * batch;
-        forward_steps<Cell>(sequence_of(call, layer, d, rows, input_rows(call, layer, below),
-                                        output_rows(call, call.output, layer, between), tape.direction[d]),
-                            from(call.cell_before, states * hidden), from(call.hidden_after, states * recurrent),
-                            from(call.cell_after, states * hidden), own_scratch, team);
+        Sequence sequence = sequence_of(call, layer, d, rows, input_rows(call, layer, below),
+                                        output_rows(call, call.output, layer, between), tape.direction[d]);
+        if (layer == 0 && call.lookup.place) {
+          sequence.place = call.lookup.place;
+          sequence.table = static_cast<const Real*>(call.lookup.sums[d]);
+        }
+        forward_steps<Cell>(sequence, from(call.cell_before, states * hidden),
+                            from(call.hidden_after, states * recurrent), from(call.cell_after, states * hidden),
+                            own_scratch, team);
       }
       if (layer + 1 == stack.layers) break;
       team.wait();

@@ -1,10 +1,24 @@
 """gatewise: fast, small, trustworthy gated recurrent networks. LSTM, GRU and RNN: forward, training, step by step."""
 
 from gatewise import reference
+from gatewise.blocks import (
+    Activation,
+    BatchNorm,
+    Bidirectional,
+    Conv1D,
+    Dense,
+    Dropout,
+    Embedding,
+    Last,
+    LayerNorm,
+    Normalization,
+    TimeDistributed,
+)
 from gatewise.files import FormatError, load, save
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad
+from gatewise.sequential import Sequential
 from gatewise.settings import (
     _start,
     backend,
@@ -24,14 +38,26 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Activation",
+    "BatchNorm",
+    "Bidirectional",
+    "Conv1D",
+    "Dense",
+    "Dropout",
+    "Embedding",
     "FormatError",
     "GRUTrace",
     "Gradients",
     "LSTMTrace",
+    "Last",
+    "LayerNorm",
+    "Normalization",
     "Pool",
     "RNNTrace",
+    "Sequential",
     "Stream",
     "Tape",
+    "TimeDistributed",
     "Trace",
     "backend",
     "backends",

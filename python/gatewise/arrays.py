@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -45,6 +46,41 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name}: expected a number from {least} to {most}, got {number}")
     return number
+
+
+def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` as a finite float between `least` and `most`."""
+    bounds = [f" from {least:g}"] * (least > -math.inf) + [f" to {most:g}"] * (most < math.inf)
+    expected = f"{name}: expected a number{''.join(bounds)}, got {value!r}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(expected)
+    if not (least <= value <= most and math.isfinite(value)):
+        raise ValueError(expected)
+    return float(value)
+
+
+def real_dtype(value: object) -> np.dtype[Any]:
+    """float32 or float64, however it was named."""
+    known = (np.dtype(np.float32), np.dtype(np.float64))
+    try:
+        dtype = None if value is None else np.dtype(value)  # type: ignore[call-overload]  # NumPy takes None for float64
+    except TypeError:
+        dtype = None
+    for one in known:
+        if dtype is not None and dtype == one:
+            return one
+    raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
+
+
+def tokens(name: str, value: object, count: int) -> Array:
+    """A copy of `value`, whole numbers from 0 to `count` - 1, as int64."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu" and not (array.size == 0 and array.dtype == np.float64):
+        raise TypeError(f"{name}: expected whole numbers, got {_kind(array)}")
+    copied = np.array(array, order="C")  # what is checked must be what is used
+    for wrong in copied[(copied < 0) | (copied >= count)].flat:
+        raise ValueError(f"{name}: expected numbers from 0 to {count - 1}, got {wrong}")
+    return copied.astype(np.int64).view(np.int64)  # of NumPy's two types of 64 bits the one that it calls int64
 
 
 def flag(name: str, value: object) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import numpy as np
 
-from gatewise.arrays import Array, empty, exact, flag, floating, output, rows, whole_number
+from gatewise import _core
+from gatewise.arrays import Array, empty, exact, flag, floating, number, output, real_dtype, rows, whole_number
 from gatewise.layouts import Layout, State
-from gatewise.parameters import MOST, Architecture, Holder, Parameters, Weights, one_at_a_time
+from gatewise.modules import Module
+from gatewise.networks import Chain, Recurrent
+from gatewise.parameters import MOST, Architecture, Holder, Weights, one_at_a_time
 from gatewise.pools import Pool
 from gatewise.sequences import cut, plan, whole_lengths
 from gatewise.streams import Stream
@@ -28,7 +28,7 @@ GATES = {
 }
 
 
-class Layer:
+class Layer(Module):
     """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
 
     def __init__(
@@ -44,15 +44,15 @@ class Layer:
             bias=flag("bias", bias),
             bidirectional=flag("bidirectional", bidirectional),
             proj_size=_projection(proj_size, hidden_size),
-            dtype=_dtype(dtype),
+            dtype=real_dtype(dtype),
         )
         architecture.check_size()
         self._architecture = architecture
         self._batch_first = flag("batch_first", batch_first)
-        self._dropout = _probability(dropout)
+        self._dropout = number("dropout", dropout, 0, 1)
         self._seed = secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
         self._call_count = 0
-        self._holder = Holder(Weights(architecture, architecture.draw(self._seed)))
+        self._holder: Holder[_core.Packed] = Holder(Weights(architecture, architecture.draw(self._seed)))
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -114,24 +114,6 @@ class Layer:
         shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return f"{type(self).__name__}({', '.join([str(of.input_size), str(of.hidden_size), *shown])})"
 
-    # -- its weights --------------------------------------------------------------------------------------------
-
-    @property
-    def parameters(self) -> Parameters:
-        """The weights by PyTorch's names; assign to change them."""
-        holder = self._holder
-        return Parameters(lambda: holder.weights, holder.swap)
-
-    @contextmanager
-    def edit(self) -> Iterator[dict[str, Array]]:
-        """Writable copies of all weights, swapped in together at the end; on an exception nothing changes.
-
-        Of two threads that edit at the same time the one that ends last prevails.
-        """
-        copies = self.state_dict()
-        yield copies
-        self.load_state_dict(copies)
-
     def gate(self, name: str) -> slice:
         """The rows of one gate in weight_ih, weight_hh and their biases.
 
@@ -145,22 +127,6 @@ class Layer:
             raise ValueError(f"name: expected {' or '.join(map(repr, gates))}, got {name!r}")
         first = gates.index(name) * size
         return slice(first, first + size)
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of all weights by name, in PyTorch's order."""
-        return {name: array.copy() for name, array in self._holder.weights.arrays.items()}
-
-    def load_state_dict(self, mapping: Mapping[str, object]) -> None:
-        """Take all weights from a mapping of name to array (or tensor): all of them, or on an error none."""
-        if not isinstance(mapping, Mapping):
-            raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
-        expected = set(self._architecture.shapes())
-        missing, unexpected = expected - set(mapping), set(mapping) - expected
-        if missing or unexpected:
-            wrong = [f"missing {', '.join(sorted(missing))}"] if missing else []
-            wrong += [f"unexpected {', '.join(sorted(map(str, unexpected)))}"] if unexpected else []
-            raise ValueError(f"mapping: expected exactly this layer's parameters, got {'; '.join(wrong)}")
-        self._holder.swap(mapping)
 
     # -- its work -----------------------------------------------------------------------------------------------
 
@@ -301,18 +267,19 @@ class Layer:
 
     def stream(self, batch_size: int | None = None) -> Stream:
         """A state that advances step by step, from zero. Without batch_size its steps are unbatched."""
-        return Stream(self._holder, self._architecture, self._batch_first, batch_size)
+        return Stream(self._chain(), self._batch_first, batch_size)
 
     def pool(self, capacity: int) -> Pool:
         """Room for so many streams, of which any advance together in one call, each at its own pace."""
-        return Pool(self._holder, self._architecture, capacity)
+        return Pool(self._chain(), capacity)
 
-    # -- its copies ---------------------------------------------------------------------------------------------
+    @property
+    def _stage(self) -> Recurrent:
+        return Recurrent(self._architecture)
 
-    def __copy__(self) -> Layer:
-        other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__, _holder=copy(self._holder))  # from here on its own weights
-        return other
+    def _chain(self) -> Chain:
+        """Itself, as what streams and pools run."""
+        return Chain([self._stage], [self._holder], alone=True)
 
 
 def place(name: str, value: object, count: int) -> int:
@@ -321,26 +288,6 @@ def place(name: str, value: object, count: int) -> int:
         raise ValueError(f"{name}: expected a {name} of the sequence, which has none")
     index = whole_number(name, value, -count, count - 1)
     return index % count
-
-
-def _dtype(value: object) -> np.dtype[Any]:
-    known = (np.dtype(np.float32), np.dtype(np.float64))
-    try:
-        dtype = None if value is None else np.dtype(value)  # type: ignore[call-overload]  # NumPy takes None for float64
-    except TypeError:
-        dtype = None
-    for one in known:
-        if dtype is not None and dtype == one:
-            return one
-    raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
-
-
-def _probability(value: object) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"dropout: expected a number from 0 to 1, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"dropout: expected a number from 0 to 1, got {value!r}")
-    return float(value)
 
 
 def _projection(value: object, hidden_size: int) -> int:

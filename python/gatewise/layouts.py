@@ -12,51 +12,89 @@ from gatewise.parameters import Architecture
 State: TypeAlias = Array | tuple[Array, Array]
 
 
-class Layout(NamedTuple):
-    """The sizes T and B of a call, and the order of its axes."""
+class _Axes:
+    """What follows from the sizes of a sequence and the order of its axes."""
 
-    architecture: Architecture
+    __slots__ = ()
     batch_first: bool
     unbatched: bool
     steps: int
     batch: int
-
-    @classmethod
-    def of(cls, architecture: Architecture, batch_first: bool, name: str, x: Array) -> Layout:
-        """The layout of an input of shape (T, B, I), (B, T, I) or (T, I)."""
-        size = architecture.input_size
-        if x.ndim not in (2, 3) or x.shape[-1] != size:
-            batched = ("B", "T", size) if batch_first else ("T", "B", size)
-            raise ValueError(
-                f"{name}: expected shape {describe(batched)} or {describe(('T', size))}, got {describe(x.shape)}"
-            )
-        if x.ndim == 2:
-            return cls(architecture, batch_first, True, x.shape[0], 1)
-        steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
-        return cls(architecture, batch_first, False, steps, batch)
 
     @property
     def rows(self) -> tuple[int, ...]:
         """The axes that a step has beside its values."""
         return () if self.unbatched else (self.batch,)
 
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The axes of a sequence of one value a step."""
+        if self.unbatched:
+            return (self.steps,)
+        return (self.batch, self.steps) if self.batch_first else (self.steps, self.batch)
+
     def shape(self, units: int) -> tuple[int, ...]:
         """Of a sequence with `units` values a step."""
-        if self.unbatched:
-            return (self.steps, units)
-        return (self.batch, self.steps, units) if self.batch_first else (self.steps, self.batch, units)
+        return (*self.leading, units)
 
     def to_time_major(self, sequence: Array) -> Array:
-        """The view (T, B, units) of a sequence."""
+        """The view (T, B, ...) of a sequence."""
         if self.unbatched:
-            return sequence[:, None, :]
+            return sequence[:, None]
         return sequence.swapaxes(0, 1) if self.batch_first else sequence
 
     def from_time_major(self, sequence: Array) -> Array:
         """The inverse."""
         if self.unbatched:
-            return sequence[:, 0, :]
+            return sequence[:, 0]
         return sequence.swapaxes(0, 1) if self.batch_first else sequence
+
+
+class _Sizes(NamedTuple):
+    batch_first: bool
+    unbatched: bool
+    steps: int
+    batch: int
+
+
+class Axes(_Sizes, _Axes):
+    """The sizes T and B of a sequence, and the order of its axes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, units: tuple[int, ...], batch_first: bool, name: str, x: Array) -> Axes:
+        """Those of an input of shape (T, B, *units), (B, T, *units) or (T, *units)."""
+        behind = len(units)
+        if x.ndim not in (1 + behind, 2 + behind) or x.shape[x.ndim - behind :] != units:
+            batched: list[int | str] = ["B", "T", *units] if batch_first else ["T", "B", *units]
+            unbatched = [axis for axis in batched if axis != "B"]
+            raise ValueError(
+                f"{name}: expected shape {describe(batched)} or {describe(unbatched)}, got {describe(x.shape)}"
+            )
+        if x.ndim == 1 + behind:
+            return cls(batch_first, True, x.shape[0], 1)
+        steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+        return cls(batch_first, False, steps, batch)
+
+
+class _Fields(NamedTuple):
+    architecture: Architecture
+    batch_first: bool
+    unbatched: bool
+    steps: int
+    batch: int
+
+
+class Layout(_Fields, _Axes):
+    """The sizes T and B of a layer's call, and the order of its axes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, architecture: Architecture, batch_first: bool, name: str, x: Array) -> Layout:
+        """The layout of an input of shape (T, B, I), (B, T, I) or (T, I)."""
+        return cls(architecture, *Axes.of((architecture.input_size,), batch_first, name, x))
 
     def state_shape(self, units: int) -> tuple[int, ...]:
         of = self.architecture

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -92,28 +92,49 @@ class Architecture:
             name: generator.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in self.shapes().items()
         }
 
+    def pack(self, arrays: Mapping[str, Array]) -> _core.Packed:
+        return _core.Packed(
+            self.cell, self.dtype, self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.directions,
+            self.grouped(arrays),
+        )  # fmt: skip
+
     def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
         """One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction, as the core asks."""
         return [[arrays.get(kind + suffix) for kind in KINDS] for suffix, _ in self.sequences()]
 
 
-class Weights:
+class Packed(Protocol):
+    """Weights in the core, for one backend."""
+
+    @property
+    def backend(self) -> str: ...
+
+
+P = TypeVar("P", bound=Packed, covariant=True)
+
+
+class Packable(Protocol[P]):
+    """What weights belong to: their dtype, names and shapes, and their form in the core."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def pack(self, arrays: Mapping[str, Array]) -> P: ...
+
+
+class Weights(Generic[P]):
     """A snapshot of all weights, which never changes, and its packed form for the backend in use."""
 
-    def __init__(self, architecture: Architecture, arrays: Mapping[str, Array]) -> None:
+    def __init__(self, architecture: Packable[P], arrays: Mapping[str, Array]) -> None:
         self.architecture = architecture
         self.arrays = {name: read_only(arrays[name]) for name in architecture.shapes()}
-        self._packed: _core.Packed | None = None
+        self._packed: P | None = None
 
-    def packed(self) -> _core.Packed:
+    def packed(self) -> P:
         """Packed once for each backend that asks; a second thread that asks meanwhile packs for itself."""
         packed = self._packed
         if packed is None or packed.backend != _core.backend():
-            of = self.architecture
-            self._packed = packed = _core.Packed(
-                of.cell, of.dtype, of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions,
-                of.grouped(self.arrays),
-            )  # fmt: skip
+            self._packed = packed = self.architecture.pack(self.arrays)
         return packed
 
     def checked(self, changes: Mapping[str, object]) -> dict[str, Array]:
@@ -126,17 +147,17 @@ class Weights:
             copies[name] = np.array(array, order="C")
         return copies
 
-    def replaced(self, copies: Mapping[str, Array]) -> Weights:
+    def replaced(self, copies: Mapping[str, Array]) -> Weights[P]:
         """A snapshot with some arrays in place of these."""
         return Weights(self.architecture, {**self.arrays, **copies})
 
-    def __getstate__(self) -> tuple[Architecture, dict[str, Array]]:
+    def __getstate__(self) -> tuple[Packable[P], dict[str, Array]]:
         return self.architecture, self.arrays
 
-    def __setstate__(self, state: tuple[Architecture, dict[str, Array]]) -> None:
+    def __setstate__(self, state: tuple[Packable[P], dict[str, Array]]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def __deepcopy__(self, memory: object) -> Weights:
+    def __deepcopy__(self, memory: object) -> Weights[P]:
         return self
 
 
@@ -147,18 +168,18 @@ class Parameters(Mapping[str, Array]):
     a tape keep the weights that they started with.
     """
 
-    def __init__(self, weights: Callable[[], Weights], swap: Callable[[Mapping[str, object]], None]) -> None:
-        self._weights = weights
+    def __init__(self, arrays: Callable[[], Mapping[str, Array]], swap: Callable[[Mapping[str, object]], None]) -> None:
+        self._arrays = arrays
         self._swap = swap
 
     def __getitem__(self, name: str) -> Array:
-        return self._weights().arrays[name]
+        return self._arrays()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._weights().arrays)
+        return iter(self._arrays())
 
     def __len__(self) -> int:
-        return len(self._weights().arrays)
+        return len(self._arrays())
 
     def __setitem__(self, name: str, value: object) -> None:
         self._swap({name: value})
@@ -173,18 +194,21 @@ class Parameters(Mapping[str, Array]):
         return f"Parameters({', '.join(f'{name} {array.shape}' for name, array in self.items())})"
 
 
-class Holder:
+class Holder(Generic[P]):
     """The place where a layer's present snapshot is kept. Threads swap snapshots here, one at a time."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights[P]) -> None:
         self.weights = weights
 
     def swap(self, changes: Mapping[str, object]) -> None:
-        copies = self.weights.checked(changes)  # may run the user's code, thus not under the lock
+        self.take(self.weights.checked(changes))  # may run the user's code, thus not under the lock
+
+    def take(self, copies: Mapping[str, Array]) -> None:
+        """Copies that were checked."""
         with one_at_a_time():
             self.weights = self.weights.replaced(copies)
 
-    def __copy__(self) -> Holder:
+    def __copy__(self) -> Holder[P]:
         return Holder(self.weights)
 
 

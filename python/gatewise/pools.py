@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import Array, as_array, describe, exact, floating, output, shaped, whole_number
-from gatewise.layouts import Layout, State
-from gatewise.parameters import MOST, MOST_BYTES, Architecture, Holder
+from gatewise.arrays import Array, as_array, describe, output, shaped, whole_number
+from gatewise.networks import Chain
+from gatewise.parameters import MOST, MOST_BYTES
+from gatewise.streams import LOOKS_AHEAD, step_input
 
 
 class Pool(_core.Pool):
@@ -22,15 +23,15 @@ class Pool(_core.Pool):
     A pool serves one thread at a time; a second one that comes meanwhile gets a RuntimeError.
     """
 
-    def __init__(self, holder: Holder, architecture: Architecture, capacity: int) -> None:
-        if architecture.bidirectional:
-            raise ValueError("pool: expected one direction; a bidirectional layer needs the end of the sequence first")
-        self._architecture = of = architecture
-        self._holder = holder
+    def __init__(self, chain: Chain, capacity: int) -> None:
+        if chain.looks_ahead:
+            raise ValueError(f"pool: {LOOKS_AHEAD}")
+        self._chain = chain
         # Two copies of each state, and what else a slot needs.
-        slot = 2 * of.num_layers * (of.recurrent_size + of.hidden_size) * of.dtype.itemsize + 17
+        slot = 2 * sum(count * units for count, units in chain.parts) * chain.dtype.itemsize + 25
         self._most = min(MOST, MOST_BYTES // slot)
-        super().__init__(holder.weights.packed(), whole_number("capacity", capacity, 1, self._most))
+        network = chain.network(chain.weights(), "steps")
+        super().__init__(network, whole_number("capacity", capacity, 1, self._most))
 
     @property
     def slots(self) -> list[int]:
@@ -66,42 +67,32 @@ class Pool(_core.Pool):
             raise ValueError(f"slots: expected a slot or a list of them, got shape {describe(array.shape)}")
         self._reset(array.reshape(-1).tolist())
 
-    def state(self, slot: int) -> State:
+    def state(self, slot: int) -> Any:
         """A copy of the state of a slot: (h, c) for LSTM, h for the others, (L, H), as that of an unbatched stream."""
-        layout = self._layout()
-        hidden, cell = layout.new_state()
-        self._get_state(_slot(slot), hidden, cell)
-        return layout.state_out(hidden, cell)
+        parts = self._chain.new_parts(())
+        self._get_state(_slot(slot), parts)
+        return self._chain.state_out(parts)
 
     def set_state(self, slot: int, state: object) -> None:
         """Copy a state into a slot, in the shapes in which `state` gives it."""
         if state is None:
             raise TypeError("state: expected a state, got None; reset() sets it to zero")
-        hidden, cell = self._layout().state_in("state", state)
-        assert hidden is not None
-        self._set_state(_slot(slot), hidden, cell)
+        parts = self._chain.state_in("state", state, ())
+        self._set_state(_slot(slot), parts)
 
     def refresh(self) -> None:
         """Take the layer's present weights; the states stay."""
-        self._use(self._holder.weights.packed())
-
-    def _layout(self) -> Layout:
-        return Layout(self._architecture, False, True, 0, 1)
+        self._use(self._chain.network(self._chain.weights(), "steps"))
 
     def _prepare_step(self, x: object, slots: object, out: object) -> tuple[Array, Array, Array]:
         """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
-        of = self._architecture
+        of = self._chain
         named = shaped("slots", _slots(slots), ("n",))
-        leading = named.shape[0]
+        given = step_input(of, x, named.shape, out is not None)
+        shape = (*named.shape, of.output_size)
         if out is None:
-            array = shaped("x", floating("x", x, of.dtype), (leading, of.input_size))
-            return (
-                np.require(array, requirements=["C", "A"]), named, np.empty((leading, of.output_size), of.dtype),
-            )  # fmt: skip
-        array = shaped("x", exact("x", x, of.dtype), (leading, of.input_size))
-        if not array.flags.c_contiguous or not array.flags.aligned:
-            raise ValueError(f"x: expected a C-contiguous array with `out`, got strides {array.strides}")
-        return array, named, output("out", out, of.dtype, (leading, of.output_size), ("x", array), ("slots", named))
+            return given, named, np.empty(shape, of.dtype)
+        return given, named, output("out", out, of.dtype, shape, ("x", given), ("slots", named))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pool cannot be pickled or copied; copy its states with state() and set_state()")
@@ -112,9 +103,7 @@ class Pool(_core.Pool):
     __copy__ = __reduce__
 
     def __repr__(self) -> str:
-        of = self._architecture
-        sizes = describe((of.input_size, of.hidden_size))
-        return f"Pool({of.cell} {sizes}, layers={of.num_layers}, capacity={self.capacity}, {of.dtype})"
+        return f"Pool({self._chain.describe()}, capacity={self.capacity})"
 
 
 def _slots(slots: object) -> Array:

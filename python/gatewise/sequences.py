@@ -8,7 +8,7 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.arrays import Array, as_array, describe, flag, shaped
-from gatewise.layouts import Layout
+from gatewise.layouts import Axes, Layout
 
 
 def pad(sequences: Iterable[object], *, batch_first: bool = False) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     return np.asarray(array, np.bool_, order="C")
 
 
-def plan(layout: Layout, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
+def plan(layout: Layout | Axes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
     """What the core has to know of lengths and resets, if it is anything at all; and the steps of the longest row."""
     batch = layout.rows
     steps, ends, flags = layout.steps, None, None

@@ -1,0 +1,339 @@
+// Whole networks: their nodes, their state, and their call over a whole sequence.
+#include <algorithm>
+#include <cstring>
+
+#include "python.hpp"
+
+namespace gatewise {
+namespace {
+
+void require(bool holds, const char* what) {
+  if (!holds) throw py::value_error(what);
+}
+
+const Kernels& kernels_for(const py::dtype& dtype) {
+  require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
+  const Backend& backend = active_backend();
+  return dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64;
+}
+
+Size bytes_of_type(const Kernels& kernels, Size elements) { return elements * kernels.item_bytes; }
+
+// ---- nodes ------------------------------------------------------------------------------------------------------
+
+// The weights of a function of rows, packed for one backend.
+struct RowWeights {
+  const Kernels* kernels;
+  RowFunction function;
+  Buffer memory;
+};
+
+Operation operation_of(const std::string& name) {
+  const std::pair<const char*, Operation> known[] = {
+      {"dense", Operation::dense},           {"activate", Operation::activate}, {"normalize", Operation::normalize},
+      {"layer_norm", Operation::layer_norm}, {"add", Operation::add},           {"multiply", Operation::multiply},
+      {"average", Operation::average}};
+  for (const auto& [text, operation] : known)
+    if (name == text) return operation;
+  throw py::value_error("internal: an unknown operation");
+}
+
+// weights as Kernels::pack_rows has them, None where there is none.
+std::shared_ptr<RowWeights> row_weights_of(const std::string& operation, const py::dtype& dtype, Size input,
+                                           Size output, const std::string& activation, double alpha, double epsilon,
+                                           const std::vector<Array>& weights) {
+  const Kernels& kernels = kernels_for(dtype);
+  RowFunction function{operation_of(operation), input, output, activation_of(activation), alpha, epsilon, nullptr};
+  const Operation kind = function.operation;
+  const bool halves = kind == Operation::add || kind == Operation::multiply || kind == Operation::average;
+  require(input > 0 && output > 0 && (kind == Operation::dense || input == (halves ? 2 * output : output)),
+          "internal: sizes do not fit");
+  const std::size_t count = kind == Operation::dense        ? 2
+                            : kind == Operation::normalize  ? 3
+                            : kind == Operation::layer_norm ? 2
+                                                            : 0;
+  require(weights.size() == count, "internal: another number of weights");
+  std::vector<const void*> pointers;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool needed = kind == Operation::normalize || (kind == Operation::dense && i == 0);
+    require(weights[i].has_value() || !needed, "internal: a missing weight");
+    if (!weights[i]) {
+      pointers.push_back(nullptr);
+      continue;
+    }
+    auto* raw = reinterpret_cast<PyArrayObject*>(weights[i]->ptr());
+    require(PyArray_TYPE(raw) == dtype.num() && PyArray_ISCARRAY_RO(raw) &&
+                PyArray_SIZE(raw) == (kind == Operation::dense && i == 0 ? input * output : output),
+            "internal: a weight of the wrong dtype, size or layout");
+    pointers.push_back(PyArray_DATA(raw));
+  }
+  auto packed = std::make_shared<RowWeights>(RowWeights{&kernels, function, Buffer()});
+  packed->memory = Buffer(static_cast<std::size_t>(bytes_of_type(kernels, kernels.rows_packed_size(packed->function))));
+  kernels.pack_rows(packed->function, pointers.data(), packed->memory.data());
+  packed->function.packed = packed->memory.data();
+  return packed;
+}
+
+// What an embedding looks up; it stays where Python has it.
+struct Table {
+  py::array array;  // [V, E]
+  Size rows, units;
+  const char* backend;  // the one in use when it was made, as other weights have one
+};
+
+std::shared_ptr<Table> table_of(const py::array& array) {
+  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
+  require(PyArray_NDIM(raw) == 2 && PyArray_ISCARRAY_RO(raw) && PyArray_DIM(raw, 0) > 0 && PyArray_DIM(raw, 1) > 0 &&
+              (PyArray_TYPE(raw) == NPY_FLOAT || PyArray_TYPE(raw) == NPY_DOUBLE),
+          "internal: a table of the wrong dtype, shape or layout");
+  return std::make_shared<Table>(Table{array, PyArray_DIM(raw, 0), PyArray_DIM(raw, 1), active_backend().name});
+}
+
+// The products of a table's rows with the input weights of the layer behind it.
+struct Sums {
+  std::shared_ptr<const Packed> packed;
+  Size rows;
+  Buffer memory[2];
+};
+
+std::shared_ptr<Sums> sums_of(const std::shared_ptr<const Packed>& packed, const Table& table) {
+  require(table.units == packed->input && table.array.dtype().num() == packed->type_number(),
+          "internal: a table of other units");
+  auto sums = std::make_shared<Sums>();
+  sums->packed = packed;
+  sums->rows = table.rows;
+  const Kernels& kernels = *packed->kernels;
+  for (Size d = 0; d < packed->directions; ++d)
+    sums->memory[d] = Buffer(static_cast<std::size_t>(
+        bytes_of_type(kernels, table.rows * kernels.input_sums_size(packed->layer[static_cast<std::size_t>(d)]))));
+  const void* rows = table.array.data();
+  without_gil(packed->operations(table.rows), [&] {
+    for (Size d = 0; d < packed->directions; ++d)
+      kernels.input_sums(packed->layer[static_cast<std::size_t>(d)], table.rows, rows, table.units,
+                         sums->memory[d].data());
+  });
+  return sums;
+}
+
+// ---- networks ---------------------------------------------------------------------------------------------------
+
+Node::Kind kind_of(const std::string& name) {
+  return name == "lookup"        ? Node::Kind::lookup
+         : name == "recurrent"   ? Node::Kind::recurrent
+         : name == "rows"        ? Node::Kind::rows
+         : name == "convolution" ? Node::Kind::convolution
+         : name == "last"        ? Node::Kind::last
+                                 : throw py::value_error("internal: an unknown node");
+}
+
+// nodes: ("lookup", Table), ("recurrent", Packed), ("rows", RowWeights), ("convolution", RowWeights, taps, dilation,
+// left) or ("last", units, both_ends); sums: of the table and the layer behind it.
+std::shared_ptr<HeldNetwork> network_of(const py::list& nodes, const std::shared_ptr<Sums>& sums) {
+  auto network = std::make_shared<HeldNetwork>();
+  network->kernels = nullptr;
+  const auto use = [&](const Kernels* kernels) {
+    require(!network->kernels || network->kernels == kernels, "internal: nodes of two backends");
+    network->kernels = kernels;
+  };
+  int table_type = -1;
+  for (const py::handle handle : nodes) {
+    const auto fields = py::cast<py::tuple>(handle);
+    Node node{};
+    node.kind = kind_of(py::cast<std::string>(fields[0]));
+    if (node.kind == Node::Kind::lookup) {
+      const auto table = py::cast<std::shared_ptr<Table>>(fields[1]);
+      require(network->nodes.empty(), "internal: a table that is not the first node");
+      node.input = table->rows, node.output = table->units, node.table = table->array.data();
+      table_type = table->array.dtype().num();
+      network->owners.push_back(table);
+    } else if (node.kind == Node::Kind::recurrent) {
+      const auto packed = py::cast<std::shared_ptr<Packed>>(fields[1]);
+      node.input = packed->input, node.output = packed->output(), node.stack = packed->stack();
+      use(packed->kernels);
+      network->owners.push_back(packed);
+    } else if (node.kind == Node::Kind::last) {
+      node.input = node.output = py::cast<Size>(fields[1]);
+      node.both_ends = py::cast<bool>(fields[2]);
+      require(!node.both_ends || node.input % 2 == 0, "internal: two halves that differ");
+    } else {
+      const auto weights = py::cast<std::shared_ptr<RowWeights>>(fields[1]);
+      node.function = weights->function;
+      node.input = node.function.input, node.output = node.function.output;
+      if (node.kind == Node::Kind::convolution) {
+        node.taps = py::cast<Size>(fields[2]), node.dilation = py::cast<Size>(fields[3]);
+        node.left = py::cast<Size>(fields[4]);
+        require(node.function.operation == Operation::dense && node.taps > 0 && node.dilation > 0 && node.left >= 0 &&
+                    node.left <= (node.taps - 1) * node.dilation && node.input % node.taps == 0,
+                "internal: a convolution whose sizes do not fit");
+        node.input /= node.taps;
+      }
+      use(weights->kernels);
+      network->owners.push_back(weights);
+    }
+    require(network->nodes.empty() || network->nodes.back().output == node.input, "internal: units that do not fit");
+    network->nodes.push_back(node);
+  }
+  require(network->kernels && (table_type < 0 || table_type == network->type_number()),
+          "internal: a network of no nodes, or of two dtypes");
+  bool ended = false;
+  for (const Node& node : network->nodes) {
+    require(!ended || node.kind == Node::Kind::rows, "internal: a node that needs time behind the last step");
+    ended = ended || node.kind == Node::Kind::last;
+  }
+  if (sums) {
+    require(network->nodes.size() > 1 && network->nodes[0].kind == Node::Kind::lookup &&
+                network->nodes[1].kind == Node::Kind::recurrent &&
+                network->nodes[1].stack.layer == sums->packed->layer.data() && sums->rows == network->nodes[0].input,
+            "internal: sums of something else");
+    for (int d = 0; d < 2; ++d) network->sums[d] = sums->memory[d].data();
+    network->owners.push_back(sums);
+  }
+  network->state_parts = network->parts();
+  return network;
+}
+
+// A [T, B, units] array with contiguous units and any strides else; behind the last step [B, units].
+Rows<void*> rows_of(const HeldNetwork& network, const py::array& array, Size steps, Size batch, Size units,
+                    bool writeable) {
+  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
+  const Size item = network.item();
+  require(PyArray_TYPE(raw) == network.type_number() && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
+              PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
+              PyArray_DIM(raw, 2) == units &&
+              (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
+              PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
+              (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: rows of the wrong dtype, shape or layout");
+  return {PyArray_DATA(raw), PyArray_STRIDE(raw, 0) / item, PyArray_STRIDE(raw, 1) / item};
+}
+
+void* part_of(const HeldNetwork& network, const Array& array, const StatePart& part, Size batch, bool writeable) {
+  if (!array) return nullptr;
+  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
+  require(PyArray_TYPE(raw) == network.type_number() && PyArray_ISCARRAY_RO(raw) &&
+              PyArray_SIZE(raw) == part.count * batch * part.units && (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: a state of the wrong dtype, size or layout");
+  return PyArray_DATA(raw);
+}
+
+// x and output as run_network has them; parts of the state before, None: zero, and after.
+void forward(const HeldNetwork& network, const py::array& x, const std::vector<Array>& before, const py::array& output,
+             const std::vector<Array>& after, const Plan* plan) {
+  const std::size_t parts = network.state_parts.size();
+  require(x.ndim() >= 2 && before.size() == parts && after.size() == parts, "internal: another number of states");
+  const Size batch = x.shape(1);
+  std::vector<const void*> from;
+  std::vector<void*> to;
+  for (std::size_t i = 0; i < parts; ++i) {
+    from.push_back(part_of(network, before[i], network.state_parts[i], batch, false));
+    to.push_back(part_of(network, after[i], network.state_parts[i], batch, true));
+    require(to.back(), "internal: no room for a state");
+  }
+  run_network(network, x, from, output, to, batch, plan);
+}
+
+}  // namespace
+
+void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
+                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan) {
+  require(x.ndim() >= 2 && x.shape(1) == batch, "internal: x without time, or of another batch");
+  const Size steps = x.shape(0);
+  NetworkInput input{};
+  if (network.takes_tokens()) {
+    auto* raw = reinterpret_cast<PyArrayObject*>(x.ptr());
+    require(PyArray_NDIM(raw) == 2 && PyArray_TYPE(raw) == NPY_INT64 && PyArray_ISCARRAY_RO(raw),
+            "internal: tokens of the wrong dtype, shape or layout");
+    input.tokens = static_cast<const std::int64_t*>(PyArray_DATA(raw));
+    require(std::all_of(input.tokens, input.tokens + PyArray_SIZE(raw),
+                        [&](std::int64_t token) { return token >= 0 && token < network.input(); }),
+            "internal: a token that the table does not have");
+  } else {
+    const Rows<void*> rows = rows_of(network, x, steps, batch, network.input(), false);
+    input.rows = {rows.data, rows.step, rows.row};
+  }
+  const bool ends = std::any_of(network.nodes.begin(), network.nodes.end(),
+                                [](const Node& node) { return node.kind == Node::Kind::last; });
+  const Rows<void*> to = rows_of(network, output, ends ? 1 : steps, batch, network.output(), true);
+  const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
+  if (batch == 0) return;
+  without_gil(network.operations(batch) * std::max<Size>(steps, 1), [&] {
+    Run run;
+    run.lay_out(network, steps, batch, schedule, 0);
+    const Buffer memory(static_cast<std::size_t>(run.bytes()));
+    run.place(memory.data(), before.data(), after.data());
+    run(input, to);
+  });
+}
+
+bool HeldNetwork::is_like(const HeldNetwork& other) const {
+  const auto same = [](const StatePart& a, const StatePart& b) { return a.count == b.count && a.units == b.units; };
+  return type_number() == other.type_number() && takes_tokens() == other.takes_tokens() && input() == other.input() &&
+         output() == other.output() &&
+         std::equal(state_parts.begin(), state_parts.end(), other.state_parts.begin(), other.state_parts.end(), same);
+}
+
+// ---- states -----------------------------------------------------------------------------------------------------
+
+StateBlock::StateBlock(const HeldNetwork& network, Size batch) {
+  std::size_t total = 0;
+  for (const StatePart& part : network.state_parts) {
+    bytes.push_back(bytes_of_type(*network.kernels, part.count * batch * part.units));
+    total += (static_cast<std::size_t>(bytes.back()) + 63) / 64 * 64;
+  }
+  memory_ = Buffer(total);
+  char* next = static_cast<char*>(memory_.data());
+  for (const Size size : bytes) {
+    pointers.push_back(next);
+    next += (size + 63) / 64 * 64;
+  }
+  clear();
+}
+
+void StateBlock::clear() { std::memset(memory_.data(), 0, memory_.bytes()); }
+
+void StateBlock::clear_row(const HeldNetwork& network, Size batch, Size row) {
+  for (std::size_t i = 0; i < pointers.size(); ++i) {
+    const StatePart& part = network.state_parts[i];
+    const Size width = bytes_of_type(*network.kernels, part.units);
+    for (Size n = 0; n < part.count; ++n)
+      std::memset(static_cast<char*>(pointers[i]) + (n * batch + row) * width, 0, static_cast<std::size_t>(width));
+  }
+}
+
+void check_parts(const std::vector<py::array>& arrays, const std::vector<Size>& bytes) {
+  require(arrays.size() == bytes.size(), "internal: another number of states");
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    require(arrays[i].nbytes() == bytes[i] && (arrays[i].flags() & py::array::c_style),
+            "internal: a state of the wrong size");
+}
+
+void StateBlock::copy_out(const std::vector<py::array>& arrays) const {
+  check_parts(arrays, bytes);
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    std::memcpy(py::array(arrays[i]).mutable_data(), pointers[i], static_cast<std::size_t>(bytes[i]));
+}
+
+void StateBlock::copy_in(const std::vector<py::array>& arrays) {
+  check_parts(arrays, bytes);
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    std::memcpy(pointers[i], arrays[i].data(), static_cast<std::size_t>(bytes[i]));
+}
+
+void bind_networks(py::module_& module) {
+  using namespace py::literals;
+  const auto backend_of = [](const auto& packed) { return packed.kernels->level; };
+  py::class_<RowWeights, std::shared_ptr<RowWeights>>(module, "RowWeights")
+      .def(py::init(&row_weights_of), "operation"_a, "dtype"_a, "input"_a, "output"_a, "activation"_a, "alpha"_a,
+           "epsilon"_a, "weights"_a)
+      .def_property_readonly("backend", [=](const RowWeights& weights) { return backend_of(weights); });
+  py::class_<Table, std::shared_ptr<Table>>(module, "Table")
+      .def(py::init(&table_of), "array"_a)
+      .def_readonly("backend", &Table::backend);
+  py::class_<Sums, std::shared_ptr<Sums>>(module, "Sums").def(py::init(&sums_of), "packed"_a, "table"_a);
+  py::class_<HeldNetwork, std::shared_ptr<HeldNetwork>>(module, "Network")
+      .def(py::init(&network_of), "nodes"_a, "sums"_a = nullptr)
+      .def_property_readonly("backend", [=](const HeldNetwork& network) { return backend_of(network); })
+      .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "plan"_a = nullptr);
+}
+
+}  // namespace gatewise

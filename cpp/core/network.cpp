@@ -1,0 +1,292 @@
+#include "network.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "registry.hpp"
+
+namespace gatewise {
+namespace {
+
+// Rows of a convolution that are brought together at a time: enough for its product, few enough for the second cache.
+constexpr Size convolution_rows = 256;
+
+Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class Pointer>
+auto bytes_of(Pointer* data, Size bytes) {
+  using Byte = std::conditional_t<std::is_const_v<Pointer>, const char, char>;
+  return static_cast<Byte*>(data) + bytes;
+}
+template <class Pointer>
+auto row_of(Rows<Pointer> rows, Size time, Size row, Size item) {
+  return bytes_of(rows.data, (time * rows.step + row * rows.row) * item);
+}
+
+// The distance of rows of all times, one after the other; -1: there is no single one.
+template <class Pointer>
+Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
+  if (batch == 1) return rows.step;
+  return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
+}
+
+Size operations_of(const Node& node, Size rows) {
+  switch (node.kind) {
+    case Node::Kind::recurrent:
+      return operations_of(node.stack, rows);
+    case Node::Kind::rows:
+    case Node::Kind::convolution:
+      // An activation takes as long as eight multiply-adds or so.
+      return rows * node.output * (8 + (node.function.operation == Operation::dense ? node.function.input : 0));
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
+Size operations_of(const Stack& stack, Size batch) {
+  Size operations = 0;
+  for (Size i = 0; i < stack.layers * stack.directions; ++i) {
+    const Layer& layer = stack.layer[i];
+    operations += layer.hidden * (gates_of(layer.cell) * (layer.input + output_of(layer)) + layer.projection);
+  }
+  return batch * operations;
+}
+
+int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batch) {
+  const Size sequences = stack.layers * stack.directions, hidden = stack.layer->hidden;
+  return threads_for(operations_of(stack, batch) / sequences, steps * sequences,
+                     std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / rows_alone(hidden)));
+}
+
+std::vector<StatePart> Network::parts() const {
+  std::vector<StatePart> parts;
+  for (const Node& node : nodes) {
+    if (node.kind == Node::Kind::recurrent) {
+      const Layer& layer = *node.stack.layer;
+      const Size sequences = node.stack.layers * node.stack.directions;
+      parts.push_back({sequences, output_of(layer)});
+      if (layer.cell == Cell::lstm) parts.push_back({sequences, layer.hidden});
+    }
+    if (node.kind == Node::Kind::convolution && node.is_causal()) parts.push_back({node.left, node.input});
+  }
+  return parts;
+}
+
+Size Network::operations(Size rows) const {
+  Size operations = 0;
+  for (const Node& node : nodes) operations += operations_of(node, rows);
+  return operations;
+}
+
+void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
+                  const void* const* looked_up) {
+  kernels_ = network.kernels;
+  item_ = network.item();
+  steps_ = steps;
+  batch_ = batch;
+  schedule_ = schedule;
+  ends_with_time_ = true;
+  const void* const* const sums = looked_up ? looked_up : network.sums[0] ? network.sums : nullptr;
+  looks_up_ = sums != nullptr;
+  pieces_.clear();
+  pieces_.reserve(network.nodes.size());
+  Size widest = 0, scratch = 0, part = 0;
+  gathered_ = zeros_ = 0;
+  for (std::size_t i = !looked_up && looks_up_; i < network.nodes.size(); ++i) {
+    const Node& node = network.nodes[i];
+    const Size now = ends_with_time_ ? steps : 1, rows = now * batch;
+    Piece piece{};
+    piece.node = &node;
+    piece.steps = now;
+    piece.part = static_cast<int>(part);
+    if (node.kind == Node::Kind::recurrent) {
+      Forward& call = piece.forward;
+      call.stack = node.stack;
+      call.steps = steps;
+      call.batch = batch;
+      call.schedule = schedule;
+      call.threads = threads_of(*kernels_, node.stack, steps, batch);
+      if (most_threads) call.threads = std::min(call.threads, most_threads);
+      piece.scratch = kernels_->forward_scratch(call) * item_;
+      if (looks_up_ && pieces_.empty()) call.lookup = {nullptr, {sums[0], sums[1]}};
+      part += node.stack.layer->cell == Cell::lstm ? 2 : 1;
+    } else if (node.kind == Node::Kind::rows || node.kind == Node::Kind::convolution) {
+      const bool gathers = node.kind == Node::Kind::convolution;
+      piece.block = gathers ? std::min(rows, std::max(batch, convolution_rows)) : rows;
+      piece.threads = threads_for(operations_of(node, piece.block), 1, piece.block);
+      if (most_threads) piece.threads = std::min(piece.threads, most_threads);
+      piece.scratch = kernels_->rows_scratch(node.function, piece.block, piece.threads) * item_;
+      if (gathers) {
+        gathered_ = std::max(gathered_, piece.block * node.taps * node.input * item_);
+        zeros_ = std::max(zeros_, node.input * item_);
+        part += node.is_causal();
+      }
+    } else if (node.kind == Node::Kind::last) {
+      zeros_ = std::max(zeros_, node.input * item_);
+      ends_with_time_ = false;
+    }
+    widest = std::max(widest, rows * node.output);
+    scratch = std::max(scratch, piece.scratch);
+    pieces_.push_back(piece);
+  }
+  const std::size_t buffers = std::min<std::size_t>(pieces_.size() - 1, 2);
+  buffer_ = buffers ? lines(widest * item_) : 0;
+  gathered_ = lines(gathered_);
+  zeros_ = lines(zeros_);
+  bytes_ = static_cast<Size>(buffers) * buffer_ + gathered_ + zeros_ + scratch;
+}
+
+void Run::place(void* memory, const void* const* before, void* const* after) {
+  char* next = static_cast<char*>(memory);
+  const auto take = [&](Size bytes) { return std::exchange(next, next + bytes); };
+  const std::size_t buffers = std::min<std::size_t>(pieces_.size() - 1, 2);
+  for (std::size_t i = 0; i < buffers; ++i) buffers_[i] = take(buffer_);
+  gathered_rows_ = take(gathered_);
+  zero_row_ = take(zeros_);
+  std::memset(zero_row_, 0, static_cast<std::size_t>(zeros_));
+  scratch_ = next;
+  for (Piece& piece : pieces_) {
+    if (piece.node->kind == Node::Kind::recurrent) {
+      Forward& call = piece.forward;
+      const bool has_cell = call.stack.layer->cell == Cell::lstm;
+      call.hidden_before = before[piece.part];
+      call.hidden_after = after[piece.part];
+      call.cell_before = has_cell ? before[piece.part + 1] : nullptr;
+      call.cell_after = has_cell ? after[piece.part + 1] : nullptr;
+      call.scratch = scratch_;
+    } else if (piece.node->kind == Node::Kind::convolution && piece.node->is_causal()) {
+      piece.before = before[piece.part];
+      piece.after = after[piece.part];
+    }
+  }
+}
+
+void Run::operator()(const NetworkInput& input, Rows<void*> output) {
+  Rows<const void*> from = input.rows;
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    Piece& piece = pieces_[i];
+    const Node& node = *piece.node;
+    const Rows<void*> to =
+        i + 1 == pieces_.size() ? output : Rows<void*>{buffers_[i % 2], batch_ * node.output, node.output};
+    switch (node.kind) {
+      case Node::Kind::recurrent:
+        piece.forward.input = from;
+        piece.forward.output = to;
+        if (looks_up_ && i == 0) piece.forward.lookup.place = input.tokens;
+        kernels_->forward(piece.forward);
+        break;
+      case Node::Kind::lookup:
+        look_up(node, input.tokens, to);
+        break;
+      case Node::Kind::rows: {
+        const Size from_row = distance_of(from, piece.steps, batch_), to_row = distance_of(to, piece.steps, batch_);
+        if (from_row >= 0 && to_row >= 0)
+          apply(piece, piece.steps * batch_, from.data, from_row, to.data, to_row);
+        else
+          for (Size t = 0; t < piece.steps; ++t)
+            apply(piece, batch_, row_of(from, t, 0, item_), from.row, row_of(to, t, 0, item_), to.row);
+        break;
+      }
+      case Node::Kind::convolution:
+        convolve(piece, from, to);
+        break;
+      case Node::Kind::last:
+        take_last(piece, from, to);
+        break;
+    }
+    from = {to.data, to.step, to.row};
+  }
+  if (ends_with_time_ && schedule_.ends) clear_behind_ends(pieces_.back().node->output, output);
+}
+
+void Run::apply(const Piece& piece, Size rows, const void* from, Size from_row, void* to, Size to_row) const {
+  kernels_->apply_rows(piece.node->function, rows, from, from_row, to, to_row, scratch_, piece.threads);
+}
+
+void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const {
+  const Size bytes = node.output * item_;
+  for (Size t = 0; t < steps_; ++t)
+    for (Size b = 0; b < batch_; ++b)
+      std::memcpy(row_of(to, t, b, item_), bytes_of(node.table, tokens[t * batch_ + b] * bytes),
+                  static_cast<std::size_t>(bytes));
+}
+
+// Whether the state of a row starts anew between two times, the first of which may be before all of them.
+bool Run::separated(Size from, Size to, Size row) const {
+  if (!schedule_.resets) return false;
+  for (Size t = std::max<Size>(from + 1, 0); t <= to; ++t)
+    if (schedule_.resets[t * batch_ + row]) return true;
+  return false;
+}
+
+void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
+  const Node& node = *piece.node;
+  const Size bytes = node.input * item_, rows = steps_ * batch_, to_row = distance_of(to, steps_, batch_);
+  const Size block = to_row >= 0 ? piece.block : batch_;  // else the rows of one time
+  for (Size first = 0; first < rows; first += block) {
+    const Size count = std::min(block, rows - first);
+    char* gathered = gathered_rows_;
+    for (Size i = first; i < first + count; ++i) {
+      const Size time = i / batch_, row = i % batch_;
+      for (Size tap = 0; tap < node.taps; ++tap, gathered += bytes) {
+        const Size at = time - node.left + tap * node.dilation;
+        const char* source = zero_row_;
+        if (at >= end(row) || separated(std::min(at, time), std::max(at, time), row))
+          source = zero_row_;
+        else if (at >= 0)
+          source = row_of(from, at, row, item_);
+        else if (piece.before)
+          source = bytes_of(piece.before, ((node.left + at) * batch_ + row) * bytes);
+        std::memcpy(gathered, source, static_cast<std::size_t>(bytes));
+      }
+    }
+    void* const out = to_row >= 0 ? bytes_of(to.data, first * to_row * item_) : row_of(to, first / batch_, 0, item_);
+    apply(piece, count, gathered_rows_, node.taps * node.input, out, to_row >= 0 ? to_row : to.row);
+  }
+  if (node.is_causal()) keep_history(piece, from);
+}
+
+// The last rows that the next ones will read. Where they came before this call they move up, from the first on.
+void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
+  const Node& node = *piece.node;
+  const Size bytes = node.input * item_;
+  for (Size row = 0; row < batch_; ++row) {
+    const Size ends = end(row);
+    for (Size i = 0; i < node.left; ++i) {
+      const Size at = ends - node.left + i;
+      const char* source = zero_row_;
+      if (separated(at, ends - 1, row))
+        source = zero_row_;
+      else if (at >= 0)
+        source = row_of(from, at, row, item_);
+      else if (piece.before)
+        source = bytes_of(piece.before, ((node.left + at) * batch_ + row) * bytes);
+      std::memmove(bytes_of(piece.after, (i * batch_ + row) * bytes), source, static_cast<std::size_t>(bytes));
+    }
+  }
+}
+
+void Run::take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {
+  const Node& node = *piece.node;
+  const Size half = node.both_ends ? node.input / 2 * item_ : 0, rest = node.input * item_ - half;
+  for (Size row = 0; row < batch_; ++row) {
+    const Size ends = end(row);
+    const char* last = ends > 0 ? row_of(from, ends - 1, row, item_) : zero_row_;
+    const char* first = ends > 0 ? row_of(from, 0, row, item_) : zero_row_;
+    char* out = row_of(to, 0, row, item_);
+    std::memcpy(out, last, static_cast<std::size_t>(rest));
+    std::memcpy(out + rest, first + rest, static_cast<std::size_t>(half));
+  }
+}
+
+void Run::clear_behind_ends(Size units, Rows<void*> rows) const {
+  for (Size row = 0; row < batch_; ++row)
+    for (Size t = end(row); t < steps_; ++t)
+      std::memset(row_of(rows, t, row, item_), 0, static_cast<std::size_t>(units * item_));
+}
+
+}  // namespace gatewise

@@ -1,0 +1,97 @@
+// Whole networks: recurrent layers and what stands around them, one after the other, over the table of one backend.
+// Knows neither Eigen nor Python, and allocates nothing once it is laid out.
+#pragma once
+
+#include <vector>
+
+#include "contract.hpp"
+
+namespace gatewise {
+
+struct Node {
+  enum class Kind { lookup, recurrent, rows, convolution, last };
+
+  Kind kind;
+  Size input, output;           // units of a row before and behind it; lookup: rows of its table, units
+  Stack stack{};                // recurrent
+  RowFunction function{};       // rows; convolution: of its taps one after the other
+  Size taps = 1, dilation = 1;  // convolution: the row of time t is made of those of t - left, t - left + dilation ...
+  Size left = 0;
+  bool both_ends = false;  // last: the second half of a row is the reverse direction's, whose last step is the first
+  const void* table = nullptr;  // lookup: [input, output]
+
+  bool is_causal() const { return left == (taps - 1) * dilation; }
+};
+
+// A part of the state, [count, B, units].
+struct StatePart {
+  Size count, units;
+};
+
+struct Network {
+  const Kernels* kernels;
+  std::vector<Node> nodes;
+  // Where the first node looks up what the second one, which is recurrent, multiplies: the products themselves.
+  const void* sums[2] = {};
+
+  Size item() const { return kernels->item_bytes; }
+  bool takes_tokens() const { return !nodes.empty() && nodes.front().kind == Node::Kind::lookup; }
+  Size input() const { return nodes.front().input; }
+  Size output() const { return nodes.back().output; }
+  std::vector<StatePart> parts() const;
+  Size operations(Size rows) const;  // multiply-adds, or what takes as long, of one step
+};
+
+Size operations_of(const Stack& stack, Size batch);  // a step
+int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batch);
+
+// What a run reads: rows, or for each row and step a token.
+struct NetworkInput {
+  Rows<const void*> rows;      // [T, B, I]
+  const std::int64_t* tokens;  // [T, B]; of a network that takes them, or in the place of the first layer's input
+};
+
+// A network laid out for some steps of some rows.
+class Run {
+ public:
+  // most_threads 0: as many as it deserves. `looked_up`: the first node is recurrent, and the sums that its input feeds
+  // are looked up there.
+  void lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
+               const void* const* looked_up = nullptr);
+  Size bytes() const { return bytes_; }
+  // Memory of `bytes()`, aligned to 64, and each part of the state before, null for zero, and after; both may be one.
+  void place(void* memory, const void* const* before, void* const* after);
+  void operator()(const NetworkInput& input, Rows<void*> output);
+
+ private:
+  struct Piece {
+    const Node* node;
+    Size steps;
+    int threads;
+    Forward forward;     // recurrent
+    Size scratch;        // bytes
+    Size block;          // convolution: rows that are brought together at a time
+    const void* before;  // convolution: what came before, [left, B, I]; null: zero
+    void* after;
+    int part;  // of the state, its first
+  };
+
+  void look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const;
+  void convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to);
+  void keep_history(const Piece& piece, Rows<const void*> from) const;
+  void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
+  void clear_behind_ends(Size units, Rows<void*> rows) const;
+  void apply(const Piece& piece, Size rows, const void* from, Size from_row, void* to, Size to_row) const;
+  bool separated(Size from, Size to, Size row) const;
+  Size end(Size row) const { return schedule_.ends ? schedule_.ends[row] : steps_; }
+
+  const Kernels* kernels_ = nullptr;
+  std::vector<Piece> pieces_;
+  Size steps_ = 0, batch_ = 0, item_ = 0, bytes_ = 0;
+  Size buffer_ = 0, gathered_ = 0, zeros_ = 0;  // bytes
+  Schedule schedule_{};
+  bool looks_up_ = false, ends_with_time_ = true;
+  char *buffers_[2] = {}, *scratch_ = nullptr, *gathered_rows_ = nullptr, *zero_row_ = nullptr;
+};
+
+}  // namespace gatewise

@@ -1,0 +1,534 @@
+"""What stands around recurrent layers in a model: embeddings, dense layers, normalisations, convolutions.
+
+For inference: none of them trains. Names, options, weights and equations are torch.nn's, or Keras's for what PyTorch
+does not have.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from gatewise import _core
+from gatewise.arrays import Array, flag, number, real_dtype, whole_number
+from gatewise.layers import Layer
+from gatewise.modules import Module
+from gatewise.networks import History, Identity, LayerState, Node, Recurrent, Stage, rows
+from gatewise.networks import Last as LastStage
+from gatewise.parameters import MOST, Holder, Weights
+
+ACTIVATIONS = (
+    "linear", "relu", "tanh", "sigmoid", "softmax", "hard_sigmoid", "elu", "leaky_relu", "gelu", "softplus",
+)  # fmt: skip
+ALPHAS = {"elu": 1.0, "leaky_relu": 0.01}
+MERGES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}
+
+
+class Block(Module):
+    """A layer that is no recurrent one."""
+
+    _stage: Stage
+
+    def _start(self, stage: Stage, arrays: Mapping[str, Array] | None = None) -> None:
+        self._stage = stage
+        of: Any = stage
+        given = arrays or {}
+        self._holder = Holder(Weights(of, {name: np.asarray(given[name], stage.dtype) for name in stage.shapes()}))
+
+    def _options(self) -> dict[str, Any]:
+        """What `__init__` was given, by name."""
+        return {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._options().items())})"
+
+
+def _name(dtype: np.dtype[Any] | None) -> str:
+    assert dtype is not None
+    return str(dtype.name)
+
+
+def _uniform(seed: int | None, shapes: Mapping[str, tuple[int, ...]], inputs: int) -> dict[str, Array]:
+    """Initial weights, uniform in +-1 / sqrt(inputs): PyTorch's distribution, NumPy's generator."""
+    generator = np.random.default_rng(_seed(seed))
+    bound = inputs**-0.5
+    return {name: generator.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def _seed(seed: object) -> int:
+    return secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
+
+
+# ---- activations
+
+
+class Activation(Block):
+    """A function of every unit; softmax: of every row.
+
+    Parameters
+    ----------
+    name : str
+        linear, relu, tanh, sigmoid, softmax, hard_sigmoid (relu6(x + 3) / 6), elu, leaky_relu, gelu (the exact one) or
+        softplus, with torch.nn.functional's equations.
+    alpha : float, optional
+        elu: minus its value far to the left, 1 by default; leaky_relu: its slope there, 0.01 by default.
+    """
+
+    def __init__(self, name: str, alpha: float | None = None) -> None:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
+            raise ValueError(f"name: expected {', '.join(ACTIVATIONS)}, got {name!r}")
+        if alpha is not None and name not in ALPHAS:
+            raise ValueError(f"alpha: expected none, since {name} has none, got {alpha!r}")
+        self.name: Final = name
+        self.alpha: Final = number("alpha", ALPHAS.get(name, 0.0) if alpha is None else alpha)
+        self._start(_Activate(self.name, self.alpha))
+
+    def _options(self) -> dict[str, Any]:
+        return {"name": self.name} | ({"alpha": self.alpha} if self.name in ALPHAS else {})
+
+
+def _activation(activation: object) -> Activation:
+    if isinstance(activation, Activation):
+        return activation
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected {', '.join(ACTIVATIONS)} or an Activation, got {activation!r}")
+    return Activation(activation)
+
+
+@dataclass(frozen=True)
+class _Activate(Stage):
+    name: str
+    alpha: float
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        return [rows("activate", dtype, units, units, self.name, self.alpha)]
+
+
+# ---- products
+
+
+class Dense(Block):
+    """A fully connected layer: activation(x weight^T + bias), as torch.nn.Linear and its activation.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    activation : str or Activation
+    dtype : "float32" or "float64"
+    seed : int, optional
+        Of the initial weights, weight (out_features, in_features) and bias (out_features,); None draws one.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, activation: str | Activation = "linear",
+        dtype: object = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.in_features: Final = whole_number("in_features", in_features, 1, MOST)
+        self.out_features: Final = whole_number("out_features", out_features, 1, MOST)
+        self.bias: Final = flag("bias", bias)
+        self.activation: Final = _activation(activation)
+        shape = self.out_features, self.in_features
+        stage = _Product(shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype))
+        self._start(stage, _uniform(seed, stage.shapes(), self.in_features))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "in_features": self.in_features, "out_features": self.out_features, "bias": self.bias,
+            "activation": self.activation, "dtype": _name(self._stage.dtype),
+        }  # fmt: skip
+
+
+class Conv1D(Block):
+    """A convolution over time: activation(sum of weight[:, :, j] x[t - ...] + bias), as torch.nn.Conv1d.
+
+    Sequences have their usual axes, (T, B, channels) or (B, T, channels), and as many steps behind it as before it.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size : int
+    dilation : int
+        The distance in time of the inputs that belong to one output.
+    padding : "causal" or "same"
+        causal: the output at a step needs the input at this one and earlier ones, of which there are zeros before the
+        first; a stream keeps the last (kernel_size - 1) * dilation inputs. same: as many later ones as earlier ones,
+        or one more; such a layer cannot stream but in windows.
+    bias : bool
+    activation : str or Activation
+    dtype : "float32" or "float64"
+    seed : int, optional
+        Of the initial weights, weight (out_channels, in_channels, kernel_size) and bias (out_channels,).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1, padding: str = "causal",
+        bias: bool = True, activation: str | Activation = "linear", dtype: object = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.in_channels: Final = whole_number("in_channels", in_channels, 1, MOST)
+        self.out_channels: Final = whole_number("out_channels", out_channels, 1, MOST)
+        self.kernel_size: Final = whole_number("kernel_size", kernel_size, 1, 2**20)
+        self.dilation: Final = whole_number("dilation", dilation, 1, 2**20)
+        if not isinstance(padding, str) or padding not in ("causal", "same"):
+            raise ValueError(f"padding: expected 'causal' or 'same', got {padding!r}")
+        self.padding: Final = padding
+        self.bias: Final = flag("bias", bias)
+        self.activation: Final = _activation(activation)
+        shape = self.out_channels, self.in_channels, self.kernel_size
+        stage = _Product(
+            shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype), self.dilation, padding
+        )
+        self._start(stage, _uniform(seed, stage.shapes(), self.in_channels * self.kernel_size))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "in_channels": self.in_channels, "out_channels": self.out_channels, "kernel_size": self.kernel_size,
+            "dilation": self.dilation, "padding": self.padding, "bias": self.bias, "activation": self.activation,
+            "dtype": _name(self._stage.dtype),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Product(Stage):
+    """A dense layer, or with three axes a convolution: one over the inputs of all its taps in a row."""
+
+    shape: tuple[int, ...]  # (out, in) or (out, in, taps)
+    bias: bool
+    activation: str
+    alpha: float
+    type: np.dtype[Any]
+    dilation: int = 1
+    padding: str = "causal"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.type
+
+    @property
+    def taps(self) -> int:
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+    @property
+    def before(self) -> int:
+        """How many steps before its own an output needs."""
+        reach = (self.taps - 1) * self.dilation
+        return reach if self.padding == "causal" else reach // 2
+
+    @property
+    def needs_time(self) -> bool:  # type: ignore[override]
+        return len(self.shape) == 3
+
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        return self.before < (self.taps - 1) * self.dilation
+
+    @property
+    def input_size(self) -> int:
+        return self.shape[1]
+
+    def output_size(self, units: int) -> int:
+        return self.shape[0]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": self.shape} | ({"bias": (self.shape[0],)} if self.bias else {})
+
+    def pack(self, arrays: Mapping[str, Array]) -> _core.RowWeights:
+        weight = arrays["weight"]
+        if weight.ndim == 3:
+            weight = np.ascontiguousarray(weight.swapaxes(1, 2))  # [out, taps, in]
+        return _core.RowWeights(
+            "dense", self.type, self.taps * self.shape[1], self.shape[0], self.activation, self.alpha, 0.0,
+            [weight, arrays.get("bias")],
+        )  # fmt: skip
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        if len(self.shape) == 2:
+            return [("rows", packed)]
+        return [("convolution", packed, self.taps, self.dilation, self.before)]
+
+    @property
+    def state(self) -> LayerState | None:
+        if not self.needs_time or self.looks_ahead:
+            return None
+        return History(self.before, self.shape[1], self.type)
+
+
+# ---- embeddings
+
+
+class Embedding(Block):
+    """A row of a table for each token, as torch.nn.Embedding. The first layer of a model that takes whole numbers.
+
+    In a stream or a pool it is one with a recurrent layer behind it: that layer's input products are made for the whole
+    table, and a step looks them up. So is a one-hot input, whose table is `numpy.eye(n)`.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        Tokens are from 0 to num_embeddings - 1.
+    dtype : "float32" or "float64"
+    seed : int, optional
+        Of the initial table, weight (num_embeddings, embedding_dim); None draws one.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, dtype: object = "float32", seed: int | None = None
+    ) -> None:
+        self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MOST)
+        self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MOST)
+        stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype))
+        generator = np.random.default_rng(_seed(seed))
+        self._start(stage, {"weight": generator.standard_normal((self.num_embeddings, self.embedding_dim))})
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
+            "dtype": _name(self._stage.dtype),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Lookup(Stage):
+    rows: int
+    units: int
+    type: np.dtype[Any]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.type
+
+    @property
+    def input_size(self) -> int:
+        return self.units  # of what it looks up
+
+    @property
+    def vocabulary(self) -> int:
+        return self.rows
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.rows, self.units)}
+
+    def pack(self, arrays: Mapping[str, Array]) -> _core.Table:
+        return _core.Table(arrays["weight"])
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        return [("lookup", packed)]
+
+
+# ---- normalisations
+
+
+class LayerNorm(Block):
+    """Layer normalisation (Ba et al. 2016) over the units of a row, as torch.nn.LayerNorm.
+
+    Parameters
+    ----------
+    normalized_shape : int
+        Units of a row.
+    eps : float
+        Added to the variance.
+    elementwise_affine, bias : bool
+        Whether there is a weight, and a bias with it.
+    dtype : "float32" or "float64"
+    """
+
+    def __init__(
+        self, normalized_shape: int, *, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True,
+        dtype: object = "float32",
+    ) -> None:  # fmt: skip
+        self.normalized_shape: Final = whole_number("normalized_shape", normalized_shape, 1, MOST)
+        self.eps: Final = number("eps", eps, least=0.0)
+        self.elementwise_affine: Final = flag("elementwise_affine", elementwise_affine)
+        self.bias: Final = flag("bias", bias)
+        names = ("weight", "bias")[: 1 + self.bias] if self.elementwise_affine else ()
+        stage = _Normalize("layer_norm", self.normalized_shape, names, self.eps, real_dtype(dtype))
+        self._start(stage, _identity(stage))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "normalized_shape": self.normalized_shape, "eps": self.eps,
+            "elementwise_affine": self.elementwise_affine, "bias": self.bias, "dtype": _name(self._stage.dtype),
+        }  # fmt: skip
+
+
+class BatchNorm(Block):
+    """Batch normalisation (Ioffe and Szegedy 2015) with the statistics of training, as torch.nn.BatchNorm1d in eval.
+
+        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+
+    Parameters
+    ----------
+    num_features : int
+    eps : float
+    affine : bool
+        Whether there are weight and bias.
+    dtype : "float32" or "float64"
+    """
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True, dtype: object = "float32") -> None:
+        self.num_features: Final = whole_number("num_features", num_features, 1, MOST)
+        self.eps: Final = number("eps", eps, least=0.0)
+        self.affine: Final = flag("affine", affine)
+        names = (*(("weight", "bias") if self.affine else ()), "running_mean", "running_var")
+        stage = _Normalize("batch_norm", self.num_features, names, self.eps, real_dtype(dtype))
+        self._start(stage, _identity(stage))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_features": self.num_features, "eps": self.eps, "affine": self.affine,
+            "dtype": _name(self._stage.dtype),
+        }  # fmt: skip
+
+
+class Normalization(Block):
+    """A shift and a scale that are known before training: (x - mean) / max(sqrt(variance), 1e-7), as Keras has it.
+
+    Parameters
+    ----------
+    num_features : int
+    dtype : "float32" or "float64"
+    """
+
+    def __init__(self, num_features: int, *, dtype: object = "float32") -> None:
+        self.num_features: Final = whole_number("num_features", num_features, 1, MOST)
+        stage = _Normalize("normalization", self.num_features, ("mean", "variance"), 1e-7, real_dtype(dtype))
+        self._start(stage, _identity(stage))
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_features": self.num_features, "dtype": _name(self._stage.dtype)}
+
+
+@dataclass(frozen=True)
+class _Normalize(Stage):
+    kind: str
+    units: int
+    names: tuple[str, ...]
+    epsilon: float
+    type: np.dtype[Any]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.type
+
+    @property
+    def input_size(self) -> int:
+        return self.units
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.names, (self.units,))
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        # Without a weight there is nothing that was packed.
+        return [("rows", self.pack({}) if packed is None else packed)]
+
+    def pack(self, arrays: Mapping[str, Array]) -> _core.RowWeights:
+        if self.kind == "layer_norm":
+            values = [arrays.get("weight"), arrays.get("bias")]
+            return _core.RowWeights(
+                "layer_norm", self.type, self.units, self.units, "linear", 0.0, self.epsilon, values
+            )
+        wide = {name: array.astype(np.float64) for name, array in arrays.items()}  # rounded once, at the end
+        with np.errstate(all="ignore"):
+            if self.kind == "normalization":
+                mean, shift = wide["mean"], np.zeros(self.units)
+                scale = 1 / np.maximum(np.sqrt(wide["variance"]), self.epsilon)
+            else:
+                mean, shift = wide["running_mean"], wide.get("bias", np.zeros(self.units))
+                scale = wide.get("weight", np.ones(self.units)) / np.sqrt(wide["running_var"] + self.epsilon)
+            weights = [value.astype(self.type) for value in (mean, scale, shift)]
+        return _core.RowWeights("normalize", self.type, self.units, self.units, "linear", 0.0, 0.0, weights)
+
+
+def _identity(stage: _Normalize) -> dict[str, Array]:
+    """Weights that change nothing but the scale of `epsilon`."""
+    ones = ("weight", "running_var", "variance")
+    return {name: np.ones(stage.units) if name in ones else np.zeros(stage.units) for name in stage.names}
+
+
+# ---- what has no weights of its own
+
+
+class Bidirectional(Block):
+    """A recurrent layer of two directions whose outputs are merged, as Keras's Bidirectional.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU or RNN
+        With bidirectional=True. Its weights are this one's.
+    merge_mode : "concat", "sum", "mul" or "ave"
+        How the outputs of the two directions, as wide as each of them, become one.
+    """
+
+    def __init__(self, layer: Layer, merge_mode: str = "concat") -> None:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
+        if not layer.bidirectional:
+            raise ValueError(f"layer: expected one with bidirectional=True, got {layer!r}")
+        if not isinstance(merge_mode, str) or merge_mode not in MERGES:
+            raise ValueError(f"merge_mode: expected {', '.join(map(repr, MERGES))}, got {merge_mode!r}")
+        self.layer: Final = layer
+        self.merge_mode: Final = merge_mode
+        self._stage = Recurrent(layer._architecture, MERGES[merge_mode])
+        self._holder = layer._holder
+
+    def _options(self) -> dict[str, Any]:
+        return {"layer": self.layer, "merge_mode": self.merge_mode}
+
+    def __copy__(self) -> Bidirectional:
+        return Bidirectional(copy(self.layer), self.merge_mode)
+
+
+class TimeDistributed(Block):
+    """A layer at every step, as Keras has it: here that is what all of them do.
+
+    Parameters
+    ----------
+    layer : Dense, Activation, LayerNorm, BatchNorm, Normalization or Dropout
+        Its weights are this one's.
+    """
+
+    def __init__(self, layer: Block) -> None:
+        if not isinstance(layer, Block) or layer._stage.needs_time or layer._stage.vocabulary is not None:
+            raise TypeError(f"layer: expected one that needs a single step, got {type(layer).__name__}")
+        self.layer: Final = layer
+        self._stage = layer._stage
+        self._holder = layer._holder
+
+    def _options(self) -> dict[str, Any]:
+        return {"layer": self.layer}
+
+    def __copy__(self) -> TimeDistributed:
+        return TimeDistributed(copy(self.layer))
+
+
+class Dropout(Block):
+    """What training drops; in inference it does nothing.
+
+    Parameters
+    ----------
+    p : float
+        Kept for the record.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p: Final = number("p", p, least=0.0, most=1.0)
+        self._start(Identity())
+
+    def _options(self) -> dict[str, Any]:
+        return {"p": self.p}
+
+
+class Last(Block):
+    """Of a sequence only the last step: Keras's return_sequences=False.
+
+    With `lengths` the last one of each row; of a row without steps, zeros. Right behind a layer of two directions it is
+    the last step of each: that of the reverse direction is the first of the sequence. In a stream every step is the
+    last one so far.
+    """
+
+    def __init__(self) -> None:
+        self._start(LastStage())

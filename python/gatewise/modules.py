@@ -1,0 +1,59 @@
+"""What all layers share: weights by name, which are changed as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+from gatewise.arrays import Array
+from gatewise.parameters import Holder, Parameters
+
+
+class Module:
+    """A layer of a network. Its weights are a snapshot that never changes, and that another one takes the place of."""
+
+    _holder: Holder[Any]
+
+    @property
+    def parameters(self) -> Parameters:
+        """The weights by PyTorch's names; assign to change them."""
+        holder = self._holder
+        return Parameters(lambda: holder.weights.arrays, holder.swap)
+
+    @contextmanager
+    def edit(self) -> Iterator[dict[str, Array]]:
+        """Writable copies of all weights, swapped in together at the end; on an exception nothing changes.
+
+        Of two threads that edit at the same time the one that ends last prevails.
+        """
+        copies = self.state_dict()
+        yield copies
+        self.load_state_dict(copies)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all weights by name, in PyTorch's order."""
+        return {name: array.copy() for name, array in self._holder.weights.arrays.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, object]) -> None:
+        """Take all weights from a mapping of name to array (or tensor): all of them, or on an error none."""
+        self._holder.swap(checked_names(mapping, self._holder.weights.arrays))
+
+    def __copy__(self) -> Module:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _holder=copy(self._holder))  # from here on its own weights
+        return other
+
+
+def checked_names(mapping: Mapping[str, object], arrays: Mapping[str, Array]) -> Mapping[str, object]:
+    """`mapping` itself, if it has just these names."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
+    expected = set(arrays)
+    missing, unexpected = expected - set(mapping), set(mapping) - expected
+    if missing or unexpected:
+        wrong = [f"missing {', '.join(sorted(missing))}"] if missing else []
+        wrong += [f"unexpected {', '.join(sorted(map(str, unexpected)))}"] if unexpected else []
+        raise ValueError(f"mapping: expected exactly this layer's parameters, got {'; '.join(wrong)}")
+    return mapping

@@ -1,0 +1,322 @@
+"""Chains of layers: what models, streams and pools run in the core, and what their state is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gatewise import _core
+from gatewise.arrays import Array, describe, floating, shaped
+from gatewise.layouts import Layout, State
+from gatewise.parameters import Architecture, Holder, Weights
+
+Node = tuple[Any, ...]  # as _core.Network takes it
+
+# Up to here an embedding and the recurrent layer behind it become one table for streams and pools: of 64 MB, made in
+# a tenth of a second or so. A larger one would cost a service more memory than the products cost time.
+MOST_SUMS = 64 * 2**20
+
+
+class LayerState(Protocol):
+    """The state of one layer: in parts, [count, (B,) units] each, for the core, and as its users see it."""
+
+    def parts(self) -> list[tuple[int, int]]: ...
+    def taken(self, name: str, state: object, rows: tuple[int, ...]) -> list[Array]: ...
+    def given(self, arrays: Sequence[Array]) -> State: ...
+
+
+class Stage:
+    """What a layer does in a chain, apart from the values of its weights. Most leave the units of a row as they are."""
+
+    looks_ahead = False  # a step's output needs inputs that come later
+    needs_time = False  # it is nothing without a sequence
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """None: any."""
+        return None
+
+    @property
+    def input_size(self) -> int | None:
+        """Units that it takes; None: any number."""
+        return None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Of what takes tokens."""
+        return None
+
+    def output_size(self, units: int) -> int:
+        return units
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def pack(self, arrays: Mapping[str, Array]) -> Any:
+        raise NotImplementedError
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        return []
+
+    @property
+    def state(self) -> LayerState | None:
+        return None
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    architecture: Architecture
+
+    def parts(self) -> list[tuple[int, int]]:
+        of = self.architecture
+        sequences = of.num_layers * of.directions
+        return [(sequences, of.recurrent_size)] + ([(sequences, of.hidden_size)] if of.has_cell_state else [])
+
+    def taken(self, name: str, state: object, rows: tuple[int, ...]) -> list[Array]:
+        layout = Layout(self.architecture, False, not rows, 0, rows[0] if rows else 1)
+        return [part for part in layout.state_in(name, state) if part is not None]
+
+    def given(self, arrays: Sequence[Array]) -> State:
+        return (arrays[0], arrays[1]) if self.architecture.has_cell_state else arrays[0]
+
+
+@dataclass(frozen=True)
+class History:
+    """The last inputs of a convolution, the oldest first."""
+
+    steps: int
+    units: int
+    dtype: np.dtype[Any]
+
+    def parts(self) -> list[tuple[int, int]]:
+        return [(self.steps, self.units)]
+
+    def taken(self, name: str, state: object, rows: tuple[int, ...]) -> list[Array]:
+        array = shaped(name, floating(name, state, self.dtype), (self.steps, *rows, self.units))
+        return [np.require(array, requirements=["C", "A"])]
+
+    def given(self, arrays: Sequence[Array]) -> State:
+        return arrays[0]
+
+
+@dataclass(frozen=True)
+class Recurrent(Stage):
+    """A recurrent layer; the outputs of its two directions may be merged."""
+
+    architecture: Architecture
+    merge: str = "concat"  # or add, multiply, average
+    needs_time = True
+
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        return self.architecture.bidirectional
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.architecture.dtype
+
+    @property
+    def input_size(self) -> int:
+        return self.architecture.input_size
+
+    def output_size(self, units: int) -> int:
+        of = self.architecture
+        return of.output_size if self.merge == "concat" else of.recurrent_size
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        recurrent: list[Node] = [("recurrent", packed)]
+        if self.merge == "concat":
+            return recurrent
+        of = self.architecture
+        return [*recurrent, rows(self.merge, dtype, of.output_size, of.recurrent_size)]
+
+    @property
+    def state(self) -> LayerState:
+        return RecurrentState(self.architecture)
+
+
+@dataclass(frozen=True)
+class Identity(Stage):
+    """What does nothing in inference."""
+
+
+@dataclass(frozen=True)
+class Last(Stage):
+    """Of a sequence the last step: of each direction, right behind a layer of two."""
+
+    needs_time = True
+
+
+def rows(
+    operation: str, dtype: np.dtype[Any], inputs: int, outputs: int, activation: str = "linear", alpha: float = 0.0,
+    epsilon: float = 0.0, weights: Sequence[Array | None] = (),
+) -> Node:  # fmt: skip
+    """The node of a function of rows."""
+    packed = _core.RowWeights(operation, dtype, inputs, outputs, activation, alpha, epsilon, list(weights))
+    return ("rows", packed)
+
+
+class Chain:
+    """The layers of a model, or a layer by itself, in their order.
+
+    Parameters
+    ----------
+    stages, holders : what each does, and where its weights are
+    alone : whether it is a layer by itself, whose state is not in a tuple
+    """
+
+    def __init__(self, stages: Sequence[Stage], holders: Sequence[Holder[Any]], alone: bool) -> None:
+        self.stages = tuple(stages)
+        self.holders = tuple(holders)
+        self.alone = alone
+        self.dtype = self._dtype()
+        self.sizes = self._sizes()
+        self.states = [stage.state for stage in self.stages if stage.state is not None]
+        self._networks: dict[str, tuple[tuple[Weights[Any], ...], _core.Network]] = {}
+
+    def _dtype(self) -> np.dtype[Any]:
+        found: tuple[int, np.dtype[Any]] | None = None
+        for i, stage in enumerate(self.stages):
+            if stage.dtype is not None and found is not None and stage.dtype != found[1]:
+                raise ValueError(f"layers[{i}]: expected {found[1]}, as layers[{found[0]}] has, got {stage.dtype}")
+            if stage.dtype is not None and found is None:
+                found = i, stage.dtype
+        return np.dtype(np.float32) if found is None else found[1]
+
+    def _sizes(self) -> list[int]:
+        """The units before each stage and behind the last; of an embedding, those of its rows."""
+        first = next((stage.input_size for stage in self.stages if stage.input_size is not None), None)
+        if first is None:
+            raise ValueError("layers: expected one at least that tells the size of its input")
+        sizes, ended = [first], False
+        for i, stage in enumerate(self.stages):
+            units = sizes[-1]
+            if stage.input_size not in (None, units):
+                raise ValueError(f"layers[{i}]: expected {units} units, as they come in, got one of {stage.input_size}")
+            if stage.vocabulary is not None and not all(isinstance(one, Identity) for one in self.stages[:i]):
+                raise ValueError(f"layers[{i}]: expected an embedding only as the first")
+            if stage.needs_time and ended:
+                raise ValueError(f"layers[{i}]: expected no layer that needs time behind Last()")
+            ended = ended or isinstance(stage, Last)
+            sizes.append(stage.output_size(units))
+        return sizes
+
+    # -- what goes in and what comes out ------------------------------------------------------------------------
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are, if it takes tokens."""
+        return next((stage.vocabulary for stage in self.stages if stage.vocabulary is not None), None)
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The axes of one step of one row: none of a token."""
+        return () if self.vocabulary is not None else (self.sizes[0],)
+
+    @property
+    def output_size(self) -> int:
+        return self.sizes[-1]
+
+    @property
+    def ends_at_last(self) -> bool:
+        """Whether the output has no time."""
+        return any(isinstance(stage, Last) for stage in self.stages)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return any(stage.looks_ahead for stage in self.stages)
+
+    def describe(self) -> str:
+        """In a few words: lstm (64, 128), layers=2, float32."""
+        if not self.alone:
+            size = f"{self.vocabulary} tokens" if self.vocabulary is not None else str(self.sizes[0])
+            return f"model of {len(self.stages)} layers, {size} to {self.output_size}, {self.dtype}"
+        (stage,) = self.stages
+        assert isinstance(stage, Recurrent)
+        of = stage.architecture
+        return f"{of.cell} {describe((of.input_size, of.hidden_size))}, layers={of.num_layers}, {of.dtype}"
+
+    # -- the state ----------------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        return [part for state in self.states for part in state.parts()]
+
+    def new_parts(self, leading: tuple[int, ...]) -> list[Array]:
+        """Uninitialised arrays of the state of some rows."""
+        return [np.empty((count, *leading, units), self.dtype) for count, units in self.parts]
+
+    def state_out(self, parts: Sequence[Array]) -> Any:
+        given, first = [], 0
+        for state in self.states:
+            count = len(state.parts())
+            given.append(state.given(parts[first : first + count]))
+            first += count
+        return given[0] if self.alone else tuple(given)
+
+    def state_in(self, name: str, state: object, leading: tuple[int, ...]) -> list[Array]:
+        """The parts of a state as contiguous arrays."""
+        if self.alone:
+            return self.states[0].taken(name, state, leading)
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.states):
+            got = f"a sequence of {len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(
+                f"{name}: expected a tuple of {len(self.states)}, one entry a layer that has a state, got {got}"
+            )
+        entries = zip(self.states, state, strict=True)
+        return [
+            part for i, (of, entry) in enumerate(entries) for part in of.taken(f"{name}[{i}]", entry, leading)
+        ]  # fmt: skip
+
+    # -- the core -----------------------------------------------------------------------------------------------
+
+    def weights(self) -> tuple[Weights[Any], ...]:
+        """The present snapshots."""
+        return tuple(holder.weights for holder in self.holders)
+
+    def network(self, weights: tuple[Weights[Any], ...], form: str) -> _core.Network:
+        """Of these snapshots for the backend in use.
+
+        form "call": as it is; "steps": every step has an output, and what an embedding looks up are, where that pays,
+        the products of the layer behind it.
+        """
+        kept = self._networks.get(form)
+        if kept and kept[1].backend == _core.backend() and all(a is b for a, b in zip(kept[0], weights, strict=True)):
+            return kept[1]
+        backend = None
+        while backend != _core.backend():  # another thread may change it meanwhile
+            backend = _core.backend()
+            nodes = self._nodes(weights, form == "call")
+        network = _core.Network(nodes, self._sums(nodes) if form == "steps" else None)
+        self._networks[form] = weights, network
+        return network
+
+    def _nodes(self, weights: tuple[Weights[Any], ...], ends: bool) -> list[Node]:
+        nodes: list[Node] = []
+        behind, two = 0, None  # the place behind the last recurrent layer, and what it is if it has two directions
+        for stage, held, units in zip(self.stages, weights, self.sizes, strict=False):
+            if isinstance(stage, Last) and ends:
+                at_end: Node = ("last", units, False) if two is None else ("last", two.output_size, True)
+                nodes.insert(len(nodes) if two is None else behind, at_end)
+            elif own := stage.nodes(held.packed() if held.arrays else None, units, self.dtype):
+                behind = len(nodes) + 1
+                two = stage.architecture if isinstance(stage, Recurrent) and stage.looks_ahead else None
+                nodes += own
+        return nodes or [rows("activate", self.dtype, self.sizes[0], self.sizes[0])]
+
+    def _sums(self, nodes: list[Node]) -> _core.Sums | None:
+        if len(nodes) < 2 or nodes[0][0] != "lookup" or nodes[1][0] != "recurrent":
+            return None
+        of = next(stage for stage in self.stages if isinstance(stage, Recurrent)).architecture
+        assert self.vocabulary is not None
+        table = self.vocabulary * of.directions * 4 * of.hidden_size * of.dtype.itemsize
+        return _core.Sums(nodes[1][1], nodes[0][1]) if table <= MOST_SUMS else None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.stages, self.holders, self.alone
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
