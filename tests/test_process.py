@@ -477,6 +477,23 @@ def test_step_into_out_allocates_nothing(environment, shim):
                     nothing[f"{name} pool, some"] = allocations_a_thousand(pool.step, rows[:3], slots[2:5], results[:3])
     layer = gw.LSTM(9, 16, proj_size=5, seed=1)
     nothing["projection"] = allocations_a_thousand(layer.stream().step, random(9), random(5))
+    model = gw.Sequential([
+        gw.Embedding(300, 9), gw.LSTM(9, 16, 2), gw.Conv1D(16, 12, 3, dilation=2, activation="gelu"), gw.LayerNorm(12),
+        gw.GRU(12, 9), gw.BatchNorm(9), gw.Last(), gw.Dense(9, 5, activation="softmax"),
+    ])
+    both = gw.Sequential([gw.Dense(9, 7), gw.Bidirectional(gw.GRU(7, 9, bidirectional=True), "sum"), gw.Last()])
+    token, out = np.array([299]), random(1, 5)
+    nothing["model"] = allocations_a_thousand(model.stream(1).step, token, out)
+    nothing["model, a token"] = allocations_a_thousand(model.stream().step, token[0], out[0])
+    something["model"] = allocations_a_thousand(model.stream(1).step, token)
+    pool = model.pool(3)
+    slots = np.array([pool.open(), pool.open()])
+    nothing["model pool"] = allocations_a_thousand(pool.step, np.array([5, 299]), slots, random(2, 5))
+    nothing["window"] = allocations_a_thousand(both.stream(window=5).step, random(9), random(9))
+    nothing["window of tokens"] = allocations_a_thousand(model.stream(window=5).step, token[0], out[0])
+    stream = both.stream(2, window=4)
+    nothing["window, rows uneven"] = allocations_a_thousand(
+        with_resets(stream, np.array([True, False])), random(2, 9), random(2, 9))
     print(json.dumps([nothing, something]))
     """
     preload = ":".join(filter(None, [shim, os.environ.get("LD_PRELOAD")]))

@@ -128,14 +128,14 @@ Node::Kind kind_of(const std::string& name) {
 
 // nodes: ("lookup", Table), ("recurrent", Packed), ("rows", RowWeights), ("convolution", RowWeights, taps, dilation,
 // left) or ("last", units, both_ends); sums: of the table and the layer behind it.
-std::shared_ptr<HeldNetwork> network_of(const py::list& nodes, const std::shared_ptr<Sums>& sums) {
+std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& nodes,
+                                        const std::shared_ptr<Sums>& sums) {
   auto network = std::make_shared<HeldNetwork>();
   network->kernels = nullptr;
   const auto use = [&](const Kernels* kernels) {
     require(!network->kernels || network->kernels == kernels, "internal: nodes of two backends");
     network->kernels = kernels;
   };
-  int table_type = -1;
   for (const py::handle handle : nodes) {
     const auto fields = py::cast<py::tuple>(handle);
     Node node{};
@@ -144,7 +144,7 @@ std::shared_ptr<HeldNetwork> network_of(const py::list& nodes, const std::shared
       const auto table = py::cast<std::shared_ptr<Table>>(fields[1]);
       require(network->nodes.empty(), "internal: a table that is not the first node");
       node.input = table->rows, node.output = table->units, node.table = table->array.data();
-      table_type = table->array.dtype().num();
+      require(table->array.dtype().num() == dtype.num(), "internal: a table of another dtype");
       network->owners.push_back(table);
     } else if (node.kind == Node::Kind::recurrent) {
       const auto packed = py::cast<std::shared_ptr<Packed>>(fields[1]);
@@ -173,8 +173,9 @@ std::shared_ptr<HeldNetwork> network_of(const py::list& nodes, const std::shared
     require(network->nodes.empty() || network->nodes.back().output == node.input, "internal: units that do not fit");
     network->nodes.push_back(node);
   }
-  require(network->kernels && (table_type < 0 || table_type == network->type_number()),
-          "internal: a network of no nodes, or of two dtypes");
+  if (!network->kernels) network->kernels = &kernels_for(dtype);
+  require(!network->nodes.empty() && network->type_number() == dtype.num(),
+          "internal: a network of no nodes, or of another dtype");
   bool ended = false;
   for (const Node& node : network->nodes) {
     require(!ended || node.kind == Node::Kind::rows, "internal: a node that needs time behind the last step");
@@ -266,10 +267,15 @@ void run_network(const HeldNetwork& network, const py::array& x, const std::vect
 }
 
 bool HeldNetwork::is_like(const HeldNetwork& other) const {
-  const auto same = [](const StatePart& a, const StatePart& b) { return a.count == b.count && a.units == b.units; };
-  return type_number() == other.type_number() && takes_tokens() == other.takes_tokens() && input() == other.input() &&
-         output() == other.output() &&
-         std::equal(state_parts.begin(), state_parts.end(), other.state_parts.begin(), other.state_parts.end(), same);
+  const auto same = [](const Node& a, const Node& b) {
+    return a.kind == b.kind && a.input == b.input && a.output == b.output && a.taps == b.taps &&
+           a.dilation == b.dilation && a.left == b.left && a.stack.layers == b.stack.layers &&
+           a.stack.directions == b.stack.directions &&
+           (a.kind != Node::Kind::recurrent ||
+            (a.stack.layer->cell == b.stack.layer->cell && a.stack.layer->hidden == b.stack.layer->hidden));
+  };
+  return type_number() == other.type_number() &&
+         std::equal(nodes.begin(), nodes.end(), other.nodes.begin(), other.nodes.end(), same);
 }
 
 // ---- states -----------------------------------------------------------------------------------------------------
@@ -331,7 +337,7 @@ void bind_networks(py::module_& module) {
       .def_readonly("backend", &Table::backend);
   py::class_<Sums, std::shared_ptr<Sums>>(module, "Sums").def(py::init(&sums_of), "packed"_a, "table"_a);
   py::class_<HeldNetwork, std::shared_ptr<HeldNetwork>>(module, "Network")
-      .def(py::init(&network_of), "nodes"_a, "sums"_a = nullptr)
+      .def(py::init(&network_of), "dtype"_a, "nodes"_a, "sums"_a = nullptr)
       .def_property_readonly("backend", [=](const HeldNetwork& network) { return backend_of(network); })
       .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "plan"_a = nullptr);
 }

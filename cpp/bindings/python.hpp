@@ -18,9 +18,9 @@
 #include <optional>
 #include <vector>
 
+#include "../core/memory.hpp"
 #include "../core/network.hpp"
 #include "../core/registry.hpp"
-#include "memory.hpp"
 
 namespace gatewise {
 

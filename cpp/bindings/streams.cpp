@@ -1,7 +1,10 @@
 // Streams: a state that advances one step, or some, at a time. step(x, out) is a C method without conversions: no
 // allocation, no lock, no system call.
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 
+#include "../core/window.hpp"
 #include "method.hpp"
 
 #include <numpy/arrayscalars.h>
@@ -11,46 +14,72 @@ namespace {
 
 struct Stream {
   std::shared_ptr<const HeldNetwork> network;
+  // A network on the last inputs: what of it can be done once for each of them; null: nothing.
+  std::shared_ptr<const HeldNetwork> head;
   // What no refresh changes, so that arguments can be checked before the turn is taken.
   const int type_number;
   const bool takes_tokens;
   const Size input, output, batch;
   const bool unbatched;
   StateBlock state;
-  Size operations;                   // of a step
+  Size operations = 0;               // of a step
   Buffer scratch;                    // for one
   Run one_step;                      // laid out in it
+  std::unique_ptr<Window> window;    // instead of it; null: the state goes on for ever
   std::vector<std::int64_t> tokens;  // of one step
   std::atomic<bool> busy{false};
 
-  Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched)
+  Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched, std::shared_ptr<const HeldNetwork> head_of,
+         Size window_steps)
       : type_number(of->type_number()),
-        takes_tokens(of->takes_tokens()),
-        input(of->input()),
+        takes_tokens((head_of ? head_of : of)->takes_tokens()),
+        input((head_of ? head_of : of)->input()),
         output(of->output()),
         batch(batch),
         unbatched(unbatched),
-        state(*of, batch),
+        state(*of, window_steps ? 0 : batch),
         tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)) {
-    use(std::move(of));
+    if (head_of && (window_steps == 0 || head_of->output() != of->input() || head_of->kernels != of->kernels))
+      throw py::value_error("internal: a head that does not fit");
+    if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup))
+      throw py::value_error("internal: a window that does not fit");
+    if (window_steps > 0) window = std::make_unique<Window>(head_of.get(), *of, window_steps, batch);
+    use(std::move(of), std::move(head_of));
   }
 
   // Takes other weights of the same sizes; the state stays.
-  void use(std::shared_ptr<const HeldNetwork> other) {
-    Run step;
-    step.lay_out(*other, 1, batch, {}, 1);  // a step starts no thread
-    Buffer new_scratch(static_cast<std::size_t>(step.bytes()));
-    step.place(new_scratch.data(), state.pointers.data(), state.pointers.data());
-    scratch = std::move(new_scratch);
-    one_step = std::move(step);
+  void use(std::shared_ptr<const HeldNetwork> other, std::shared_ptr<const HeldNetwork> other_head) {
+    if (window) {
+      if (network) window->use(other_head.get(), *other);
+    } else {
+      Run step;
+      step.lay_out(*other, 1, batch, {}, 1);  // a step starts no thread
+      Buffer new_scratch(static_cast<std::size_t>(step.bytes()));
+      step.place(new_scratch.data(), state.pointers.data(), state.pointers.data());
+      scratch = std::move(new_scratch);
+      one_step = std::move(step);
+    }
     network = std::move(other);
+    head = std::move(other_head);
     operations = network->operations(batch);
   }
 
-  // Zero in the rows that are flagged.
+  void run_step(const NetworkInput& given, Rows<void*> out) {
+    if (window)
+      (*window)(given, out);
+    else
+      one_step(given, out);
+  }
+
+  // In the rows that are flagged.
   void reset(const npy_bool* flags) {
-    for (Size row = 0; row < batch; ++row)
-      if (flags[row]) state.clear_row(*network, batch, row);
+    for (Size row = 0; row < batch; ++row) {
+      if (!flags[row]) continue;
+      if (window)
+        window->forget(row);
+      else
+        state.clear_row(*network, batch, row);
+    }
   }
 };
 
@@ -143,7 +172,8 @@ PyObject* run_step(Stream& stream, const Step& given) {
     return nullptr;
   if (given.resets) stream.reset(flags_of(stream, given.resets));
   const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
-  without_gil(stream.operations, [&] { stream.one_step(input, output); });
+  // A window has as many steps as come to it.
+  without_gil(stream.window ? gil_operations : stream.operations, [&] { stream.run_step(input, output); });
   return Py_NewRef(given.out);
 }
 
@@ -200,6 +230,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
 void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
   const StreamTurn turn(stream);
   turn.require();
+  if (stream.window) throw py::value_error("internal: a window takes one step at a time");
   const std::vector<const void*> before(stream.state.pointers.begin(), stream.state.pointers.end());
   run_network(*stream.network, x, before, output, stream.state.pointers, stream.batch, plan);
 }
@@ -225,6 +256,64 @@ void set_state(Stream& stream, const std::vector<py::array>& parts) {
   stream.state.copy_in(parts);
 }
 
+void require_window(const Stream& stream) {
+  if (!stream.window) throw py::value_error("internal: no window");
+}
+
+// How many inputs each row has.
+std::vector<Size> window_counts(Stream& stream) {
+  const StreamTurn turn(stream);
+  turn.require();
+  require_window(stream);
+  std::vector<Size> counts;
+  for (Size row = 0; row < stream.batch; ++row) counts.push_back(stream.window->count(row));
+  return counts;
+}
+
+// inputs [n, B, I] or tokens [n, B]: of each row the last `counts`, from the front on; the others stay as they are.
+void get_window(Stream& stream, py::array& inputs, const std::vector<Size>& counts) {
+  const StreamTurn turn(stream);
+  turn.require();
+  require_window(stream);
+  const Size bytes = stream.window->input_bytes(), steps = inputs.ndim() ? inputs.shape(0) : 0;
+  if (static_cast<Size>(counts.size()) != stream.batch || inputs.nbytes() != steps * stream.batch * bytes ||
+      !(inputs.flags() & py::array::c_style))
+    throw py::value_error("internal: inputs that do not fit");
+  auto* to = static_cast<char*>(inputs.mutable_data());
+  for (Size row = 0; row < stream.batch; ++row) {
+    const Size count = counts[static_cast<std::size_t>(row)];
+    if (count > steps || count > stream.window->count(row)) throw py::value_error("internal: too many inputs");
+    for (Size i = 0; i < count; ++i)
+      std::memcpy(to + (i * stream.batch + row) * bytes, stream.window->input(row, count - i),
+                  static_cast<std::size_t>(bytes));
+  }
+}
+
+// inputs [n, B, I] or tokens [n, B], whose last `counts` of each row are the ones.
+void set_window(Stream& stream, const py::array& inputs, const std::vector<Size>& counts) {
+  const StreamTurn turn(stream);
+  turn.require();
+  require_window(stream);
+  const Size bytes = stream.window->input_bytes() * stream.batch, steps = inputs.ndim() ? inputs.shape(0) : 0;
+  if (static_cast<Size>(counts.size()) != stream.batch || inputs.nbytes() != steps * bytes ||
+      !(inputs.flags() & py::array::c_style) ||
+      std::any_of(counts.begin(), counts.end(), [&](Size count) { return count < 0 || count > steps; }))
+    throw py::value_error("internal: inputs that do not fit");
+  const auto* from = static_cast<const char*>(inputs.data());
+  if (stream.takes_tokens)
+    for (Size i = 0; i < steps * stream.batch; ++i)
+      if (const auto token = reinterpret_cast<const std::int64_t*>(from)[i]; token < 0 || token >= stream.input)
+        throw py::value_error("internal: a token that the table does not have");
+  for (Size row = 0; row < stream.batch; ++row) stream.window->forget(row);
+  for (Size i = 0; i < steps; ++i) {
+    for (Size row = 0; row < stream.batch; ++row)
+      if (steps - i == counts[static_cast<std::size_t>(row)]) stream.window->forget(row);
+    stream.window->remember(from + i * bytes);
+  }
+  for (Size row = 0; row < stream.batch; ++row)
+    if (counts[static_cast<std::size_t>(row)] == 0) stream.window->forget(row);
+}
+
 PyMethodDef step_definition = {
     "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
     "step($self, x, out=None, *, resets=None)\n--\n\n"
@@ -237,20 +326,25 @@ PyMethodDef step_definition = {
 void bind_streams(py::module_& module) {
   using namespace py::literals;
   py::class_<Stream> type(module, "Stream");
-  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size, bool>(), "network"_a, "batch"_a, "unbatched"_a)
+  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size, bool, std::shared_ptr<const HeldNetwork>, Size>(),
+           "network"_a, "batch"_a, "unbatched"_a, "head"_a = nullptr, "window"_a = 0)
+      .def("_window_counts", window_counts)
+      .def("_get_window", get_window, "inputs"_a, "counts"_a)
+      .def("_set_window", set_window, "inputs"_a, "counts"_a)
       .def("_run", run, "x"_a, "output"_a, "plan"_a = nullptr)
       .def("_reset", reset, "rows"_a)
       .def("_get_state", get_state, "parts"_a)
       .def("_set_state", set_state, "parts"_a)
       .def(
           "_use",
-          [](Stream& stream, std::shared_ptr<const HeldNetwork> network) {
+          [](Stream& stream, std::shared_ptr<const HeldNetwork> network, std::shared_ptr<const HeldNetwork> head) {
             const StreamTurn turn(stream);
             turn.require();
-            if (!network->is_like(*stream.network)) throw py::value_error("internal: a network of other sizes");
-            stream.use(std::move(network));
+            if (!network->is_like(*stream.network) || !head != !stream.head || (head && !head->is_like(*stream.head)))
+              throw py::value_error("internal: a network of other sizes");
+            stream.use(std::move(network), std::move(head));
           },
-          "network"_a)
+          "network"_a, "head"_a = nullptr)
       .def_property_readonly("_backend", [](Stream& stream) {
         const StreamTurn turn(stream);
         turn.require();

@@ -153,13 +153,13 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
     if (piece.node->kind == Node::Kind::recurrent) {
       Forward& call = piece.forward;
       const bool has_cell = call.stack.layer->cell == Cell::lstm;
-      call.hidden_before = before[piece.part];
+      call.hidden_before = before ? before[piece.part] : nullptr;
       call.hidden_after = after[piece.part];
-      call.cell_before = has_cell ? before[piece.part + 1] : nullptr;
+      call.cell_before = has_cell && before ? before[piece.part + 1] : nullptr;
       call.cell_after = has_cell ? after[piece.part + 1] : nullptr;
       call.scratch = scratch_;
     } else if (piece.node->kind == Node::Kind::convolution && piece.node->is_causal()) {
-      piece.before = before[piece.part];
+      piece.before = before ? before[piece.part] : nullptr;
       piece.after = after[piece.part];
     }
   }

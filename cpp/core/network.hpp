@@ -59,7 +59,8 @@ class Run {
   void lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
                const void* const* looked_up = nullptr);
   Size bytes() const { return bytes_; }
-  // Memory of `bytes()`, aligned to 64, and each part of the state before, null for zero, and after; both may be one.
+  // Memory of `bytes()`, aligned to 64, and each part of the state before and after, which may be one; null, as a whole
+  // or a part, for zero before.
   void place(void* memory, const void* const* before, void* const* after);
   void operator()(const NetworkInput& input, Rows<void*> output);
 

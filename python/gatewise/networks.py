@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_not
 from typing import Any, Protocol
 
 import numpy as np
@@ -175,7 +176,7 @@ class Chain:
         self.dtype = self._dtype()
         self.sizes = self._sizes()
         self.states = [stage.state for stage in self.stages if stage.state is not None]
-        self._networks: dict[str, tuple[tuple[Weights[Any], ...], _core.Network]] = {}
+        self._networks: dict[str, tuple[tuple[Weights[Any], ...], list[_core.Network]]] = {}
 
     def _dtype(self) -> np.dtype[Any]:
         found: tuple[int, np.dtype[Any]] | None = None
@@ -283,29 +284,55 @@ class Chain:
         form "call": as it is; "steps": every step has an output, and what an embedding looks up are, where that pays,
         the products of the layer behind it.
         """
-        kept = self._networks.get(form)
-        if kept and kept[1].backend == _core.backend() and all(a is b for a, b in zip(kept[0], weights, strict=True)):
-            return kept[1]
-        backend = None
-        while backend != _core.backend():  # another thread may change it meanwhile
-            backend = _core.backend()
-            nodes = self._nodes(weights, form == "call")
-        network = _core.Network(nodes, self._sums(nodes) if form == "steps" else None)
-        self._networks[form] = weights, network
-        return network
+        return self._kept(form, weights, self._whole)[0]
 
-    def _nodes(self, weights: tuple[Weights[Any], ...], ends: bool) -> list[Node]:
+    def window(self, weights: tuple[Weights[Any], ...]) -> tuple[_core.Network, _core.Network | None]:
+        """What the last inputs are run through at each step, and what each of them runs through once before."""
+        rest, *head = self._kept("window", weights, self._parted)
+        return rest, head[0] if head else None
+
+    def _kept(
+        self, form: str, weights: tuple[Weights[Any], ...],
+        make: Callable[[str, tuple[Weights[Any], ...]], list[_core.Network]],
+    ) -> list[_core.Network]:  # fmt: skip
+        """Made once for these snapshots; a second thread that asks meanwhile makes them for itself."""
+        kept = self._networks.get(form)
+        if kept is None or kept[1][0].backend != _core.backend() or any(map(is_not, kept[0], weights)):
+            self._networks[form] = kept = weights, make(form, weights)
+        return kept[1]
+
+    def _whole(self, form: str, weights: tuple[Weights[Any], ...]) -> list[_core.Network]:
+        nodes = self._nodes(weights, form)
+        return [_core.Network(self.dtype, nodes, self._sums(nodes) if form == "steps" else None)]
+
+    def _parted(self, form: str, weights: tuple[Weights[Any], ...]) -> list[_core.Network]:
+        nodes = self._nodes(weights, form)
+        first = next(i for i, node in enumerate(nodes) if node[0] in ("recurrent", "convolution", "last"))
+        return [_core.Network(self.dtype, part) for part in (nodes[first:], nodes[:first]) if part]
+
+    def _nodes(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
+        backend, nodes = None, list[Node]()
+        while backend != _core.backend():  # another thread may change it meanwhile
+            backend, nodes = _core.backend(), self._made(weights, form)
+        return nodes
+
+    def _made(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
         nodes: list[Node] = []
         behind, two = 0, None  # the place behind the last recurrent layer, and what it is if it has two directions
-        for stage, held, units in zip(self.stages, weights, self.sizes, strict=False):
-            if isinstance(stage, Last) and ends:
+        with_time = max((i for i, stage in enumerate(self.stages) if stage.needs_time), default=-1)
+        for i, (stage, held, units) in enumerate(zip(self.stages, weights, self.sizes, strict=False)):
+            if isinstance(stage, Last) and form != "steps":
                 at_end: Node = ("last", units, False) if two is None else ("last", two.output_size, True)
                 nodes.insert(len(nodes) if two is None else behind, at_end)
             elif own := stage.nodes(held.packed() if held.arrays else None, units, self.dtype):
                 behind = len(nodes) + 1
                 two = stage.architecture if isinstance(stage, Recurrent) and stage.looks_ahead else None
                 nodes += own
-        return nodes or [rows("activate", self.dtype, self.sizes[0], self.sizes[0])]
+            if form == "window" and i == with_time and not self.ends_at_last:
+                nodes.append(("last", self.sizes[i + 1], False))  # what comes behind needs no other step
+        if form == "window" and with_time < 0:
+            nodes.append(("last", self.output_size, False))
+        return nodes or [rows("activate", self.dtype, self.output_size, self.output_size)]
 
     def _sums(self, nodes: list[Node]) -> _core.Sums | None:
         if len(nodes) < 2 or nodes[0][0] != "lookup" or nodes[1][0] != "recurrent":

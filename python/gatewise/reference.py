@@ -15,7 +15,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "CELLS", "backward", "dropout_mask", "forward", "sigmoid"]
+__all__ = [
+    "ACTIVATIONS", "CELLS", "backward", "convolution", "dense", "dropout_mask", "forward", "last", "layer_norm",
+    "merge", "normalize", "sigmoid",
+]  # fmt: skip
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Arrays: TypeAlias = tuple[Array, ...]  # a state, inside this file always a tuple: (h, c) or (h,)
@@ -472,3 +475,100 @@ def joined(states: list[Arrays]) -> Any:
     """Put the states of all places together into the form that callers see."""
     arrays = tuple(np.stack(parts) for parts in zip(*states, strict=True))  # [L*D, B, units] each
     return arrays if len(arrays) > 1 else arrays[0]
+
+
+# ---- what stands around recurrent layers: inference only, x [T, B, units]
+
+
+def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Each row's product with weight [O, I], as torch.nn.Linear."""
+    y: Array = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    dilation: int = 1,
+    before: int | None = None,
+    history: Array | None = None,
+    lengths: npt.ArrayLike | None = None,
+    resets: npt.ArrayLike | None = None,
+) -> Array:
+    """Convolve over time, as torch.nn.Conv1d.
+
+    Parameters
+    ----------
+    x : array (T, B, I)
+    weight : array (O, I, taps); the output at step t is the sum over taps of weight[:, :, tap] x[t - before +
+        tap * dilation]
+    bias : array (O,), or None
+    before : None is all that come before the last tap, (taps - 1) * dilation: no output needs a later input
+    history : array (before, B, I), the inputs before the first step; None is zero
+    lengths, resets : as in `forward`. Behind a row's end its input is zero, and nothing is seen across a reset
+
+    Returns
+    -------
+    array (T, B, O)
+    """
+    steps, batch, units = x.shape
+    taps = weight.shape[2]
+    before = (taps - 1) * dilation if before is None else before
+    schedule = schedule_of(steps, batch, lengths, resets)
+    past = np.zeros((before, batch, units), x.dtype) if history is None else history
+    later = np.zeros(((taps - 1) * dilation - before, batch, units), x.dtype)
+    known = np.concatenate([past, np.where(schedule.active, x, 0), later])  # known[t + before] is x[t]
+    # Which episode a step belongs to; what came before the first belongs to that of a first step without a reset.
+    episode = np.cumsum(schedule.resets[..., 0], axis=0)  # [T, B]
+    ends = episode[-1:] if steps else np.zeros((1, batch), np.int64)
+    episodes = np.concatenate([np.zeros((before, batch), np.int64), episode, np.repeat(ends, len(later), axis=0)])
+    y = np.zeros((steps, batch, weight.shape[0]), x.dtype)
+    for tap in range(taps):
+        at = np.arange(steps) + tap * dilation
+        seen = (episodes[at] == episode)[..., None]
+        y += np.where(seen, known[at], 0) @ weight[:, :, tap].T
+    return y if bias is None else y + bias
+
+
+def layer_norm(x: Array, weight: Array | None, bias: Array | None, epsilon: float) -> Array:
+    """Each row less its mean, by its deviation, as torch.nn.LayerNorm (Ba et al. 2016)."""
+    mean = x.mean(axis=-1, keepdims=True)
+    y: Array = (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + epsilon)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def normalize(x: Array, mean: Array, deviation: Array, weight: Array | None = None, bias: Array | None = None) -> Array:
+    """Each row less the same mean, by the same deviation: batch normalisation in inference, torch.nn.BatchNorm1d."""
+    y: Array = (x - mean) / deviation
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def merge(x: Array, mode: str) -> Array:
+    """The two directions of a layer's output, its two halves, as one: "concat", "sum", "mul" or "ave"."""
+    forwards, backwards = np.split(x, 2, axis=-1)
+    joined: dict[str, Array] = {
+        "concat": x,
+        "sum": forwards + backwards,
+        "mul": forwards * backwards,
+        "ave": (forwards + backwards) / 2,
+    }
+    return joined[mode]
+
+
+def last(x: Array, lengths: npt.ArrayLike | None = None, *, both_ends: bool = False) -> Array:
+    """The last step of each row, (B, units); zero where there is none.
+
+    both_ends : the second half of the units is a reverse direction's, whose last step is the first one
+    """
+    steps, batch, units = x.shape
+    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    y = np.zeros((batch, units), x.dtype)
+    for row in np.flatnonzero(ends):
+        y[row] = x[ends[row] - 1, row]
+        if both_ends:
+            y[row, units // 2 :] = x[0, row, units // 2 :]
+    return y

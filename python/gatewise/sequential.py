@@ -196,9 +196,19 @@ class Sequential:
         axes.to_time_major(array)[behind] = 0
         return sequence_input(of, array, is_exact)
 
-    def stream(self, batch_size: int | None = None) -> Stream:
-        """A state that advances step by step, from zero. Without batch_size its steps are unbatched."""
-        return Stream(self._chain, self._batch_first, batch_size)
+    def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
+        """A state that advances step by step, from zero.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Rows of a step; None: steps are unbatched.
+        window : int, optional
+            Each step gives what a call on the last so many inputs gives at its end, with a state of zero before them,
+            instead of a state that goes on for ever. Two directions work there, too. A step takes as long as that call,
+            but for the first layer's input products, which are kept.
+        """
+        return Stream(self._chain, self._batch_first, batch_size, window)
 
     def pool(self, capacity: int) -> Pool:
         """Room for so many streams, of which any advance together in one call, each at its own pace."""

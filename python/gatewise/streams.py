@@ -22,8 +22,8 @@ from gatewise.arrays import (
 )
 from gatewise.layouts import Axes
 from gatewise.networks import Chain
-from gatewise.parameters import MOST, Weights
-from gatewise.sequences import flags_of_rows, plan, restarts
+from gatewise.parameters import MOST, MOST_BYTES, Weights
+from gatewise.sequences import flags_of_rows, plan, restarts, whole_lengths
 
 LOOKS_AHEAD = "expected one direction; a bidirectional layer needs the end of the sequence first"
 
@@ -37,21 +37,36 @@ class Stream(_core.Stream):
     A stream serves one thread at a time; a second one that comes meanwhile gets a RuntimeError.
     """
 
-    def __init__(self, chain: Chain, batch_first: bool, batch_size: int | None) -> None:
-        if chain.looks_ahead:
-            raise ValueError(f"stream: {LOOKS_AHEAD}")
-        self._start(chain, chain.weights(), batch_first, batch_size)
+    def __init__(self, chain: Chain, batch_first: bool, batch_size: int | None, window: int | None = None) -> None:
+        if window is None and chain.looks_ahead:
+            raise ValueError(f"stream: {LOOKS_AHEAD}; stream(window=k) gives what a call on the last k inputs gives")
+        self._start(chain, chain.weights(), batch_first, batch_size, window)
 
     def _start(
-        self, chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None
-    ) -> None:
+        self, chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None,
+        window: int | None,
+    ) -> None:  # fmt: skip
         size = None if batch_size is None else whole_number("batch_size", batch_size, 1, MOST)
-        super().__init__(chain.network(weights, "steps"), 1 if size is None else size, size is None)
+        rows = 1 if size is None else size
+        if window is None:
+            super().__init__(chain.network(weights, "steps"), rows, size is None)
+        else:
+            # Of each input some numbers are kept, at most so many.
+            numbers = rows * (sum(chain.sizes[:2]) + sum(4 * units for _, units in chain.parts))
+            window = whole_number("window", window, 1, min(MOST, MOST_BYTES // (8 * numbers)))
+            rest, head = chain.window(weights)
+            super().__init__(rest, rows, size is None, head, window)
         self._chain = chain
         self._weights = weights
         self._batch_first = batch_first
         self._batch_size = size
+        self._window = window
         self._rows = () if size is None else (size,)
+
+    @property
+    def window(self) -> int | None:
+        """How many of the last inputs a step depends on; None: all."""
+        return self._window
 
     @property
     def batch_size(self) -> int | None:
@@ -96,15 +111,28 @@ class Stream(_core.Stream):
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
         timetable = None if resets is None else plan(axes_of, None, resets)[0]
         given = axes_of.to_time_major(array)
+        if self._window is not None:
+            self._run_steps(given, axes_of.to_time_major(y), axes_of, resets)
+            return y
         self._run(rows(given) if of.units else np.ascontiguousarray(given), axes_of.to_time_major(y), timetable)
         return y
+
+    def _run_steps(self, x: Array, y: Array, axes: Axes, resets: object) -> None:
+        """A window goes step by step. x (T, B, ...), y (T, B, O)."""
+        flags = np.zeros(axes.leading, np.bool_) if resets is None else restarts(resets, axes.leading)
+        for step, out, reset in zip(x, y, axes.to_time_major(flags), strict=True):
+            given = step.reshape(*self._rows, *self._chain.units)
+            out[...] = self.step(given, resets=reset.reshape(self._rows)).reshape(out.shape)
 
     @property
     def state(self) -> Any:
         """A copy of the state: (h, c) for LSTM, h for the others, (L, B, H) or unbatched (L, H). Setting copies in.
 
-        Of a model a tuple of these, one entry a layer that has a state.
+        Of a model a tuple of these, one entry a layer that has a state. Of a window the inputs in it, oldest first, and
+        how many each row has: (x, lengths) as a call takes them, x (T, B, I) or unbatched (T, I), lengths (B,) or ().
         """
+        if self._window is not None:
+            return self._window_state()
         parts = self._chain.new_parts(self._rows)
         self._get_state(parts)
         return self._chain.state_out(parts)
@@ -113,7 +141,43 @@ class Stream(_core.Stream):
     def state(self, state: object) -> None:
         if state is None:
             raise TypeError("state: expected a state, got None; reset() sets it to zero")
-        self._set_state(self._chain.state_in("state", state, self._rows))
+        if self._window is not None:
+            self._set_window_state(state)
+        else:
+            self._set_state(self._chain.state_in("state", state, self._rows))
+
+    def _window_state(self) -> tuple[Array, Array]:
+        of, counts = self._chain, self._window_counts()
+        dtype = of.dtype if of.vocabulary is None else np.dtype(np.int64)
+        inputs = np.zeros((max(counts), len(counts), *of.units), dtype)
+        self._get_window(inputs, counts)
+        lengths = np.array(counts, np.int64)
+        if self._batch_size is None:
+            return inputs[:, 0], lengths[0]
+        return (np.ascontiguousarray(inputs.swapaxes(0, 1)) if self._batch_first else inputs), lengths
+
+    def _set_window_state(self, state: object) -> None:
+        of = self._chain
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"state: expected a pair (x, lengths), got {type(state).__name__}")
+        array = as_array("state[0]", state[0])
+        axes: list[int | str] = ["T", *self._rows, *of.units]
+        if self._batch_first and self._rows:
+            axes[:2] = axes[1::-1]
+        steps = shaped("state[0]", array, axes).shape[axes.index("T")]
+        layout = Axes(self._batch_first, not self._rows, steps, self._batch_size or 1)
+        lengths = whole_lengths(state[1], self._rows, min(steps, self._window or 0)).reshape(layout.batch)
+        if of.vocabulary is None:
+            given = layout.to_time_major(floating("state[0]", array, of.dtype))
+        else:
+            kept = np.array(array)
+            layout.to_time_major(kept)[np.arange(steps)[:, None] >= lengths] = 0
+            given = layout.to_time_major(tokens("state[0]", kept, of.vocabulary))
+        # The last one of each row comes last.
+        ordered = np.zeros((int(lengths.max(initial=0)), *given.shape[1:]), given.dtype)
+        for row, length in enumerate(lengths):
+            ordered[len(ordered) - length :, row] = given[:length, row]
+        self._set_window(ordered, lengths.tolist())
 
     def reset(self, rows: object = None) -> None:
         """Set the state to zero: all of it, or some rows.
@@ -134,15 +198,15 @@ class Stream(_core.Stream):
     def refresh(self) -> None:
         """Take the layer's present weights; the state stays."""
         weights = self._chain.weights()
-        self._use(self._chain.network(weights, "steps"))
+        if self._window is None:
+            self._use(self._chain.network(weights, "steps"))
+        else:
+            self._use(*self._chain.window(weights))
         self._weights = weights
 
     def copy(self) -> Stream:
         """Another stream with the same weights and, from here on, its own state."""
-        other = Stream.__new__(Stream)
-        other._start(self._chain, self._weights, self._batch_first, self._batch_size)
-        other.state = self.state
-        return other
+        return _restore(self._chain, self._weights, self._batch_first, self._batch_size, self._window, self.state)
 
     def __copy__(self) -> Stream:
         return self.copy()
@@ -153,18 +217,22 @@ class Stream(_core.Stream):
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._chain, self._weights, self._batch_first, self._batch_size, self.state)
+        return _restore, (
+            self._chain, self._weights, self._batch_first, self._batch_size, self._window, self.state,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"Stream({self._chain.describe()}, batch_size={self._batch_size})"
+        window = "" if self._window is None else f", window={self._window}"
+        return f"Stream({self._chain.describe()}, batch_size={self._batch_size}{window})"
 
 
 def _restore(
-    chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None, state: object
-) -> Stream:
+    chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None, window: int | None,
+    state: object,
+) -> Stream:  # fmt: skip
     """A pickled stream. If its layer was not pickled with it, refresh() takes the weights that the layer had then."""
     stream = Stream.__new__(Stream)
-    stream._start(chain, weights, batch_first, batch_size)
+    stream._start(chain, weights, batch_first, batch_size, window)
     stream.state = state
     return stream
 

@@ -1,0 +1,159 @@
+#include "window.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace gatewise {
+namespace {
+
+std::size_t size(Size value) { return static_cast<std::size_t>(value); }
+
+}  // namespace
+
+Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
+    : steps_(steps),
+      batch_(batch),
+      input_bytes_(!head                  ? rest.input() * rest.item()
+                   : head->takes_tokens() ? static_cast<Size>(sizeof(std::int64_t))
+                                          : head->input() * head->item()),
+      counts_(size(batch)),
+      inputs_(size(steps * batch * input_bytes_)),
+      places_(size(steps * batch)),
+      order_(size(batch)),
+      lengths_(size(batch)),
+      ends_(size(batch)),
+      active_(size(steps)),
+      taken_(size(steps + 1)) {
+  std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
+  use(head, rest);
+}
+
+void Window::use(const Network* head, const Network& rest) {
+  head_ = head;
+  rest_ = &rest;
+  features_ = rest.input();
+  feature_bytes_ = features_ * rest.item();
+  if (!state_.data()) {
+    if (head) feature_rows_ = Buffer(size(steps_ * batch_ * feature_bytes_));
+    Size bytes = 0;
+    for (const StatePart& part : rest.parts()) bytes += (part.count * part.units * batch_ * rest.item() + 63) / 64 * 64;
+    state_ = Buffer(size(bytes));
+    char* next = static_cast<char*>(state_.data());
+    for (const StatePart& part : rest.parts()) {
+      state_after_.push_back(next);
+      next += (part.count * part.units * batch_ * rest.item() + 63) / 64 * 64;
+    }
+    if (!first_is_recurrent()) gathered_ = Buffer(size(steps_ * batch_ * feature_bytes_));
+  }
+  if (first_is_recurrent()) {  // of other sizes on another backend
+    const Stack& stack = rest.nodes.front().stack;
+    for (Size d = 0; d < stack.directions; ++d)
+      sums_[d] = Buffer(size(steps_ * batch_ * rest.kernels->input_sums_size(stack.layer[d]) * rest.item()));
+  }
+  if (head) {
+    head_run_.lay_out(*head, 1, batch_, {}, 1);
+    head_scratch_ = Buffer(size(head_run_.bytes()));
+    head_run_.place(head_scratch_.data(), nullptr, nullptr);
+  }
+  // Room for the most that any number of steps needs, in one schedule or the other.
+  Schedule uneven{};
+  uneven.order = order_.data(), uneven.lengths = lengths_.data(), uneven.ends = ends_.data();
+  uneven.active = active_.data(), uneven.taken = taken_.data();
+  Size most = 0;
+  for (Size steps = 1; steps <= steps_; ++steps)
+    for (const Schedule& schedule : {Schedule{}, uneven}) {
+      lay_out_rest(steps, schedule);
+      most = std::max(most, run_.bytes());
+    }
+  scratch_ = Buffer(size(most));
+  laid_out_steps_ = 0;
+  for (Size slot = 0; slot < steps_ && *std::max_element(counts_.begin(), counts_.end()) > 0; ++slot)
+    make_features(slot);
+}
+
+void Window::lay_out_rest(Size steps, const Schedule& schedule) {
+  const void* const sums[2] = {sums_[0].data(), sums_[1].data()};
+  run_.lay_out(*rest_, steps, batch_, schedule, 1, first_is_recurrent() ? sums : nullptr);
+}
+
+// What is kept of the inputs in a slot.
+void Window::make_features(Size slot) {
+  const char* features = input_at(slot, 0);
+  if (head_) {
+    char* made = static_cast<char*>(feature_rows_.data()) + slot * batch_ * feature_bytes_;
+    NetworkInput input{};
+    if (head_->takes_tokens())
+      input.tokens = reinterpret_cast<const std::int64_t*>(features);
+    else
+      input.rows = {features, 0, head_->input()};
+    head_run_(input, {made, 0, features_});
+    features = made;
+  }
+  if (!first_is_recurrent()) return;
+  const Stack& stack = rest_->nodes.front().stack;
+  for (Size d = 0; d < stack.directions; ++d) {
+    const Size row = rest_->kernels->input_sums_size(stack.layer[d]) * rest_->item();
+    rest_->kernels->input_sums(stack.layer[d], batch_, features, features_,
+                               static_cast<char*>(sums_[d].data()) + slot * batch_ * row);
+  }
+}
+
+void Window::remember(const void* inputs) {
+  std::memcpy(input_at(next_, 0), inputs, size(batch_ * input_bytes_));
+  make_features(next_);
+  next_ = (next_ + 1) % steps_;
+  for (Size& count : counts_) count = std::min(count + 1, steps_);
+}
+
+// Rows of different counts, the most first.
+Schedule Window::schedule_rows(Size most) {
+  taken_[0] = 0;
+  for (Size t = 0; t < most; ++t) {
+    active_[size(t)] = std::count_if(counts_.begin(), counts_.end(), [&](Size count) { return count > t; });
+    taken_[size(t + 1)] = taken_[size(t)] + active_[size(t)];
+  }
+  for (Size row = 0; row < batch_; ++row) order_[size(row)] = row;
+  std::sort(order_.begin(), order_.end(), [&](Size a, Size b) {
+    return counts_[size(a)] != counts_[size(b)] ? counts_[size(a)] > counts_[size(b)] : a < b;
+  });
+  for (Size i = 0; i < batch_; ++i) {
+    lengths_[size(i)] = counts_[size(order_[size(i)])];
+    ends_[size(i)] = counts_[size(i)];
+  }
+  Schedule schedule{};
+  schedule.order = order_.data(), schedule.lengths = lengths_.data(), schedule.ends = ends_.data();
+  schedule.active = active_.data(), schedule.taken = taken_.data();
+  return schedule;
+}
+
+void Window::operator()(const NetworkInput& input, Rows<void*> output) {
+  remember(input.tokens && head_ && head_->takes_tokens() ? static_cast<const void*>(input.tokens) : input.rows.data);
+  const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
+  const Size steps = *most;
+  if (*least < steps || steps != laid_out_steps_) {
+    lay_out_rest(steps, *least < steps ? schedule_rows(steps) : Schedule{});
+    run_.place(scratch_.data(), nullptr, state_after_.data());
+    laid_out_steps_ = *least < steps ? 0 : steps;
+  }
+  NetworkInput window{};
+  if (first_is_recurrent()) {
+    for (Size t = 0; t < steps; ++t)
+      for (Size row = 0; row < batch_; ++row) {
+        const Size count = counts_[size(row)];
+        places_[size(t * batch_ + row)] = t < count ? slot(count - t) * batch_ + row : 0;
+      }
+    window.tokens = places_.data();
+  } else {
+    const char* from = static_cast<const char*>(head_ ? feature_rows_.data() : inputs_.data());
+    char* to = static_cast<char*>(gathered_.data());
+    for (Size t = 0; t < steps; ++t)
+      for (Size row = 0; row < batch_; ++row, to += feature_bytes_) {
+        const Size count = counts_[size(row)];
+        if (t < count) std::memcpy(to, from + (slot(count - t) * batch_ + row) * feature_bytes_, size(feature_bytes_));
+      }
+    window.rows = {gathered_.data(), batch_ * features_, features_};
+  }
+  run_(window, output);
+}
+
+}  // namespace gatewise

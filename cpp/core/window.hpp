@@ -1,0 +1,57 @@
+// A network on the last inputs alone: each step gives what a call on them gives, from a state of zero.
+#pragma once
+
+#include <vector>
+
+#include "memory.hpp"
+#include "network.hpp"
+
+namespace gatewise {
+
+class Window {
+ public:
+  // head: what comes before the first node that needs time, null where there is nothing; rest: the others, of which one
+  // takes the last step. They must outlive the window.
+  Window(const Network* head, const Network& rest, Size steps, Size batch);
+
+  // Takes other weights of the same sizes; what is kept of the inputs is made anew.
+  void use(const Network* head, const Network& rest);
+
+  void operator()(const NetworkInput& input, Rows<void*> output);  // x [B, I] or tokens [B]; output [B, O]
+  void forget(Size row) { counts_[static_cast<std::size_t>(row)] = 0; }
+
+  // The inputs that each row has, at most `steps`, and where: of [steps, B, I], the i-th last one, from 1 on.
+  Size count(Size row) const { return counts_[static_cast<std::size_t>(row)]; }
+  const void* input(Size row, Size last) const { return input_at(slot(last), row); }
+  Size input_bytes() const { return input_bytes_; }
+  // Inputs of all rows [B, I] as `operator()` takes them, of which nothing but the memory is wanted.
+  void remember(const void* inputs);
+
+ private:
+  Size slot(Size last) const { return (next_ + steps_ - last) % steps_; }
+  char* input_at(Size slot, Size row) const {
+    return static_cast<char*>(inputs_.data()) + (slot * batch_ + row) * input_bytes_;
+  }
+  bool first_is_recurrent() const { return rest_->nodes.front().kind == Node::Kind::recurrent; }
+  void lay_out_head();
+  void lay_out_rest(Size steps, const Schedule& schedule);
+  void make_features(Size slot);
+  Schedule schedule_rows(Size most);
+
+  const Network *head_ = nullptr, *rest_ = nullptr;
+  Size steps_, batch_, input_bytes_, features_ = 0, feature_bytes_ = 0;
+  Size next_ = 0;                 // the slot of the next input
+  std::vector<Size> counts_;      // [B]
+  Buffer inputs_, feature_rows_;  // [steps, B, I], [steps, B, F]
+  Buffer sums_[2];                // [steps, B, sums of the first layer], each direction
+  Buffer gathered_;               // [steps, B, F] in the order of time
+  Buffer scratch_, head_scratch_;
+  Buffer state_;
+  std::vector<void*> state_after_;  // of a call, not used further
+  std::vector<std::int64_t> places_;
+  std::vector<Size> order_, lengths_, ends_, active_, taken_;
+  Run run_, head_run_;
+  Size laid_out_steps_ = 0;  // of run_, without a schedule; 0: another one
+};
+
+}  // namespace gatewise
