@@ -432,22 +432,26 @@ def train(model: Model, codes: Array, held_out: Array, settings: Settings, conso
 def write(model: Model, before: Array, characters: int, settings: Settings) -> tuple[str, Array]:
     """Write on from codes `before` (N,): the text, and the nanoseconds that each step of the stream took."""
     draws, symbols = np.random.default_rng(settings.seed), len(model.alphabet)
-    stream = model.recurrent.stream()
-    read = OneHot(len(before), 1, symbols)(before[:, None])[:, 0]  # (N, A)
-    output = np.ascontiguousarray(stream.run(read)[-1])  # (H,)
-    x = np.zeros(symbols, np.float32)  # (A,)
+    stream = network_of(model).stream()
+    score = np.ascontiguousarray(stream.run(before)[-1])  # (A,)
     written, nanoseconds = [], np.empty(characters)
     for number in range(characters):
-        score = log_softmax(output[None], model.softmax)[0]  # (A,)
-        # The largest score with Gumbel noise added is a draw from the softmax; without, the likeliest.
+        # The largest score with Gumbel noise added is a draw from their softmax; without, the likeliest.
         code = int(np.argmax(score + settings.temperature * draws.gumbel(size=symbols)))
         written.append(model.alphabet[code])
-        x[code] = hot(symbols)
         start = perf_counter_ns()
-        stream.step(x, output)
+        stream.step(code, score)
         nanoseconds[number] = perf_counter_ns() - start
-        x[code] = 0
     return "".join(written), nanoseconds
+
+
+def network_of(model: Model) -> gw.Sequential:
+    """Make one network of codes in, scores out: its stream looks the products of the one-hot characters up."""
+    symbols, hidden = model.softmax["weight"].shape
+    one_hot, softmax = gw.Embedding(symbols, symbols), gw.Dense(hidden, symbols)
+    one_hot.parameters["weight"] = hot(symbols) * np.eye(symbols)
+    softmax.load_state_dict(model.softmax)
+    return gw.Sequential([one_hot, model.recurrent, softmax])
 
 
 def opening(text: str) -> str:

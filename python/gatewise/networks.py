@@ -175,7 +175,14 @@ class Chain:
         self.alone = alone
         self.dtype = self._dtype()
         self.sizes = self._sizes()
+        # The axes of one step of one row: none of a token, of which there are so many.
+        self.vocabulary = next((one.vocabulary for one in self.stages if one.vocabulary is not None), None)
+        self.units = () if self.vocabulary is not None else (self.sizes[0],)
+        self.output_size = self.sizes[-1]
+        self.ends_at_last = any(isinstance(stage, Last) for stage in self.stages)  # then the output has no time
+        self.looks_ahead = any(stage.looks_ahead for stage in self.stages)
         self.states = [stage.state for stage in self.stages if stage.state is not None]
+        self.parts = [part for state in self.states for part in state.parts()]
         self._networks: dict[str, tuple[tuple[Weights[Any], ...], list[_core.Network]]] = {}
 
     def _dtype(self) -> np.dtype[Any]:
@@ -205,31 +212,6 @@ class Chain:
             sizes.append(stage.output_size(units))
         return sizes
 
-    # -- what goes in and what comes out ------------------------------------------------------------------------
-
-    @property
-    def vocabulary(self) -> int | None:
-        """How many tokens there are, if it takes tokens."""
-        return next((stage.vocabulary for stage in self.stages if stage.vocabulary is not None), None)
-
-    @property
-    def units(self) -> tuple[int, ...]:
-        """The axes of one step of one row: none of a token."""
-        return () if self.vocabulary is not None else (self.sizes[0],)
-
-    @property
-    def output_size(self) -> int:
-        return self.sizes[-1]
-
-    @property
-    def ends_at_last(self) -> bool:
-        """Whether the output has no time."""
-        return any(isinstance(stage, Last) for stage in self.stages)
-
-    @property
-    def looks_ahead(self) -> bool:
-        return any(stage.looks_ahead for stage in self.stages)
-
     def describe(self) -> str:
         """In a few words: lstm (64, 128), layers=2, float32."""
         if not self.alone:
@@ -241,10 +223,6 @@ class Chain:
         return f"{of.cell} {describe((of.input_size, of.hidden_size))}, layers={of.num_layers}, {of.dtype}"
 
     # -- the state ----------------------------------------------------------------------------------------------
-
-    @property
-    def parts(self) -> list[tuple[int, int]]:
-        return [part for state in self.states for part in state.parts()]
 
     def new_parts(self, leading: tuple[int, ...]) -> list[Array]:
         """Uninitialised arrays of the state of some rows."""

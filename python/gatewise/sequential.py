@@ -164,8 +164,11 @@ class Sequential:
         axes = Axes.of(of.units, self._batch_first, "x", array)
         before = [None] * len(of.parts) if state is None else of.state_in("state", state, axes.rows)
         shape = (*axes.rows, of.output_size) if of.ends_at_last else axes.shape(of.output_size)
-        inputs = [("x", array), *((f"state[{i}]", part) for i, part in enumerate(before))]
-        y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, *inputs)
+        if out is None:
+            y = empty(shape, of.dtype)
+        else:
+            inputs = [("x", array), *((f"state[{i}]", part) for i, part in enumerate(before))]
+            y = output("out", out, of.dtype, shape, *inputs)
         timetable, steps = plan(axes, lengths, resets)
         given = axes.to_time_major(array)[:steps]
         if of.ends_at_last:
