@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import CELL, HOMES, ONE_STEP, PLAIN, POOL, QUICK, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import CELL, HOMES, NETWORK, ONE_STEP, PLAIN, POOL, QUICK, STEP, TRAIN, WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -114,14 +114,14 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
         }
 
     names: list[str] = options.workloads
-    steps = [name for name in names if WORKLOADS[name].mode in ONE_STEP]
+    steps = [name for name in names if WORKLOADS[name].mode in (*ONE_STEP, NETWORK)]
     trained = [name for name in names if WORKLOADS[name].mode == TRAIN]
     if not options.quick:
         for who in ("gatewise", *found):
             if who in MODULES:
                 yield job("cold", 1, [COLD], peer=who, module=MODULES[who])
     for threads in options.threads:
-        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, CELL)]
+        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, CELL, NETWORK)]
         yield job("limits", threads, at_these)
         for peer in found:
             yield job("pairs", threads, [name for name in at_these if not _hopeless(peer, WORKLOADS[name])], peer=peer)
@@ -136,6 +136,8 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
 def _hopeless(peer: str, workload: Workload) -> bool:
     if workload.mode in HOMES:
         return peer != HOMES[workload.mode]
+    if workload.mode == NETWORK:
+        return peer not in (PLAIN, "PyTorch", "ONNX Runtime", "ONNX Runtime bound")
     even = workload.lengths is None and workload.resets is None
     if peer == PLAIN:
         return even and not workload.checkpoint_every and workload.mode != POOL

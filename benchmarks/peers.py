@@ -8,16 +8,33 @@ step keeps its state from call to call. A peer that cannot do a case raises NotI
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from io import BytesIO
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import CELL, FORWARD, GATES, HOMES, ONE_STEP, PLAIN, POOL, RESETS, STEP, TRAIN, Workload
+from .workloads import (
+    CELL,
+    DENSE,
+    EMBEDDING,
+    FORWARD,
+    GATES,
+    HOMES,
+    NETWORK,
+    ONE_STEP,
+    PLAIN,
+    POOL,
+    RESETS,
+    STEP,
+    TRAIN,
+    Workload,
+)
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +43,8 @@ Array = npt.NDArray[Any]
 class Case:
     """A workload with its data, in PyTorch's names and shapes.
 
-    `x` is (T, B, I), `grad_output` (T, B, D * H). Of a single step, x has one step.
+    `x` is (T, B, I), `grad_output` (T, B, D * H). Of a single step, x has one step. Of a network the parameters have
+    the number of their layer before their names; tokens are (N, 1), one for each of N steps, and then from the first.
     """
 
     workload: Workload
@@ -43,7 +61,12 @@ class Case:
 
     @property
     def outputs(self) -> int:
-        return self.workload.directions * self.workload.hidden
+        w = self.workload
+        return w.blocks[-1].outputs if w.blocks else w.directions * w.hidden
+
+    def tokens(self) -> Iterator[int] | None:
+        """Without end, where a network takes them."""
+        return cycle(self.x[:, 0].tolist()) if self.workload.takes_tokens else None
 
     def places(self) -> Iterable[tuple[int, str]]:
         """Layers and directions with the suffix that their parameters have."""
@@ -66,7 +89,7 @@ def numpy_of(value: Any) -> Array:
 
 def gatewise(case: Case) -> Party:
     """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out); for many
-    streams pool.step(x, slots, out).
+    streams pool.step(x, slots, out); of a network the stream of a Sequential.
 
     In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate. In JAX: gatewise.jax instead of
     the scan.
@@ -80,15 +103,19 @@ def gatewise(case: Case) -> Party:
         return _in_pytorch(case, gatewise.torch.accelerate)
     if home == "JAX":
         return _gatewise_in_jax(case)
+    if case.workload.mode == NETWORK:
+        return _gatewise_network(case)
     return _gatewise(case, case.schedule, case.workload.checkpoint_every or None)
 
 
 def gatewise_plain(case: Case) -> Party:
     """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save.
 
-    Instead of a pool, a stream each, one after the other.
+    Instead of a pool, a stream each, one after the other. Of a network the recurrent layers alone.
     """
     outside_of_frameworks(case)
+    if case.workload.mode == NETWORK:
+        return _gatewise_network(recurrent_alone(case))
     if case.workload.mode == POOL:
         return _one_by_one(case)
     if not case.schedule and not case.workload.checkpoint_every:
@@ -115,6 +142,39 @@ def _one_by_one(case: Case) -> Party:
             step(x, y)
 
     return Party(run, lambda _: {"output": np.stack(out)[None]})
+
+
+def recurrent_alone(case: Case) -> Case:
+    """The recurrent layers of a network, in their order, from what comes into the first of them."""
+    w = case.workload
+    kept = [i for i, block in enumerate(w.blocks) if block.is_recurrent]
+    parameters = {}
+    for key, value in case.parameters.items():
+        number, name = key.split(".", 1)
+        if int(number) in kept:
+            parameters[f"{kept.index(int(number))}.{name}"] = value
+    x = case.parameters["0.weight"][case.x[:1]] if w.takes_tokens else case.x
+    return replace(case, workload=replace(w, blocks=tuple(w.blocks[i] for i in kept)), parameters=parameters, x=x)
+
+
+def _gatewise_network(case: Case) -> Party:
+    import gatewise as gw
+
+    gw.set_num_threads(case.threads)
+    layers: list[Any] = []
+    for kind, inputs, outputs, activation in case.workload.blocks:
+        options = {"activation": activation} if kind == DENSE else {}
+        layers.append(getattr(gw, kind)(inputs, outputs, dtype=case.workload.dtype, seed=1, **options))
+    model = gw.Sequential(layers)
+    model.load_state_dict(case.parameters)
+    step, tokens = model.stream().step, case.tokens()
+    out = np.empty(case.outputs, case.workload.dtype)
+
+    def step_on(tokens: Iterator[int], out: Array) -> None:
+        step(next(tokens), out)
+
+    run = partial(step, case.x[0, 0], out) if tokens is None else partial(step_on, tokens, out)
+    return Party(run, lambda _: {"output": out[None, None].copy()})
 
 
 def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int | None) -> Party:
@@ -153,11 +213,14 @@ def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int |
 def pytorch(case: Case) -> Party:
     """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step.
 
-    Rows of different lengths as packed sequences; packing and padding again are timed with it.
+    Rows of different lengths as packed sequences; packing and padding again are timed with it. A network is a module
+    of cells, torch.nn.Linear and torch.nn.Embedding.
     """
     if HOMES.get(case.workload.mode) == "PyTorch":
         return _in_pytorch(case, lambda module: module)
     outside_of_frameworks(case)
+    if case.workload.mode == NETWORK:
+        return _pytorch_network(case)
     return _pytorch(case, packed=case.workload.lengths is not None)
 
 
@@ -283,11 +346,90 @@ def _pytorch(case: Case, packed: bool) -> Party:
     )
 
 
+def _network_module(case: Case, *, is_eager: bool) -> Any:
+    """From x and the states before a step, in the order of the layers, to y and those after it.
+
+    For calls as they come, of cells on x (1, I), which take half the time of layers; to be exported, of layers on
+    x (1, 1, I), since each of these becomes one operator.
+    """
+    import torch
+
+    w = case.workload
+    suffix = "Cell" if is_eager else ""
+    names = {DENSE: "Linear", EMBEDDING: "Embedding", **{cell: f"{cell}{suffix}" for cell in GATES}}
+
+    class Network(torch.nn.ModuleList):  # type: ignore[misc]  # of Any, where PyTorch is not looked at
+        def forward(self, x: Any, *states: Any) -> Any:
+            before, after = iter(states), []
+            for block, layer in zip(w.blocks, self, strict=True):
+                if block.is_recurrent:
+                    given = (next(before), next(before)) if block.kind == "LSTM" else next(before)
+                    result = layer(x, given)
+                    new = result if is_eager else result[1]
+                    after += list(new) if block.kind == "LSTM" else [new]
+                    x = new[0] if block.kind == "LSTM" else new  # h is the output of the one step
+                else:
+                    # ONNX Runtime would put a Reshape before and behind each product of three axes: 2 to 4 %.
+                    x = layer(x.squeeze(0) if block.kind == DENSE and x.dim() == 3 else x)
+                    x = x if block.activation == "linear" else getattr(torch, block.activation)(x)
+            return (x, *after)
+
+    dtype = getattr(torch, w.dtype)
+    module = Network(
+        getattr(torch.nn, names[kind])(inputs, outputs, dtype=dtype) for kind, inputs, outputs, _ in w.blocks
+    )
+    module.load_state_dict(
+        {
+            name.removesuffix("_l0") if is_eager else name: torch.from_numpy(value)
+            for name, value in case.parameters.items()
+        }
+    )
+    return module.eval()
+
+
+def _pytorch_network(case: Case) -> Party:
+    import torch
+
+    torch.set_num_threads(case.threads)
+    module = _network_module(case, is_eager=True)
+    states = [torch.from_numpy(value[0]) for value in _zero_states(case).values()]
+    inputs = cycle(list(torch.from_numpy(case.x)))
+
+    def step() -> Any:
+        nonlocal states
+        with torch.inference_mode():
+            y, *states = module(next(inputs), *states)
+        return y
+
+    return Party(step, lambda y: {"output": numpy_of(y)[None]})
+
+
 # ---- ONNX, for ONNX Runtime and OpenVINO
+
+
+def _exported_network(case: Case) -> bytes:
+    """By PyTorch. Inputs x and the states in the order of the layers, outputs y and the states after the step."""
+    import torch
+
+    torch.set_num_threads(1)  # none of its own beside those of who is measured
+    states = {name: torch.from_numpy(value) for name, value in _zero_states(case).items()}
+    file = BytesIO()
+    torch.onnx.export(
+        _network_module(case, is_eager=False),
+        (torch.from_numpy(case.x[:1]), *states.values()),
+        file,
+        input_names=["x", *states],
+        output_names=["y", *(f"{name}_after" for name in states)],
+        opset_version=17,
+        dynamo=False,  # the other exporter needs more packages
+    )
+    return file.getvalue()
 
 
 def onnx_model(case: Case) -> bytes:
     """The layers as LSTM or GRU operators. Inputs x and, of a single step, the state h (and c); outputs alike."""
+    if case.workload.blocks:
+        return _exported_network(case)
     from onnx import TensorProto, checker, helper, numpy_helper
 
     w = case.workload
@@ -359,6 +501,11 @@ def outside_of_frameworks(case: Case) -> None:
         raise NotImplementedError(f"measured in {HOMES[case.workload.mode]} only")
 
 
+def single_layers_only(case: Case) -> None:
+    if case.workload.mode == NETWORK:
+        raise NotImplementedError("measured with layers by themselves only")
+
+
 def even_rows_only(case: Case) -> None:
     outside_of_frameworks(case)
     if case.schedule:
@@ -380,22 +527,35 @@ def _onnxruntime_session(case: Case) -> Any:
 
 def _zero_states(case: Case) -> dict[str, Array]:
     w = case.workload
-    names = ("h", "c") if w.cell == "LSTM" else ("h",)
-    return {name: np.zeros((1, w.batch, w.hidden), w.dtype) for name in names} if w.mode in ONE_STEP else {}
+    if w.blocks:
+        cells = [(f"{i}", block.kind, block.outputs) for i, block in enumerate(w.blocks) if block.is_recurrent]
+    else:
+        cells = [("", w.cell, w.hidden)] if w.mode in ONE_STEP else []
+    return {
+        f"{name}{number}": np.zeros((1, w.batch, hidden), w.dtype)
+        for number, cell, hidden in cells
+        for name in ("hc" if cell == "LSTM" else "h")
+    }
 
 
 def onnxruntime(case: Case) -> Party:
-    """InferenceSession.run of the ONNX operator, all graph optimizations on, NumPy arrays in and out."""
+    """InferenceSession.run of the ONNX operator, all graph optimizations on, NumPy arrays in and out.
+
+    Of a network the graph that torch.onnx.export makes, with the states as inputs and outputs.
+    """
     session = _onnxruntime_session(case)
     feed = {"x": case.x, **_zero_states(case)}
     names = [name for name in feed if name != "x"]
+    tokens = cycle(list(case.x[:, None])) if case.workload.takes_tokens else None
 
     def run() -> Any:
+        if tokens is not None:
+            feed["x"] = next(tokens)
         y, *after = session.run(None, feed)
         feed.update(zip(names, after, strict=True))
         return y
 
-    return Party(run, lambda y: {"output": numpy_of(y)})
+    return Party(run, lambda y: {"output": numpy_of(y).reshape(case.workload.steps, case.workload.batch, -1)})
 
 
 def onnxruntime_bound(case: Case) -> Party:
@@ -406,13 +566,22 @@ def onnxruntime_bound(case: Case) -> Party:
     binding = session.io_binding()
     wrap = onnxruntime.OrtValue.ortvalue_from_numpy
     states = {name: wrap(value) for name, value in _zero_states(case).items()}
-    output = wrap(np.zeros((case.workload.steps, case.workload.batch, case.outputs), case.workload.dtype))
-    binding.bind_ortvalue_input("x", wrap(case.x))
+    w, tokens = case.workload, case.tokens()
+    rows = (w.batch,) if w.blocks else (w.steps, w.batch)
+    output = wrap(np.zeros((*rows, case.outputs), w.dtype))
+    x = case.x if tokens is None else case.x[:1].copy()  # whose memory is the session's, too
+    binding.bind_ortvalue_input("x", wrap(x))
     binding.bind_ortvalue_output("y", output)
     for name, value in states.items():
         binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(f"{name}_after", value)
-    return Party(partial(session.run_with_iobinding, binding), lambda _: {"output": numpy_of(output.numpy())})
+
+    def step_on(tokens: Iterator[int]) -> None:
+        x[0, 0] = next(tokens)
+        session.run_with_iobinding(binding)
+
+    run = partial(session.run_with_iobinding, binding) if tokens is None else partial(step_on, tokens)
+    return Party(run, lambda _: {"output": numpy_of(output.numpy()).reshape(w.steps, w.batch, -1)})
 
 
 def openvino(case: Case) -> Party:
@@ -420,6 +589,7 @@ def openvino(case: Case) -> Party:
     import openvino as ov
 
     inference_only(case)
+    single_layers_only(case)
     if case.workload.dtype != "float32":
         raise NotImplementedError("computes in float32 only")
     core = ov.Core()
@@ -463,6 +633,7 @@ def jax(case: Case) -> Party:
     import jax
     import jax.numpy as jnp
 
+    single_layers_only(case)
     w = case.workload
     if HOMES.get(w.mode) != "JAX":
         outside_of_frameworks(case)
@@ -581,6 +752,7 @@ def tensorflow(case: Case) -> Party:
     import tensorflow as tf
 
     even_rows_only(case)
+    single_layers_only(case)
     w = case.workload
     if not tf.config.list_logical_devices("CPU"):
         raise NotImplementedError("no device")

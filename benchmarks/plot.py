@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from .report import Document, best_peer, known, threads_of
-from .workloads import FORWARD, GATES, STEP, STEPPING, TRAIN
+from .workloads import FORWARD, GATES, STEP, TRAIN
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first
@@ -43,7 +43,7 @@ FINE = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2)
 
 def ratios(document: Document) -> Any:
     """Bars from 1 to the best peer's time over ours, on the fewest threads; diamonds: the most, strokes: floors."""
-    rows = [each for each in known(document) if best_peer(each[0])]
+    rows = [each for each in known(document) if best_peer(each[0]) and each[1].mode in MODES]
     if not rows:
         return None
     fewest, most = (bound((row for row, _, _ in rows), key=lambda row: int(row["threads"])) for bound in (min, max))
@@ -93,9 +93,9 @@ def peak(document: Document) -> Any:
     """
     shown: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
     for row, workload, _ in known(document):
-        if row["threads"] > 1 or workload.mode in STEPPING or workload.dtype != "float32" or workload.layers > 1:
+        if workload.mode not in (FORWARD, TRAIN) or workload.dtype != "float32" or workload.layers > 1:
             continue
-        if row.get("share") is None:
+        if row["threads"] > 1 or row.get("share") is None:
             continue
         batch = next(text for most, text in ((1, "B 1"), (8, "B 2 to 8"), (32, "B 9 to 32"), (9999, "B 33 or more"))
                      if workload.batch <= most)  # fmt: skip
@@ -156,7 +156,7 @@ def _exceeded(histogram: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndar
 
 def latency(document: Document) -> Any:
     """How many single steps took longer than a time, with an empty call of the same run dashed."""
-    rows = [(row, workload) for row, workload, _ in known(document) if row["latency"]]
+    rows = [(row, workload) for row, workload, _ in known(document) if row["latency"] and workload.mode == STEP]
     if not rows:
         return None
     cells = [cell for cell in GATES if any(workload.cell == cell for _, workload in rows)]

@@ -8,7 +8,21 @@ from typing import Any
 
 from rich.table import Table
 
-from .workloads import CELL, FORWARD, MODULE, PLAIN, POOL, PROGRAM, STEP, TRAIN, WORKLOADS, Floor, Workload, floor_of
+from .workloads import (
+    CELL,
+    FORWARD,
+    MODULE,
+    NETWORK,
+    PLAIN,
+    POOL,
+    PROGRAM,
+    STEP,
+    TRAIN,
+    WORKLOADS,
+    Floor,
+    Workload,
+    floor_of,
+)
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -28,6 +42,7 @@ TITLES = {
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
     POOL: "pool: one tick of many streams",
+    NETWORK: "network: one step of several layers from Python",
     MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
     PROGRAM: "program: a compiled training step in JAX, lax.scan against gatewise.jax",
     CELL: "cell: one step of a cell in PyTorch, without gradients",
@@ -39,7 +54,8 @@ NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
     "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool"
+    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool, "
+    "or a network's recurrent layers alone"
 )
 
 
@@ -159,7 +175,7 @@ def ratio_table(mode: str, rows: Iterable[tuple[Row, Workload, Floor]]) -> Table
         others = sorted((peer["ratio"], name) for name, peer in row["peers"].items() if not best or name != best[0])
         share_floor = f" {floor.share:.0%}" if floor.share else ""
         table.add_row(
-            row["name"].replace(f" {mode} ", " "),
+            row["name"].replace(f" {mode} ", " ").removeprefix(f"{mode} "),
             time_text(row["seconds"]) if "seconds" in row else "failed",
             three_digits(row["gflops"]) if "gflops" in row else "",
             mark(share_text(row.get("share")), misses_share(row, floor)),
@@ -192,6 +208,7 @@ def latency_table(rows: Iterable[Row]) -> Table:
     table = new_table(
         "single steps, us: the clock's own time included; in brackets an empty call's", "", "calls", *points
     )
+    table.columns[0].max_width, table.columns[0].no_wrap = NAME_WIDTH, False
     for row in rows:
         latency = row["latency"]
         texts = (f"{latency[p] / 1e3:.2f} ({latency['empty'][p] / 1e3:.2f})" for p in points)

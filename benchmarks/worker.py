@@ -1,7 +1,8 @@
 """What runs in a process of its own: gatewise and one peer in turns, or gatewise beside the machine's limits.
 
 A job comes as JSON on the standard input; a line of JSON goes out for each workload. A process knows one peer only,
-so that no two peers' thread pools meet; it is pinned to as many processors as the job has threads.
+so that no two peers' thread pools meet (PyTorch exports networks for ONNX Runtime, but on one thread); it is pinned to
+as many processors as the job has threads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import peers
 from .peers import Array, Case, Party
-from .workloads import GATES, PADDED, STEPPING, TRAIN, TRAINING, WORKLOADS, Workload
+from .workloads import DENSE, EMBEDDING, GATES, PADDED, STEPPING, TRAIN, TRAINING, WORKLOADS, Workload
 
 # Waited before each turn of several threads, so that the workers of the party before stop spinning for work: libgomp's
 # do after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
@@ -30,19 +31,46 @@ REST = 0.1
 # come back slowly: of calls of 0.6 ms the first two took 1.2 and 0.9 ms. Hence a longer turn then, and a longer start.
 TURN = 0.002
 START_AFTER_REST, TURN_AFTER_REST = 0.005, 0.02
+# Before they begin again. Always the same token would leave its row of the table in the first cache.
+TOKENS = 1000
+
+
+def uniform(random: np.random.Generator, size: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    bound = 1 / np.sqrt(size)
+    return {name: random.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def recurrent(random: np.random.Generator, cell: str, inputs: int, hidden: int, way: str) -> dict[str, Array]:
+    rows = GATES[cell] * hidden
+    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
+    return uniform(random, hidden, {f"{kind}_{way}": shape for kind, shape in shapes.items()})
+
+
+def of_network(random: np.random.Generator, workload: Workload) -> dict[str, Array]:
+    """With the number of the layer before each name."""
+    parameters: dict[str, Array] = {}
+    for i, (kind, inputs, outputs, _) in enumerate(workload.blocks):
+        if kind == EMBEDDING:
+            own = {"weight": random.standard_normal((inputs, outputs))}
+        elif kind == DENSE:
+            own = uniform(random, inputs, {"weight": (outputs, inputs), "bias": (outputs,)})
+        else:
+            own = recurrent(random, kind, inputs, outputs, "l0")
+        parameters.update({f"{i}.{name}": value for name, value in own.items()})
+    return parameters
 
 
 def make_case(workload: Workload, threads: int) -> Case:
     """Uniform weights of PyTorch's size and normal inputs, the same for everyone."""
     w, random = workload, np.random.default_rng(1)
-    bound, rows = 1 / np.sqrt(w.hidden), GATES[w.cell] * w.hidden
-    parameters = {}
-    for index, (inputs, hidden) in enumerate(w.sequences):
+    drawn = of_network(random, w)
+    for index, (inputs, hidden) in enumerate(() if w.blocks else w.sequences):
         way = f"l{index // w.directions}" + "_reverse" * (index % w.directions)
-        shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
-        for kind, shape in shapes.items():
-            parameters[f"{kind}_{way}"] = random.uniform(-bound, bound, shape).astype(w.dtype)
-    x = random.standard_normal((w.steps, w.batch, w.input)).astype(w.dtype)
+        drawn.update(recurrent(random, w.cell, inputs, hidden, way))
+    parameters = {name: value.astype(w.dtype) for name, value in drawn.items()}
+    x: Array = random.standard_normal((w.steps, w.batch, w.input)).astype(w.dtype)
+    if w.takes_tokens:
+        x = random.integers(w.blocks[0].inputs, size=(TOKENS, w.batch))
     grad_output = random.standard_normal((w.steps, w.batch, w.directions * w.hidden)).astype(w.dtype)
     if w.lengths is not None:  # so that a run over the padding can be held against the same gradients
         grad_output[np.arange(w.steps)[:, None] >= w.lengths] = 0
@@ -59,11 +87,13 @@ TOLERANCES = {"float32": (1e-5, 2e-4), "float64": (1e-10, 1e-9)}
 def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str, Array]:
     """The reference's results in float64; for single steps the outputs of the first `steps` of them.
 
-    padded: as if all rows had all steps, and no resets.
+    padded: as if all rows had all steps, and no resets; of a network only the recurrent layers.
     """
     from gatewise import reference
 
     w = case.workload
+    if w.blocks:
+        return {"output": output_of_network(peers.recurrent_alone(case) if padded else case, steps)}
     x = np.repeat(case.x, steps, axis=0).astype(float)
     schedule: dict[str, Any] = {} if padded else case.schedule
     output, _, tape = reference.forward(
@@ -75,6 +105,28 @@ def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str
         expected["input"], _, gradients = reference.backward(tape, case.grad_output.astype(float))
         expected.update(gradients)
     return expected
+
+
+def output_of_network(case: Case, steps: int) -> Array:
+    """Layer after layer, each over all steps."""
+    from gatewise import reference
+
+    w = case.workload
+    x: Array = case.x[:steps] if w.takes_tokens else np.repeat(case.x, steps, axis=0).astype(float)
+    for i, block in enumerate(w.blocks):
+        start = f"{i}."
+        own = {
+            name.removeprefix(start): value.astype(float)
+            for name, value in case.parameters.items()
+            if name.startswith(start)
+        }
+        if block.kind == EMBEDDING:
+            x = own["weight"][x]
+        elif block.kind == DENSE:
+            x = reference.ACTIVATIONS[block.activation](x @ own["weight"].T + own["bias"])
+        else:
+            x, _, _ = reference.forward(block.kind.lower(), x, None, own)
+    return x
 
 
 def check(case: Case, party: Party, expected: dict[str, Array]) -> None:

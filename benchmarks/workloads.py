@@ -1,13 +1,15 @@
 """What is measured, as data: the workloads, and the floors that they must reach.
 
 Sizes: T steps, B batch, I input, H hidden. One workload is one call: a whole sequence forward, one training step of it
-(forward with a tape, and all gradients, after a change of the weights), or one single step from Python.
+(forward with a tape, and all gradients, after a change of the weights), or one single step from Python, of a layer or
+of a network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +22,38 @@ MODULE, CELL = "module", "cell"
 PROGRAM = "program"
 # One tick of many streams.
 POOL = "pool"
-TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, POOL), (STEP, POOL)
+# One step of several layers in a row, not only recurrent ones.
+NETWORK = "network"
+# ONE_STEP: of a single layer, outside of frameworks.
+TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, POOL, NETWORK), (STEP, POOL)
 # Where both parties of a row run inside a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
-# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own.
+# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or only the
+# recurrent layers of a network.
 PLAIN = "gatewise plain"
 # Parties that compute all steps of all rows, whatever their lengths.
 PADDED = (PLAIN, "PyTorch padded")
+# Layers of a network, beside the cells.
+DENSE, EMBEDDING = "Dense", "Embedding"
+
+
+class Block(NamedTuple):
+    """A layer of a network; an embedding has as many inputs as there are tokens."""
+
+    kind: str
+    inputs: int
+    outputs: int
+    activation: str = "linear"
+
+    @property
+    def is_recurrent(self) -> bool:
+        return self.kind in GATES
+
+    @property
+    def name(self) -> str:
+        sizes = f"{self.inputs}x{self.outputs}" if self.kind == EMBEDDING else f"{self.outputs}"
+        return f"{self.kind} {sizes}" + (f" {self.activation}" if self.activation != "linear" else "")
 
 
 @dataclass(frozen=True)
@@ -43,10 +69,13 @@ class Workload:
     dtype: str = "float32"
     rows: str = ""  # RAGGED: T / 4 to T steps; ONE_LONG: one of T steps, the others T / 8; RESETS: one in 50 steps
     checkpoint_every: int = 0
+    blocks: tuple[Block, ...] = ()  # of a network; cell, input and hidden are then those of its first recurrent layer
 
     @property
     def name(self) -> str:
-        """`LSTM train 100x32x128`: T x B x H, then what is not as usual."""
+        """`LSTM train 100x32x128`: T x B x H, then what is not as usual; `network LSTM 64 + Dense 8`."""
+        if self.blocks:
+            return f"{self.mode} " + " + ".join(block.name for block in self.blocks)
         sizes = f"{self.batch}x{self.hidden}" if self.mode in STEPPING else f"{self.steps}x{self.batch}x{self.hidden}"
         parts = [self.cell, self.mode, sizes]
         if self.input != self.hidden:
@@ -71,8 +100,26 @@ class Workload:
                 yield (self.input if layer == 0 else self.directions * self.hidden), self.hidden
 
     @property
+    def takes_tokens(self) -> bool:
+        return bool(self.blocks) and self.blocks[0].kind == EMBEDDING
+
+    @property
+    def network_weights(self) -> int:
+        """That a step of a network must multiply: no input weights behind an embedding, whose products can be kept."""
+        count = 0
+        for i, block in enumerate(self.blocks):
+            inputs = 0 if i and self.blocks[i - 1].kind == EMBEDDING else block.inputs
+            if block.is_recurrent:
+                count += GATES[block.kind] * block.outputs * (inputs + block.outputs)
+            elif block.kind == DENSE:
+                count += block.outputs * inputs
+        return count
+
+    @property
     def operations(self) -> int:
         """Multiplications and additions of the products; backward has two products for each of forward's."""
+        if self.blocks:
+            return 2 * self.network_weights
         of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
         lengths = self.lengths
         rows = self.steps * self.batch if lengths is None else int(lengths.sum())
@@ -98,6 +145,8 @@ class Workload:
     def weight_bytes(self) -> int:
         """Weights that a call with few rows must read: those of h in every step, those of x once, or with each step."""
         item = 8 if self.dtype == "float64" else 4
+        if self.blocks:
+            return self.network_weights * item
         return sum(
             GATES[self.cell] * hidden * (inputs + self.steps * hidden) * item for inputs, hidden in self.sequences
         )
@@ -112,6 +161,18 @@ TRAINED = [(100, 1, 64, 64), *BATCHES, (200, 8, 40, 64), (100, 1, 256, 256), (60
 STEPS = [16, 64, 128, 256, 512]
 SCHEDULED = [(100, 32, 128, 128), (100, 32, 256, 256)]
 LONG, CHECKPOINTS = (1000, 32, 64, 64), (0, 16, 32)
+# A small one; cells of both kinds and several sizes; and a model of a language, or of events, as it writes.
+NETWORKS = [
+    (Block("LSTM", 64, 64), Block(DENSE, 64, 8)),
+    (
+        Block("LSTM", 128, 128),
+        Block("LSTM", 128, 256),
+        Block("GRU", 256, 128),
+        Block(DENSE, 128, 64, "relu"),
+        Block(DENSE, 64, 1, "sigmoid"),
+    ),
+    (Block(EMBEDDING, 1000, 128), Block("LSTM", 128, 128), Block(DENSE, 128, 64)),
+]
 
 # What --quick measures: a minute's worth of the above.
 QUICK = [
@@ -121,6 +182,12 @@ QUICK = [
     "LSTM train 100x32x128",
     "LSTM step 1x64",
 ]
+
+
+def network(*blocks: Block) -> Workload:
+    """One step, unbatched."""
+    first = next(block for block in blocks if block.is_recurrent)
+    return Workload(NETWORK, first.kind, 1, 1, first.inputs, first.outputs, blocks=blocks)
 
 
 def _all() -> Iterator[Workload]:
@@ -150,6 +217,8 @@ def _all() -> Iterator[Workload]:
         for size in (64, 128):
             for streams in (1, 100, 1000):
                 yield Workload(POOL, cell, 1, streams, size, size)
+    for blocks in NETWORKS:
+        yield network(*blocks)
 
 
 def _in_frameworks() -> Iterator[Workload]:
@@ -171,7 +240,8 @@ WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_frameworks()
 @dataclass(frozen=True)
 class Floor:
     """What a row must reach: the best peer's time over ours, a share of the machine's limit (None: no demand), and the
-    ratio to some peers that are not the best, or to gatewise itself without lengths, resets or checkpoints."""
+    ratio to some peers that are not the best, or to gatewise itself without lengths, resets, checkpoints or the layers
+    around recurrent ones."""
 
     ratio: float
     share: float | None = None
@@ -210,6 +280,10 @@ def floor_of(workload: Workload, threads: int) -> Floor:
         return Floor(1.0)
     if w.mode == POOL:
         return Floor(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
+    if w.mode == NETWORK:
+        # With tokens a step may take 1.3 times as long as the recurrent layer alone.
+        least = {PLAIN: 1 / 1.3, "ONNX Runtime": 5.0, "ONNX Runtime bound": 5.0}
+        return Floor(1.0, others=least if w.takes_tokens else {})
     if lengths is not None:
         return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
     if w.rows == RESETS:

@@ -15,9 +15,12 @@ from benchmarks import __main__ as command
 from benchmarks import peers, report, worker
 from benchmarks.workloads import (
     CELL,
+    DENSE,
+    EMBEDDING,
     FORWARD,
     HOMES,
     MODULE,
+    NETWORK,
     ONE_LONG,
     PADDED,
     PLAIN,
@@ -30,9 +33,11 @@ from benchmarks.workloads import (
     STEPPING,
     TRAIN,
     WORKLOADS,
+    Block,
     Floor,
     Workload,
     floor_of,
+    network,
 )
 
 SMALL = [
@@ -54,6 +59,11 @@ SMALL += [
     Workload(mode, cell, 1 if mode == CELL else 16, 3, 5, 6, rows=rows)
     for cell in ("LSTM", "GRU")
     for mode, rows in ((MODULE, ""), (MODULE, RAGGED), (CELL, ""), (PROGRAM, ""), (PROGRAM, RAGGED))
+]
+SMALL += [
+    network(Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
+    network(Block("GRU", 5, 6), Block("LSTM", 6, 7), Block(DENSE, 7, 4, "relu"), Block(DENSE, 4, 1, "sigmoid")),
+    network(Block(EMBEDDING, 9, 5), Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
 ]
 FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
 
@@ -127,6 +137,24 @@ def test_floors_of_uneven_rows():
     slow = row(ragged.name, **{"PyTorch": 2.0, "gatewise plain": 1.5, "PyTorch padded": 1.2})
     assert report.best_peer(slow)[0] == "PyTorch padded"
     assert report.missed(document(slow)) == [f"{ragged.name}, 1 thread: ratio to PyTorch 2.00, floor 3.00"]
+
+
+def test_floors_of_a_network_with_tokens():
+    name = "network Embedding 1000x128 + LSTM 128 + Dense 64"
+    assert floor_of(WORKLOADS[name], 1).ratio == floor_of(WORKLOADS["network LSTM 64 + Dense 8"], 1).ratio == 1
+    good = row(name, **{"gatewise plain": 0.8, "ONNX Runtime": 6.0, "ONNX Runtime bound": 5.5})
+    assert report.missed(document(good)) == []
+    slow = row(name, **{"gatewise plain": 0.7, "ONNX Runtime": 5.5, "ONNX Runtime bound": 4.5})
+    assert report.missed(document(slow)) == [
+        f"{name}, 1 thread: ratio to gatewise plain 0.70, floor 0.77",
+        f"{name}, 1 thread: ratio to ONNX Runtime bound 4.50, floor 5.00",
+    ]
+
+
+def test_operations_and_bytes_of_a_network():
+    of_tokens = network(Block(EMBEDDING, 9, 5), Block("LSTM", 5, 6), Block(DENSE, 6, 3))
+    assert (of_tokens.operations, of_tokens.weight_bytes) == (2 * (4 * 6 * 6 + 6 * 3), 4 * (4 * 6 * 6 + 6 * 3))
+    assert network(Block("GRU", 5, 6)).operations == Workload(STEP, "GRU", 1, 1, 5, 6).operations
 
 
 def test_operations_and_bytes_of_a_stack():
@@ -273,8 +301,10 @@ def test_figures(tmp_path):
 
     distribution = {"p50": 400, "p99": 500, "p99.9": 900, "max": 10_000, "histogram": [[400, 5], [900, 1]]}
     step = row("LSTM step 1x16", PyTorch=30.0) | {"latency": {"calls": 6, "empty": distribution, **distribution}}
-    assert plot.figures(document(), tmp_path) == []
-    written = plot.figures(document(step, row(PyTorch=2.0), row(threads=2, PyTorch=2.0)), tmp_path)
+    others = [step | {"name": name} for name in ("LSTM pool 1x64", "LSTM module 100x1x64")]
+    others.append(step | {"name": "network LSTM 64 + Dense 8"})
+    assert plot.figures(document(), tmp_path) == plot.figures(document(*others), tmp_path) == []
+    written = plot.figures(document(step, *others, row(PyTorch=2.0), row(threads=2, PyTorch=2.0)), tmp_path)
     assert [path.name for path in written] == ["ratios.png", "peak.png", "latency.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
@@ -305,7 +335,7 @@ def test_list_and_show(tmp_path, capsys):
 
 def test_jobs_cover_every_workload_and_leave_out_what_no_peer_can():
     options = command.parse(["--threads", "1", "--seconds", "1"])
-    jobs = list(command.jobs(options, ["PyTorch", "OpenVINO"]))
+    jobs = list(command.jobs(options, ["gatewise plain", "PyTorch", "OpenVINO"]))
     limits = next(job for job in jobs if job["task"] == "limits")
     assert limits["workloads"] == list(WORKLOADS)
     pairs = {job["peer"]: job["workloads"] for job in jobs if job["task"] == "pairs"}
@@ -313,4 +343,5 @@ def test_jobs_cover_every_workload_and_leave_out_what_no_peer_can():
         name for name, workload in WORKLOADS.items() if workload.rows != RESETS and workload.mode != PROGRAM
     ]
     assert not any(WORKLOADS[name].mode == TRAIN for name in pairs["OpenVINO"])
-    assert not any(WORKLOADS[name].mode in HOMES for name in pairs["OpenVINO"])
+    assert not any(WORKLOADS[name].mode in (NETWORK, *HOMES) for name in pairs["OpenVINO"])
+    assert any(WORKLOADS[name].mode == NETWORK for name in pairs["gatewise plain"])
