@@ -137,7 +137,9 @@ def make_layer(cell, input_size, hidden_size, num_layers=1, **options):
 
 
 def cell_of(layer) -> str:
-    return {gw.LSTM: "lstm", gw.GRU: "gru"}.get(type(layer)) or f"rnn_{layer.nonlinearity}"
+    if isinstance(layer, gw.GRU):
+        return "gru" if layer.reset_after else "gru_reset_before"
+    return "lstm" if isinstance(layer, gw.LSTM) else f"rnn_{layer.nonlinearity}"
 
 
 def output_width(layer) -> int:

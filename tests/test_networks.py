@@ -125,11 +125,13 @@ def models(draw, streams=False):
             units = wide
         elif kind in ("lstm", "gru", "rnn"):
             cell = {"lstm": gw.LSTM, "gru": gw.GRU, "rnn": gw.RNN}[kind]
-            layers.append(cell(units, wide, draw(st.integers(1, 2)), bias=draw(st.booleans()), dtype=dtype))
+            options = {"reset_after": draw(st.booleans())} if kind == "gru" else {}
+            layers.append(cell(units, wide, draw(st.integers(1, 2)), bias=draw(st.booleans()), dtype=dtype, **options))
             units = wide
         elif kind == "both":
             cell = draw(st.sampled_from([gw.LSTM, gw.GRU, gw.RNN]))
-            layer = cell(units, wide, draw(st.integers(1, 2)), bidirectional=True, dtype=dtype)
+            options = {"reset_after": draw(st.booleans())} if cell is gw.GRU else {}
+            layer = cell(units, wide, draw(st.integers(1, 2)), bidirectional=True, dtype=dtype, **options)
             mode = draw(st.sampled_from([None, "concat", "sum", "mul", "ave"]))
             layers.append(layer if mode is None else gw.Bidirectional(layer, mode))
             units = 2 * wide if mode in (None, "concat") else wide
@@ -433,6 +435,32 @@ def test_looked_up_sums_are_the_products(cell, dtype, monkeypatch):
             without = gw.Sequential(layers).stream(3).run(x)
         assert_same_bits(with_table, without)
         np.testing.assert_array_equal(with_table, layers[1](weight[x])[0])
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_gru_that_resets_before_the_product(dtype, use_threads):
+    """Against the reference, whose equations are those of the paper; on several threads, in batches, step by step."""
+    layer = gw.GRU(6, 37, 2, bidirectional=True, reset_after=False, dtype=dtype, seed=1)
+    x, lengths = random((9, 11, 6), dtype), np.arange(11) % 10
+    resets = np.random.default_rng(0).random((9, 11)) < 0.2
+    results = []
+    for threads in (1, 2):
+        use_threads(threads)
+        results.append(layer(x, lengths=lengths, resets=resets))
+    weights = {name: value.astype(np.float64) for name, value in layer.parameters.items()}
+    expected, state, _ = reference.forward(
+        "gru_reset_before", x.astype(np.float64), None, weights, num_layers=2, bidirectional=True, lengths=lengths,
+        resets=resets,
+    )  # fmt: skip
+    assert_close(results[0], (expected, state), dtype)
+    assert_same_bits(results[1], results[0])
+    layer = gw.GRU(6, 37, reset_after=False, dtype=dtype, seed=1)
+    assert "reset_after=False" in repr(layer)
+    assert_same_bits(layer.stream(11).run(x), layer(x)[0])
+    assert_same_bits(layer(x[:, 3])[0], layer(x)[0][:, 3])
+    for name, arguments in (("record", (x,)), ("trace", (x,)), ("input_gradient", (x, 3))):
+        with pytest.raises(ValueError, match=f"{name}: expected reset_after=True"):
+            getattr(layer, name)(*arguments)
 
 
 # -----------------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ struct Tape {
         dropout{probability, seed, call_count},
         checkpoint_every(checkpoint_every) {
     require(checkpoint_every >= 0, "internal: a negative distance of checkpoints");
+    require(trains(packed->layer[0].cell), "internal: a cell that does not train");
     Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after, plan.get());
     call.dropout = dropout;
     call.checkpoint_every = checkpoint_every;
@@ -222,6 +223,7 @@ void run_backward(const Packed& packed, Backward& call) {
 Cell cell_of(const std::string& name) {
   if (name == "lstm") return Cell::lstm;
   if (name == "gru") return Cell::gru;
+  if (name == "gru_reset_before") return Cell::gru_reset_before;
   if (name == "rnn_tanh") return Cell::rnn_tanh;
   if (name == "rnn_relu") return Cell::rnn_relu;
   throw py::value_error("cell: expected lstm, gru, rnn_tanh or rnn_relu, got " + name);

@@ -1,4 +1,5 @@
-// Gated recurrent unit (Cho et al. 2014), the reset gate applied after the hidden product, as torch.nn.GRU.
+// Gated recurrent unit (Cho et al. 2014), the reset gate applied after the hidden product, as torch.nn.GRU, and before
+// it, as in the paper.
 #pragma once
 
 #include "activation.hpp"
@@ -6,6 +7,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Gru {
+  static constexpr bool resets_before = false;
   static constexpr int gates = 3;  // r z n
   static constexpr int sums = 4;   // n's input sum, r, z, n's hidden sum: r gates only the last
   static constexpr int kept = 4;   // n r z, n's hidden sum
@@ -42,6 +44,40 @@ struct Gru {
     grad_sum[2] = grad_hidden * (before - n) * z * (one - z);
     grad_sum[3] = grad_n * r;
     grad_before = grad_hidden * z;
+  }
+};
+
+// Inference only. The hidden product of n is one with r * h, and so waits for r of all units.
+struct GruResetBefore {
+  static constexpr bool resets_before = true;
+  static constexpr int gates = 3;  // r z n
+  static constexpr int sums = 3;
+  static constexpr int kept = 2;  // n z
+  static constexpr bool carried = true;
+  static constexpr bool carries_hidden = true;
+  static constexpr int first_input_sum = 0, first_hidden_sum = 0;
+  static constexpr int input_gate(int slot) { return slot; }
+  static constexpr int hidden_gate(int slot) { return slot; }
+
+  // r * h, from r's sum.
+  template <class V>
+  GATEWISE_INLINE static V reset(V sum, V before) {
+    return sigmoid(sum) * before;
+  }
+
+  template <class V>
+  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[GruResetBefore::kept]) {
+    kept[0] = tanh(sum[2]), kept[1] = sigmoid(sum[1]);
+  }
+
+  template <class V>
+  GATEWISE_INLINE static V after(const V (&kept)[GruResetBefore::kept], V before) {
+    return fused(kept[1], before - kept[0], kept[0]);
+  }
+
+  template <class V>
+  GATEWISE_INLINE static V hidden(const V (&)[GruResetBefore::kept], V after) {
+    return after;
   }
 };
 

@@ -9,6 +9,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Lstm {
+  static constexpr bool resets_before = false;
   static constexpr int gates = 4;                // i f g o
   static constexpr int sums = 4;                 // their sums before the activation, input and hidden products together
   static constexpr int kept = 4;                 // i f g o after it

@@ -6,6 +6,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct RnnShape {
+  static constexpr bool resets_before = false;
   static constexpr int gates = 1, sums = 1;
   static constexpr int kept = 1;  // h
   static constexpr bool carried = false;

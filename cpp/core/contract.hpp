@@ -16,10 +16,14 @@ namespace gatewise {
 
 using Size = std::ptrdiff_t;
 
-enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
+enum class Cell { lstm, gru, gru_reset_before, rnn_tanh, rnn_relu };
 enum class Activation { linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus, exp };
 
-GATEWISE_INLINE constexpr Size gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+GATEWISE_INLINE constexpr Size gates_of(Cell cell) {
+  return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
+}
+// Whether it is recorded, and has a backward.
+GATEWISE_INLINE constexpr bool trains(Cell cell) { return cell != Cell::gru_reset_before; }
 // Values of a unit and step that a tape keeps beside the carried state.
 GATEWISE_INLINE constexpr Size kept_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 1; }
 

@@ -48,6 +48,7 @@ struct ForwardScratch {
   Real* cell_hidden;  // [B][H], h before the projection
   Real* projected;    // [panel of P][B][lane]
   Real* hidden[2];    // [B][R], h of this step and the next where the output cannot be read instead
+  Real* reset;        // [B][H], r * h where the cell multiplies that
 
   ForwardScratch(Arena& arena, const Layer& layer, Size steps, Size batch, bool scattered, bool direct)
       : ahead(arena, layer, steps, batch, scattered, false) {
@@ -56,6 +57,7 @@ struct ForwardScratch {
     cell_hidden = arena.take(layer.projection ? batch * layer.hidden : 0);
     projected = arena.take(panels_of(layer.projection) * batch * lanes);
     for (Real*& rows : hidden) rows = arena.take(direct ? 0 : batch * output_of(layer));
+    reset = arena.take(Cell::resets_before ? batch * layer.hidden : 0);
   }
 };
 
@@ -166,12 +168,12 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
   start_unfed_sums(packed, share, rows, s.sums, panel, row);
 }
 
-// Adds the product with h to the sums of the panels in `share`.
-template <class Cell>
+// Adds the product with h to the sums of the panels in `share`: of all gates that it feeds, or of G of them from the
+// first on.
+template <class Cell, int G = Cell::gates, int first = 0>
 void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
                 Team::Share share, Real* sums, Size sums_panel) {
-  constexpr int G = Cell::gates;
-  const Size recurrent = output_of(layer), row = Cell::sums * lanes;
+  const Size recurrent = output_of(layer), row = Cell::sums * lanes, step = Cell::gates * lanes;
   Product product{};
   product.descending = descending;
   product.rows = rows;
@@ -179,10 +181,26 @@ void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden
   product.segments = 1;
   product.run = recurrent;
   product.scalars = {hidden.data, hidden.row, 1, 0};
-  product.vectors = {packed.hidden + share.begin * recurrent * G * lanes, recurrent * G * lanes, G * lanes, 0};
-  product.sums = {sums + share.begin * sums_panel + Cell::first_hidden_sum * lanes, sums_panel, row};
+  product.vectors = {packed.hidden + share.begin * recurrent * step + first * lanes, recurrent * step, step, 0};
+  product.sums = {sums + share.begin * sums_panel + (Cell::first_hidden_sum + first) * lanes, sums_panel, row};
   product.start = {product.sums.data, sums_panel, row};
   multiply<G>(product);
+}
+
+// The same of a cell that multiplies r * h for its last gate: r of all units comes first.
+// carried [panel][carried_rows][lane], h before the step; reset [B][H].
+template <class Cell>
+void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
+                      Team::Share share, Real* sums, Size sums_panel, const Real* carried, Size carried_rows,
+                      Real* reset, const Team& team) {
+  add_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel);
+  for (Size panel = share.begin; panel < share.end; ++panel)
+    for (Size b = 0; b < rows; ++b)
+      store_first(Cell::reset(Register::load(sums + panel * sums_panel + b * Cell::sums * lanes),
+                              Register::load(carried + (panel * carried_rows + b) * lanes)),
+                  reset + b * layer.hidden + panel * lanes, units_in(panel, layer.hidden));
+  team.wait();
+  add_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending, share, sums, sums_panel);
 }
 
 // Sums of the panels in `share` become the state after the step, what the tape keeps, and h.
@@ -293,11 +311,15 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
       }
       Real* sums = s.ahead.sums + sequence.rows_between(lowest, time) * sums_row;
       const bool descending = turns_back(i);
+      if constexpr (Cell::resets_before)
+        add_reset_hidden(layer, packed, before, rows, descending, own, sums, sums_panel, s.carried, batch, s.reset,
+                         team);
       for (Size done = 0; done < own.count(); done += group) {
         const Size width = smaller(group, own.count() - done),
                    panel = descending ? own.end - done - width : own.begin + done;
         const Team::Share share{panel, panel + width};
-        add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel);
+        if constexpr (!Cell::resets_before)
+          add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel);
         const auto walk = tape.kept ? update<Cell, true> : update<Cell, false>;
         walk(share, hidden, rows, sums, sums_panel, s.carried, batch, tape,
              layer.projection ? s.cell_hidden : after.data, layer.projection ? hidden : after.row);

@@ -27,6 +27,8 @@ auto with_cell(Cell cell, const Function& function) {
       return function(Lstm());
     case Cell::gru:
       return function(Gru());
+    case Cell::gru_reset_before:
+      return function(GruResetBefore());
     case Cell::rnn_tanh:
       return function(RnnTanh());
     case Cell::rnn_relu:
@@ -48,6 +50,21 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
   with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
 }
 
+// The same for cells that train; the others are not asked for.
+template <class Function>
+auto with_trained_cell(Cell cell, const Function& function) {
+  switch (cell) {
+    case Cell::lstm:
+      return function(Lstm());
+    case Cell::gru:
+      return function(Gru());
+    case Cell::rnn_tanh:
+      return function(RnnTanh());
+    default:
+      return function(RnnRelu());
+  }
+}
+
 // Without rows there is nothing to walk through, be it in a number of steps that no loop can count.
 template <class SomeCall>
 SomeCall without_empty_steps(SomeCall call) {
@@ -66,8 +83,8 @@ Size scratch_forward(const Forward& call) {
 }
 
 Size scratch_backward(const Backward& call) {
-  return with_cell(call.stack.layer->cell,
-                   [&](auto cell) { return backward_scratch<decltype(cell)>(without_empty_steps(call)); });
+  return with_trained_cell(call.stack.layer->cell,
+                           [&](auto cell) { return backward_scratch<decltype(cell)>(without_empty_steps(call)); });
 }
 
 void forward(const Forward& call) {
@@ -75,12 +92,14 @@ void forward(const Forward& call) {
 }
 
 void backward(const Backward& call) {
-  with_cell(call.stack.layer->cell, [&](auto cell) { run_backward<decltype(cell)>(without_empty_steps(call)); });
+  with_trained_cell(call.stack.layer->cell,
+                    [&](auto cell) { run_backward<decltype(cell)>(without_empty_steps(call)); });
 }
 
 void trace(const Backward& call, const Trace& wanted) {
   const FloatingPointMode mode;  // cell states are made anew
-  with_cell(call.stack.layer->cell, [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
+  with_trained_cell(call.stack.layer->cell,
+                    [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
 }
 
 Size input_sums_size(const Layer& layer) {

@@ -23,6 +23,7 @@ from gatewise.traces import Trace, trace
 GATES = {
     "lstm": ("input", "forget", "candidate", "output"),
     "gru": ("reset", "update", "candidate"),
+    "gru_reset_before": ("reset", "update", "candidate"),
     "rnn_tanh": ("candidate",),
     "rnn_relu": ("candidate",),
 }
@@ -111,6 +112,8 @@ class Layer(Module):
         }  # fmt: skip
         if of.cell == "rnn_relu":
             options["nonlinearity"] = ("relu", "tanh")
+        if of.cell == "gru_reset_before":
+            options["reset_after"] = (False, True)
         shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return f"{type(self).__name__}({', '.join([str(of.input_size), str(of.hidden_size), *shown])})"
 
@@ -198,6 +201,7 @@ class Layer(Module):
             compute the gates between two of them again. The gradients have the same bits; see `Tape.nbytes` for what
             it saves. The square root of T, or so, needs the least memory in all.
         """
+        self._check_trains("record")
         of = self._architecture
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
@@ -224,6 +228,7 @@ class Layer(Module):
         Trace
             `trace.output`, `trace.state`, and `trace["l0"].forget_gate` and so on.
         """
+        self._check_trains("trace")
         of = self._architecture
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
@@ -253,6 +258,7 @@ class Layer(Module):
         ndarray
             In the shape of x. Zero where the output at `step` does not depend on it.
         """
+        self._check_trains("input_gradient")
         of = self._architecture
         array = floating("x", x, of.dtype)
         layout = Layout.of(of, self._batch_first, "x", array)
@@ -264,6 +270,10 @@ class Layer(Module):
         grad_output = np.zeros(tape.output.shape, of.dtype)
         layout.to_time_major(grad_output)[at, :, units] = 1
         return tape.backward(grad_output).input
+
+    def _check_trains(self, name: str) -> None:
+        if self._architecture.cell == "gru_reset_before":
+            raise ValueError(f"{name}: expected reset_after=True; a GRU without it is for inference alone")
 
     def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
         """A state that advances step by step, from zero.
@@ -362,18 +372,27 @@ class GRU(Layer):
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    The parameters are those of `LSTM`, without proj_size.
+    The parameters are those of `LSTM`, without proj_size, and
+
+    reset_after : bool
+        False: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as in the paper, in ONNX by default and in Keras before
+        version 2. For inference alone: `record`, `trace` and `input_gradient` refuse it.
     """
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, dtype: object = "float32",
-        seed: int | None = None,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, reset_after: bool = True,
+        dtype: object = "float32", seed: int | None = None,
     ) -> None:  # fmt: skip
+        cell = "gru" if flag("reset_after", reset_after) else "gru_reset_before"
         super().__init__(
-            "gru", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            cell, input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
         )  # fmt: skip
+
+    @property
+    def reset_after(self) -> bool:
+        return self._architecture.cell == "gru"
 
 
 class RNN(Layer):

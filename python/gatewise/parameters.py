@@ -14,7 +14,7 @@ import numpy as np
 from gatewise import _core
 from gatewise.arrays import Array, floating, read_only, shaped
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 MOST = 2**31 - 1  # of a size; and of the bytes of all weights together:

@@ -169,6 +169,14 @@ def gru_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Arra
     return grad_input_sums, grad_hidden_sums, (grad_h * update,)
 
 
+def gru_reset_before(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+    """Reset before the product: the last part of hidden_sums is that of reset * h (see hidden_product)."""
+    (h_before,) = before  # [B, H]
+    _, update_sum, candidate_sum = np.split(input_sums + hidden_sums, 3, axis=-1)  # [B, H] each
+    update, candidate = sigmoid(update_sum), np.tanh(candidate_sum)
+    return ((1 - update) * candidate + update * h_before,), ()
+
+
 def rnn(f: Activation, input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
     h = f(input_sums + hidden_sums)  # [B, H]
     return (h,), (h,)
@@ -185,12 +193,13 @@ class Cell(NamedTuple):
     gates: int  # G
     states: int  # arrays in its state
     forward: Callable[[Array, Array, Arrays], tuple[Arrays, Arrays]]
-    backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]]
+    backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]] | None  # None: for inference alone
 
 
 CELLS = {
     "lstm": Cell(4, 2, lstm, lstm_backward),
     "gru": Cell(3, 1, gru, gru_backward),
+    "gru_reset_before": Cell(3, 1, gru_reset_before, None),
     "rnn_tanh": Cell(1, 1, partial(rnn, np.tanh), partial(rnn_backward, tanh_backward)),
     "rnn_relu": Cell(1, 1, partial(rnn, relu), partial(rnn_backward, relu_backward)),
 }
@@ -202,6 +211,15 @@ CELLS = {
 def product(kind: str, weights: Weights, x: Array) -> Array:
     y: Array = x @ weights[f"weight_{kind}"].T  # x [B, in], weight [out, in], y [B, out]
     return y + weights[f"bias_{kind}"] if f"bias_{kind}" in weights else y
+
+
+def hidden_product(cell: Cell, weights: Weights, input_sums: Array, h: Array) -> Array:
+    sums = product("hh", weights, h)
+    if cell.forward is not gru_reset_before:
+        return sums
+    units = h.shape[-1]
+    reset = sigmoid(input_sums[:, :units] + sums[:, :units])
+    return np.concatenate([sums[:, : 2 * units], product("hh", weights, reset * h)[:, 2 * units :]], axis=-1)
 
 
 def product_backward(kind: str, weights: Weights, x: Array, grad: Array, grad_weights: Weights) -> Array:
@@ -258,7 +276,8 @@ def sequence(
         active, reset = schedule.active[t], schedule.reset_before(t, reverse)
         x_t = np.where(active, x[t], 0)
         state = select(reset, zeros_like(state), state)
-        input_sums, hidden_sums = product("ih", weights, x_t), product("hh", weights, state[0])
+        input_sums = product("ih", weights, x_t)
+        hidden_sums = hidden_product(cell, weights, input_sums, state[0])
         (hidden, *others), kept = cell.forward(input_sums, hidden_sums, state)
         steps.append(Step(t, active, reset, x_t, state, hidden, kept))
         h = product("hr", weights, hidden) if "weight_hr" in weights else hidden
@@ -271,6 +290,8 @@ def sequence_backward(
     cell: Cell, weights: Weights, steps: list[Step], grad_output: Array, grad: Arrays, grad_weights: Weights
 ) -> tuple[Array, Arrays]:
     """From the gradient of the state after the steps to that before them; add to grad_weights, in place."""
+    if cell.backward is None:
+        raise ValueError("tape: expected a cell that trains")
     grad_x = np.empty((*grad_output.shape[:2], weights["weight_ih"].shape[1]), grad_output.dtype)  # [T, B, I]
     for t, active, reset, x, before, hidden, kept in reversed(steps):
         grad_h = np.where(active, grad[0] + grad_output[t], 0)  # [B, P]
@@ -366,7 +387,7 @@ def forward(
 
     Parameters
     ----------
-    cell : "lstm", "gru", "rnn_tanh" or "rnn_relu"
+    cell : "lstm", "gru", "gru_reset_before" (which has no backward), "rnn_tanh" or "rnn_relu"
     x : floating array (T, B, I); its dtype is that of everything computed and returned
     state : (h, c) for "lstm", h for the others; h (L*D, B, P), c (L*D, B, H). None, whole or in part, is zero
     parameters : mapping name -> array, as PyTorch's: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, P);
