@@ -14,7 +14,8 @@ from gatewise.blocks import (
     Normalization,
     TimeDistributed,
 )
-from gatewise.files import FormatError, load, save
+from gatewise.files import load, save
+from gatewise.formats.errors import FormatError
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from gatewise.arrays import Array, describe, flag, whole_number
+from gatewise.formats.errors import FormatError
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.parameters import MOST, Architecture
 
@@ -41,10 +42,6 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-class FormatError(ValueError):
-    """A file that `load` cannot take, with the file's name and the reason."""
 
 
 # ---- the layer in words
