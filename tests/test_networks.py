@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import threading
 
 import gatewise as gw
 import numpy as np
@@ -496,7 +498,7 @@ def test_batch_first():
     assert model(x, out=out) is out
     tokens = gw.Sequential([gw.Embedding(9, 4)], batch_first=True)
     assert tokens([[1, 2, 3], [4, 5, 6]]).shape == (2, 3, 4)
-    with pytest.raises(ValueError, match=r"layers\[1\]: expected batch_first=True, as the others have it"):
+    with pytest.raises(ValueError, match=r"layers\[1\]: expected batch_first=True, as layers\[0\] has it"):
         gw.Sequential([gw.LSTM(4, 6, batch_first=True), gw.LSTM(6, 6)])
 
 
@@ -614,6 +616,9 @@ def test_what_does_not_fit_together():
         (ValueError, r"layers\[2\]: expected no layer that needs time", lambda: of([lstm, gw.Last(), gw.GRU(6, 2)])),
         (ValueError, r"layers\[1\]: expected an embedding only", lambda: of([lstm, gw.Embedding(9, 6)])),
         (ValueError, "layers: expected one at least that tells", lambda: of([gw.Activation("relu")])),
+        (ValueError, r"layers\[2\]: expected a layer of its own", lambda: of([both, lstm, both])),
+        (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: of([lstm], batch_first=True)),
+        (ValueError, "layers: expected a state of at most", lambda: of([gw.Conv1D(2**10, 1, 2**20, dilation=2**20)])),
         (ValueError, "layer: expected one with bidirectional=True", lambda: gw.Bidirectional(lstm)),
         (TypeError, "layer: expected LSTM, GRU or RNN, got Dense", lambda: gw.Bidirectional(dense)),
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),
@@ -629,8 +634,8 @@ def test_what_does_not_fit_together():
     ])  # fmt: skip
     for model in (of([both, gw.Dense(12, 2)]), of([gw.Conv1D(4, 6, 3, padding="same"), dense])):
         refused([
-            (ValueError, r"stream: expected .*; stream\(window=k\) gives what a call", model.stream),
-            (ValueError, "pool: expected ", lambda model=model: model.pool(3)),
+            (ValueError, r"stream: layers\[0\]: expected .*; stream\(window=k\) gives what", model.stream),
+            (ValueError, r"pool: .*stream\(window=k\)", lambda model=model: model.pool(3)),
         ])  # fmt: skip
         model.stream(window=3)
 
@@ -647,13 +652,47 @@ def test_bad_arguments_of_a_call():
         (TypeError, r"state\[0\]: expected a pair \(h, c\)", lambda: model(x, (zeros((1, 3, 6)), state[1]))),
         (ValueError, r"out: expected shape \(5, 3, 2\)", lambda: model(x, out=out[..., :1])),
         (ValueError, "out: expected memory of its own", lambda: model(x, out=x.ravel()[:30].reshape(5, 3, 2))),
+        (TypeError, r"state\[1\]: expected a state, got None", lambda: model(x, (state[0], None))),
+        (ValueError, r"overlaps state\[1\]", lambda: model(x, (state[0], out.ravel()[:15].reshape(1, 3, 5)), out=out)),
         (TypeError, "x: expected exactly float32", lambda: model(x.astype("d"), out=out)),
         (TypeError, "return_state: expected True or False", lambda: model(x, return_state=1)),
         (ValueError, r"lengths: expected numbers from 0 to 5 \(T\)", lambda: model(x, lengths=[6, 1, 1])),
         (TypeError, r"state: expected a pair \(x, lengths\)", lambda: setattr(stream, "state", 3)),
-        (ValueError, "lengths: expected numbers from 0 to 3", lambda: setattr(stream, "state", (x[:, 0], 4))),
+        (ValueError, r"state\[1\]: expected numbers from 0 to 3", lambda: setattr(stream, "state", (x[:, 0], 4))),
     ])  # fmt: skip
     assert stream.state[0].shape == (0, 4)
+
+
+def test_a_thread_sees_all_new_weights_or_none():
+    """Two factors whose product is always one."""
+    first, second = gw.Dense(1, 1, bias=False), gw.Dense(1, 1, bias=False)
+    model, stop, seen = gw.Sequential([first, second]), threading.Event(), set()
+
+    def change():
+        factor = 1.0
+        while not stop.is_set():
+            model.parameters.update({"0.weight": [[factor]], "1.weight": [[1 / factor]]})
+            factor = 3.0 - factor
+
+    model.parameters.update({"0.weight": [[1.0]], "1.weight": [[1.0]]})
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(2000):
+            seen.add(float(model(np.ones((1, 1), np.float32))[0, 0]))
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert seen == {1.0}
+
+
+def test_lengths_do_not_hide_what_x_is():
+    model = gw.Sequential([gw.Embedding(9, 4), gw.LSTM(4, 6)])
+    with pytest.raises(ValueError, match="x: expected an array, got a sequence of uneven lengths"):
+        model([[1, 2], [3]], lengths=[1, 2])
 
 
 def test_a_window_takes_a_state():

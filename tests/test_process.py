@@ -524,6 +524,20 @@ def refused(function, *args, name="", **kwargs):
 
 
 @needs_linux
+def test_huge_sequences_of_a_small_output():
+    """A view of one number as more steps than there is memory for: the last step's output alone would fit."""
+    code = """
+    x = np.broadcast_to(np.float32(0), (2**58, 1))
+    for layers in ([gw.Dense(1, 64)], [gw.LSTM(1, 64)], [gw.Conv1D(1, 64, 3)], [gw.GRU(1, 9, 2, bidirectional=True)]):
+        for steps in (2**58, 2**50, 2**40):
+            refused(gw.Sequential([*layers, gw.Last()]), x[:steps])
+    refused(gw.LSTM(1, 4).stream, 2**31 - 1, window=2**20, name="window: ")
+    refused(gw.Sequential([gw.Conv1D(1, 1, 2**20, dilation=2**15)]).stream, 2**20)
+    """
+    run(LIMITED + textwrap.dedent(code))
+
+
+@needs_linux
 @pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
 @pytest.mark.parametrize("size", ["2**33", "2**40", "2**62", "2**63 - 1", "2**63", "2**64", "2**100"])
 def test_huge_layers(name, size):

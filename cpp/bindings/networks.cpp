@@ -235,34 +235,40 @@ void forward(const HeldNetwork& network, const py::array& x, const std::vector<A
 
 }  // namespace
 
-void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
-                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan) {
-  require(x.ndim() >= 2 && x.shape(1) == batch, "internal: x without time, or of another batch");
-  const Size steps = x.shape(0);
-  NetworkInput input{};
+Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size units, const py::array& output) {
+  require(x.ndim() >= 2 && output.ndim() == 3, "internal: a sequence without time or batch");
+  Sequences given{x.shape(0), x.shape(1), {}, {}};
   if (network.takes_tokens()) {
     auto* raw = reinterpret_cast<PyArrayObject*>(x.ptr());
     require(PyArray_NDIM(raw) == 2 && PyArray_TYPE(raw) == NPY_INT64 && PyArray_ISCARRAY_RO(raw),
             "internal: tokens of the wrong dtype, shape or layout");
-    input.tokens = static_cast<const std::int64_t*>(PyArray_DATA(raw));
-    require(std::all_of(input.tokens, input.tokens + PyArray_SIZE(raw),
+    given.input.tokens = static_cast<const std::int64_t*>(PyArray_DATA(raw));
+    require(std::all_of(given.input.tokens, given.input.tokens + PyArray_SIZE(raw),
                         [&](std::int64_t token) { return token >= 0 && token < network.input(); }),
             "internal: a token that the table does not have");
   } else {
-    const Rows<void*> rows = rows_of(network, x, steps, batch, network.input(), false);
-    input.rows = {rows.data, rows.step, rows.row};
+    const Rows<void*> rows = rows_of(network, x, given.steps, given.batch, network.input(), false);
+    given.input.rows = {rows.data, rows.step, rows.row};
   }
+  given.output = rows_of(network, output, output.shape(0), given.batch, units, true);
+  return given;
+}
+
+void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
+                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan) {
+  const Sequences given = sequences_of(network, x, network.output(), output);
   const bool ends = std::any_of(network.nodes.begin(), network.nodes.end(),
                                 [](const Node& node) { return node.kind == Node::Kind::last; });
-  const Rows<void*> to = rows_of(network, output, ends ? 1 : steps, batch, network.output(), true);
+  const Size steps = given.steps;
+  require(given.batch == batch && output.shape(0) == (ends ? 1 : steps), "internal: another batch, or other steps");
   const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
   if (batch == 0) return;
-  without_gil(network.operations(batch) * std::max<Size>(steps, 1), [&] {
+  without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&] {
     Run run;
     run.lay_out(network, steps, batch, schedule, 0);
     const Buffer memory(static_cast<std::size_t>(run.bytes()));
     run.place(memory.data(), before.data(), after.data());
-    run(input, to);
+    run(given.input, given.output);
   });
 }
 
@@ -283,6 +289,9 @@ bool HeldNetwork::is_like(const HeldNetwork& other) const {
 StateBlock::StateBlock(const HeldNetwork& network, Size batch) {
   std::size_t total = 0;
   for (const StatePart& part : network.state_parts) {
+    Size elements = 0;
+    if (__builtin_mul_overflow(part.count * part.units, batch, &elements) || elements > Size(1) << 46)
+      throw std::bad_alloc();
     bytes.push_back(bytes_of_type(*network.kernels, part.count * batch * part.units));
     total += (static_cast<std::size_t>(bytes.back()) + 63) / 64 * 64;
   }

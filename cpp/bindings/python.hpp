@@ -92,6 +92,14 @@ struct HeldNetwork : Network {
   bool is_like(const HeldNetwork& other) const;
 };
 
+// x [T, B, I] with any strides but the last, or tokens [T, B] of int64, checked; output [., B, units].
+struct Sequences {
+  Size steps, batch;
+  NetworkInput input;
+  Rows<void*> output;
+};
+Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size units, const py::array& output);
+
 // A whole sequence: x [T, B, I] with any strides but the last, or tokens [T, B] of int64; output [T, B, O], or [1, B,
 // O] where the network ends with the last step; the parts of the state before, null: zero, and after.
 void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,

@@ -43,14 +43,17 @@ struct Stream {
       throw py::value_error("internal: a head that does not fit");
     if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup))
       throw py::value_error("internal: a window that does not fit");
-    if (window_steps > 0) window = std::make_unique<Window>(head_of.get(), *of, window_steps, batch);
-    use(std::move(of), std::move(head_of));
+    use(std::move(of), std::move(head_of), window_steps);
   }
 
-  // Takes other weights of the same sizes; the state stays.
-  void use(std::shared_ptr<const HeldNetwork> other, std::shared_ptr<const HeldNetwork> other_head) {
-    if (window) {
-      if (network) window->use(other_head.get(), *other);
+  // Takes other weights of the same sizes; the state stays. Where memory is short nothing changes.
+  void use(std::shared_ptr<const HeldNetwork> other, std::shared_ptr<const HeldNetwork> other_head, Size window_steps) {
+    if (window_steps > 0) {
+      without_gil(gil_operations, [&] {
+        auto fresh = std::make_unique<Window>(other_head.get(), *other, window_steps, batch);
+        if (window) fresh->take_inputs(*window);
+        window = std::move(fresh);
+      });
     } else {
       Run step;
       step.lay_out(*other, 1, batch, {}, 1);  // a step starts no thread
@@ -66,7 +69,7 @@ struct Stream {
 
   void run_step(const NetworkInput& given, Rows<void*> out) {
     if (window)
-      (*window)(given, out);
+      (*window)(given, out, 1, nullptr);
     else
       one_step(given, out);
   }
@@ -165,7 +168,7 @@ PyObject* run_step(Stream& stream, const Step& given) {
     PyErr_SetString(PyExc_RuntimeError, turn.refused());
     return nullptr;
   }
-  NetworkInput input{{nullptr, 0, stream.input}, stream.tokens.data()};
+  NetworkInput input{{nullptr, 0, stream.input}, stream.takes_tokens ? stream.tokens.data() : nullptr};
   if (!stream.takes_tokens)
     input.rows.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
   else if (!take_tokens(stream, given.x))
@@ -230,7 +233,13 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
 void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
   const StreamTurn turn(stream);
   turn.require();
-  if (stream.window) throw py::value_error("internal: a window takes one step at a time");
+  if (stream.window) {
+    const Sequences given =
+        sequences_of(stream.head ? *stream.head : *stream.network, x, stream.network->output(), output);
+    if (given.batch != stream.batch) throw py::value_error("internal: another batch");
+    const std::uint8_t* resets = plan ? plan->schedule(given.steps, given.batch).resets : nullptr;
+    return without_gil(gil_operations, [&] { (*stream.window)(given.input, given.output, given.steps, resets); });
+  }
   const std::vector<const void*> before(stream.state.pointers.begin(), stream.state.pointers.end());
   run_network(*stream.network, x, before, output, stream.state.pointers, stream.batch, plan);
 }
@@ -308,7 +317,7 @@ void set_window(Stream& stream, const py::array& inputs, const std::vector<Size>
   for (Size i = 0; i < steps; ++i) {
     for (Size row = 0; row < stream.batch; ++row)
       if (steps - i == counts[static_cast<std::size_t>(row)]) stream.window->forget(row);
-    stream.window->remember(from + i * bytes);
+    stream.window->remember(from + i * bytes, stream.window->input_bytes());
   }
   for (Size row = 0; row < stream.batch; ++row)
     if (counts[static_cast<std::size_t>(row)] == 0) stream.window->forget(row);
@@ -342,7 +351,7 @@ void bind_streams(py::module_& module) {
             turn.require();
             if (!network->is_like(*stream.network) || !head != !stream.head || (head && !head->is_like(*stream.head)))
               throw py::value_error("internal: a network of other sizes");
-            stream.use(std::move(network), std::move(head));
+            stream.use(std::move(network), std::move(head), stream.window ? stream.window->steps() : 0);
           },
           "network"_a, "head"_a = nullptr)
       .def_property_readonly("_backend", [](Stream& stream) {

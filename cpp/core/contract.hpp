@@ -179,8 +179,8 @@ struct Kernels {
   // or null each; of the others none is read.
   Size (*rows_packed_size)(const RowFunction&);
   void (*pack_rows)(const RowFunction&, const void* const* weights, void* packed);
-  Size (*rows_scratch)(const RowFunction&, Size rows, int threads);
-  void (*apply_rows)(const RowFunction&, Size rows, const void* input, Size input_row, void* output, Size output_row,
+  Size (*rows_scratch)(const RowFunction&, Size rows, int threads);  // of all steps
+  void (*apply_rows)(const RowFunction&, Size steps, Size batch, Rows<const void*> input, Rows<void*> output,
                      void* scratch, int threads);
   // Each element by itself, so not softmax. alpha of elu is 1, the slope of leaky_relu 0.01.
   void (*evaluate)(Activation, Size count, const void* x, void* y);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -12,6 +13,8 @@ namespace {
 
 // Rows of a convolution that are brought together at a time: enough for its product, few enough for the second cache.
 constexpr Size convolution_rows = 256;
+
+constexpr Size most_steps = Size(1) << 62;
 
 Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -30,6 +33,16 @@ template <class Pointer>
 Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
   if (batch == 1) return rows.step;
   return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
+}
+
+// What is more than any machine has, and well below where sizes would wrap around.
+constexpr double most_elements = 1ll << 46;
+
+void require_possible(const Node& node, Size steps, Size batch) {
+  const Size width = std::max({node.input, node.taps * (node.kind == Node::Kind::lookup ? 0 : node.input), node.output,
+                               node.kind == Node::Kind::recurrent ? 16 * node.stack.layer->hidden : 0});
+  const double rows = static_cast<double>(std::max<Size>(steps, 1)) * static_cast<double>(std::max<Size>(batch, 1));
+  if (rows * static_cast<double>(width) > most_elements) throw std::bad_alloc();
 }
 
 Size operations_of(const Node& node, Size rows) {
@@ -95,14 +108,16 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   pieces_.clear();
   pieces_.reserve(network.nodes.size());
   Size widest = 0, scratch = 0, part = 0;
-  gathered_ = zeros_ = 0;
-  for (std::size_t i = !looked_up && looks_up_; i < network.nodes.size(); ++i) {
+  gathered_ = zeros_ = restart_bytes_ = 0;
+  const bool passes_table_by = looks_up_ && !looked_up;
+  for (std::size_t i = passes_table_by; i < network.nodes.size(); ++i) {
     const Node& node = network.nodes[i];
     const Size now = ends_with_time_ ? steps : 1, rows = now * batch;
     Piece piece{};
     piece.node = &node;
     piece.steps = now;
     piece.part = static_cast<int>(part);
+    require_possible(node, now, batch);
     if (node.kind == Node::Kind::recurrent) {
       Forward& call = piece.forward;
       call.stack = node.stack;
@@ -123,6 +138,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       if (gathers) {
         gathered_ = std::max(gathered_, piece.block * node.taps * node.input * item_);
         zeros_ = std::max(zeros_, node.input * item_);
+        if (schedule.resets) restart_bytes_ = lines(rows * static_cast<Size>(sizeof(Size)));
         part += node.is_causal();
       }
     } else if (node.kind == Node::Kind::last) {
@@ -133,21 +149,21 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
     scratch = std::max(scratch, piece.scratch);
     pieces_.push_back(piece);
   }
-  const std::size_t buffers = std::min<std::size_t>(pieces_.size() - 1, 2);
-  buffer_ = buffers ? lines(widest * item_) : 0;
+  buffers_in_all_ = std::min<Size>(static_cast<Size>(pieces_.size()) - 1, 2);
+  buffer_ = buffers_in_all_ ? lines(widest * item_) : 0;
   gathered_ = lines(gathered_);
   zeros_ = lines(zeros_);
-  bytes_ = static_cast<Size>(buffers) * buffer_ + gathered_ + zeros_ + scratch;
+  bytes_ = buffers_in_all_ * buffer_ + gathered_ + zeros_ + restart_bytes_ + scratch;
 }
 
 void Run::place(void* memory, const void* const* before, void* const* after) {
   char* next = static_cast<char*>(memory);
   const auto take = [&](Size bytes) { return std::exchange(next, next + bytes); };
-  const std::size_t buffers = std::min<std::size_t>(pieces_.size() - 1, 2);
-  for (std::size_t i = 0; i < buffers; ++i) buffers_[i] = take(buffer_);
+  for (Size i = 0; i < buffers_in_all_; ++i) buffers_[i] = take(buffer_);
   gathered_rows_ = take(gathered_);
   zero_row_ = take(zeros_);
   std::memset(zero_row_, 0, static_cast<std::size_t>(zeros_));
+  restarts_ = restart_bytes_ ? reinterpret_cast<Size*>(take(restart_bytes_)) : nullptr;
   scratch_ = next;
   for (Piece& piece : pieces_) {
     if (piece.node->kind == Node::Kind::recurrent) {
@@ -166,6 +182,7 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
 }
 
 void Run::operator()(const NetworkInput& input, Rows<void*> output) {
+  if (restarts_) find_restarts();
   Rows<const void*> from = input.rows;
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     Piece& piece = pieces_[i];
@@ -182,15 +199,9 @@ void Run::operator()(const NetworkInput& input, Rows<void*> output) {
       case Node::Kind::lookup:
         look_up(node, input.tokens, to);
         break;
-      case Node::Kind::rows: {
-        const Size from_row = distance_of(from, piece.steps, batch_), to_row = distance_of(to, piece.steps, batch_);
-        if (from_row >= 0 && to_row >= 0)
-          apply(piece, piece.steps * batch_, from.data, from_row, to.data, to_row);
-        else
-          for (Size t = 0; t < piece.steps; ++t)
-            apply(piece, batch_, row_of(from, t, 0, item_), from.row, row_of(to, t, 0, item_), to.row);
+      case Node::Kind::rows:
+        apply(piece, piece.steps, batch_, from, to);
         break;
-      }
       case Node::Kind::convolution:
         convolve(piece, from, to);
         break;
@@ -203,8 +214,8 @@ void Run::operator()(const NetworkInput& input, Rows<void*> output) {
   if (ends_with_time_ && schedule_.ends) clear_behind_ends(pieces_.back().node->output, output);
 }
 
-void Run::apply(const Piece& piece, Size rows, const void* from, Size from_row, void* to, Size to_row) const {
-  kernels_->apply_rows(piece.node->function, rows, from, from_row, to, to_row, scratch_, piece.threads);
+void Run::apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const {
+  kernels_->apply_rows(piece.node->function, steps, batch, from, to, scratch_, piece.threads);
 }
 
 void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const {
@@ -215,12 +226,9 @@ void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) 
                   static_cast<std::size_t>(bytes));
 }
 
-// Whether the state of a row starts anew between two times, the first of which may be before all of them.
-bool Run::separated(Size from, Size to, Size row) const {
-  if (!schedule_.resets) return false;
-  for (Size t = std::max<Size>(from + 1, 0); t <= to; ++t)
-    if (schedule_.resets[t * batch_ + row]) return true;
-  return false;
+void Run::find_restarts() {
+  for (Size i = 0; i < steps_ * batch_; ++i)
+    restarts_[i] = schedule_.resets[i] ? i / batch_ : i < batch_ ? -most_steps : restarts_[i - batch_];
 }
 
 void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
@@ -245,7 +253,7 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
       }
     }
     void* const out = to_row >= 0 ? bytes_of(to.data, first * to_row * item_) : row_of(to, first / batch_, 0, item_);
-    apply(piece, count, gathered_rows_, node.taps * node.input, out, to_row >= 0 ? to_row : to.row);
+    apply(piece, 1, count, {gathered_rows_, 0, node.taps * node.input}, {out, 0, to_row >= 0 ? to_row : to.row});
   }
   if (node.is_causal()) keep_history(piece, from);
 }
@@ -254,12 +262,21 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
 void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
   const Node& node = *piece.node;
   const Size bytes = node.input * item_;
+  if (!schedule_.ends && !schedule_.resets && piece.before && steps_ < node.left) {  // all rows at once
+    const Size stay = (node.left - steps_) * batch_ * bytes;
+    std::memmove(piece.after, bytes_of(piece.before, steps_ * batch_ * bytes), static_cast<std::size_t>(stay));
+    for (Size t = 0; t < steps_; ++t)
+      for (Size row = 0; row < batch_; ++row)
+        std::memcpy(bytes_of(piece.after, stay + (t * batch_ + row) * bytes), row_of(from, t, row, item_),
+                    static_cast<std::size_t>(bytes));
+    return;
+  }
   for (Size row = 0; row < batch_; ++row) {
     const Size ends = end(row);
     for (Size i = 0; i < node.left; ++i) {
       const Size at = ends - node.left + i;
       const char* source = zero_row_;
-      if (separated(at, ends - 1, row))
+      if (ends > 0 && separated(at, ends - 1, row))
         source = zero_row_;
       else if (at >= 0)
         source = row_of(from, at, row, item_);

@@ -82,16 +82,19 @@ class Run {
   void keep_history(const Piece& piece, Rows<const void*> from) const;
   void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void clear_behind_ends(Size units, Rows<void*> rows) const;
-  void apply(const Piece& piece, Size rows, const void* from, Size from_row, void* to, Size to_row) const;
-  bool separated(Size from, Size to, Size row) const;
+  void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
+  void find_restarts();
+  // Whether the state of a row starts anew between two times, the first of which may be before all of them.
+  bool separated(Size from, Size to, Size row) const { return restarts_ && restarts_[to * batch_ + row] > from; }
   Size end(Size row) const { return schedule_.ends ? schedule_.ends[row] : steps_; }
 
   const Kernels* kernels_ = nullptr;
   std::vector<Piece> pieces_;
   Size steps_ = 0, batch_ = 0, item_ = 0, bytes_ = 0;
-  Size buffer_ = 0, gathered_ = 0, zeros_ = 0;  // bytes
+  Size buffers_in_all_ = 0, buffer_ = 0, gathered_ = 0, zeros_ = 0, restart_bytes_ = 0;  // bytes but for the first
   Schedule schedule_{};
   bool looks_up_ = false, ends_with_time_ = true;
+  Size* restarts_ = nullptr;  // [T, B] the last time up to here at which the state starts anew; null: never
   char *buffers_[2] = {}, *scratch_ = nullptr, *gathered_rows_ = nullptr, *zero_row_ = nullptr;
 };
 

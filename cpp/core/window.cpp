@@ -11,11 +11,15 @@ std::size_t size(Size value) { return static_cast<std::size_t>(value); }
 }  // namespace
 
 Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
-    : steps_(steps),
+    : head_(head),
+      rest_(&rest),
+      steps_(steps),
       batch_(batch),
       input_bytes_(!head                  ? rest.input() * rest.item()
                    : head->takes_tokens() ? static_cast<Size>(sizeof(std::int64_t))
                                           : head->input() * head->item()),
+      features_(rest.input()),
+      feature_bytes_(features_ * rest.item()),
       counts_(size(batch)),
       inputs_(size(steps * batch * input_bytes_)),
       places_(size(steps * batch)),
@@ -25,50 +29,45 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       active_(size(steps)),
       taken_(size(steps + 1)) {
   std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
-  use(head, rest);
-}
-
-void Window::use(const Network* head, const Network& rest) {
-  head_ = head;
-  rest_ = &rest;
-  features_ = rest.input();
-  feature_bytes_ = features_ * rest.item();
-  if (!state_.data()) {
-    if (head) feature_rows_ = Buffer(size(steps_ * batch_ * feature_bytes_));
-    Size bytes = 0;
-    for (const StatePart& part : rest.parts()) bytes += (part.count * part.units * batch_ * rest.item() + 63) / 64 * 64;
-    state_ = Buffer(size(bytes));
-    char* next = static_cast<char*>(state_.data());
-    for (const StatePart& part : rest.parts()) {
-      state_after_.push_back(next);
-      next += (part.count * part.units * batch_ * rest.item() + 63) / 64 * 64;
-    }
-    if (!first_is_recurrent()) gathered_ = Buffer(size(steps_ * batch_ * feature_bytes_));
+  Size state_bytes = 0;
+  for (const StatePart& part : rest.parts()) state_bytes += part_bytes(part);
+  state_ = Buffer(size(state_bytes));
+  char* next = static_cast<char*>(state_.data());
+  for (const StatePart& part : rest.parts()) {
+    state_after_.push_back(next);
+    next += part_bytes(part);
   }
-  if (first_is_recurrent()) {  // of other sizes on another backend
+  if (first_is_recurrent()) {
     const Stack& stack = rest.nodes.front().stack;
     for (Size d = 0; d < stack.directions; ++d)
-      sums_[d] = Buffer(size(steps_ * batch_ * rest.kernels->input_sums_size(stack.layer[d]) * rest.item()));
+      sums_[d] = Buffer(size(steps * batch * rest.kernels->input_sums_size(stack.layer[d]) * rest.item()));
+  } else {
+    gathered_ = Buffer(size(steps * batch * feature_bytes_));
   }
   if (head) {
-    head_run_.lay_out(*head, 1, batch_, {}, 1);
+    feature_rows_ = Buffer(size(steps * batch * feature_bytes_));
+    head_run_.lay_out(*head, 1, batch, {}, 1);
     head_scratch_ = Buffer(size(head_run_.bytes()));
     head_run_.place(head_scratch_.data(), nullptr, nullptr);
   }
-  // Room for the most that any number of steps needs, in one schedule or the other.
+  // Room for a full window, in one schedule or the other.
   Schedule uneven{};
   uneven.order = order_.data(), uneven.lengths = lengths_.data(), uneven.ends = ends_.data();
   uneven.active = active_.data(), uneven.taken = taken_.data();
   Size most = 0;
-  for (Size steps = 1; steps <= steps_; ++steps)
-    for (const Schedule& schedule : {Schedule{}, uneven}) {
-      lay_out_rest(steps, schedule);
-      most = std::max(most, run_.bytes());
-    }
+  for (const Schedule& schedule : {Schedule{}, uneven}) {
+    lay_out_rest(steps, schedule);
+    most = std::max(most, run_.bytes());
+  }
   scratch_ = Buffer(size(most));
-  laid_out_steps_ = 0;
-  for (Size slot = 0; slot < steps_ && *std::max_element(counts_.begin(), counts_.end()) > 0; ++slot)
-    make_features(slot);
+}
+
+void Window::take_inputs(const Window& other) {
+  std::memcpy(inputs_.data(), other.inputs_.data(), inputs_.bytes());
+  counts_ = other.counts_;
+  next_ = other.next_;
+  const Size most = *std::max_element(counts_.begin(), counts_.end());
+  for (Size last = 1; last <= most; ++last) make_features(slot(last));
 }
 
 void Window::lay_out_rest(Size steps, const Schedule& schedule) {
@@ -98,8 +97,9 @@ void Window::make_features(Size slot) {
   }
 }
 
-void Window::remember(const void* inputs) {
-  std::memcpy(input_at(next_, 0), inputs, size(batch_ * input_bytes_));
+void Window::remember(const void* inputs, Size row_bytes) {
+  for (Size row = 0; row < batch_; ++row)
+    std::memcpy(input_at(next_, row), static_cast<const char*>(inputs) + row * row_bytes, size(input_bytes_));
   make_features(next_);
   next_ = (next_ + 1) % steps_;
   for (Size& count : counts_) count = std::min(count + 1, steps_);
@@ -126,12 +126,25 @@ Schedule Window::schedule_rows(Size most) {
   return schedule;
 }
 
-void Window::operator()(const NetworkInput& input, Rows<void*> output) {
-  remember(input.tokens && head_ && head_->takes_tokens() ? static_cast<const void*>(input.tokens) : input.rows.data);
+void Window::operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets) {
+  for (Size t = 0; t < steps; ++t) {
+    for (Size row = 0; row < batch_; ++row)
+      if (resets && resets[t * batch_ + row]) forget(row);
+    const Size item = rest_->item();
+    if (input.tokens)
+      remember(input.tokens + t * batch_, input_bytes_);
+    else
+      remember(static_cast<const char*>(input.rows.data) + t * input.rows.step * item, input.rows.row * item);
+    step({static_cast<char*>(output.data) + t * output.step * item, 0, output.row});
+  }
+}
+
+void Window::step(Rows<void*> output) {
   const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
   const Size steps = *most;
   if (*least < steps || steps != laid_out_steps_) {
     lay_out_rest(steps, *least < steps ? schedule_rows(steps) : Schedule{});
+    if (size(run_.bytes()) > scratch_.bytes()) scratch_ = Buffer(size(run_.bytes()));
     run_.place(scratch_.data(), nullptr, state_after_.data());
     laid_out_steps_ = *least < steps ? 0 : steps;
   }

@@ -14,32 +14,37 @@ class Window {
   // takes the last step. They must outlive the window.
   Window(const Network* head, const Network& rest, Size steps, Size batch);
 
-  // Takes other weights of the same sizes; what is kept of the inputs is made anew.
-  void use(const Network* head, const Network& rest);
+  // Takes over the inputs of a window of the same sizes but for its weights.
+  void take_inputs(const Window& other);
 
-  void operator()(const NetworkInput& input, Rows<void*> output);  // x [B, I] or tokens [B]; output [B, O]
+  // Some steps of every row: x [T, B, I] or tokens [T, B]; output [T, B, O]; resets [T, B], null: none.
+  void operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets);
   void forget(Size row) { counts_[static_cast<std::size_t>(row)] = 0; }
 
+  Size steps() const { return steps_; }
   // The inputs that each row has, at most `steps`, and where: of [steps, B, I], the i-th last one, from 1 on.
   Size count(Size row) const { return counts_[static_cast<std::size_t>(row)]; }
   const void* input(Size row, Size last) const { return input_at(slot(last), row); }
   Size input_bytes() const { return input_bytes_; }
-  // Inputs of all rows [B, I] as `operator()` takes them, of which nothing but the memory is wanted.
-  void remember(const void* inputs);
+  // The next inputs of all rows, [B, I] some bytes apart; of them nothing but the memory is wanted.
+  void remember(const void* inputs, Size row_bytes);
 
  private:
   Size slot(Size last) const { return (next_ + steps_ - last) % steps_; }
   char* input_at(Size slot, Size row) const {
     return static_cast<char*>(inputs_.data()) + (slot * batch_ + row) * input_bytes_;
   }
+  Size part_bytes(const StatePart& part) const {
+    return (part.count * part.units * batch_ * rest_->item() + 63) / 64 * 64;
+  }
   bool first_is_recurrent() const { return rest_->nodes.front().kind == Node::Kind::recurrent; }
-  void lay_out_head();
   void lay_out_rest(Size steps, const Schedule& schedule);
   void make_features(Size slot);
+  void step(Rows<void*> output);
   Schedule schedule_rows(Size most);
 
-  const Network *head_ = nullptr, *rest_ = nullptr;
-  Size steps_, batch_, input_bytes_, features_ = 0, feature_bytes_ = 0;
+  const Network *head_, *rest_;
+  Size steps_, batch_, input_bytes_, features_, feature_bytes_;
   Size next_ = 0;                 // the slot of the next input
   std::vector<Size> counts_;      // [B]
   Buffer inputs_, feature_rows_;  // [steps, B, I], [steps, B, F]

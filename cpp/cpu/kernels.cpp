@@ -128,13 +128,28 @@ Size rows_scratch(const RowFunction& function, Size rows, int threads) {
   return threads * row_function_scratch(function, rows);
 }
 
-void apply_rows(const RowFunction& function, Size rows, const void* input, Size input_row, void* output,
-                Size output_row, void* scratch, int threads) {
+// The distance of rows of all steps, one after the other; -1: there is no single one.
+template <class Pointer>
+Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
+  if (batch == 1) return rows.step;
+  return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
+}
+
+// Where rows do not follow each other at one distance those of one place in the batch do, step after step.
+void apply_rows(const RowFunction& function, Size steps, Size batch, Rows<const void*> input, Rows<void*> output,
+                void* scratch, int threads) {
+  const Size input_row = distance_of(input, steps, batch), output_row = distance_of(output, steps, batch);
+  const auto* from = static_cast<const Real*>(input.data);
+  auto* to = static_cast<Real*>(output.data);
   run_team(threads, [&](const Team& team) {
-    const Team::Share own = team.share(rows);
-    apply_to_rows(function, own.count(), static_cast<const Real*>(input) + own.begin * input_row, input_row,
-                  static_cast<Real*>(output) + own.begin * output_row, output_row,
-                  static_cast<Real*>(scratch) + team.rank * row_function_scratch(function, rows));
+    Real* own_scratch = static_cast<Real*>(scratch) + team.rank * row_function_scratch(function, steps * batch);
+    const bool even = input_row >= 0 && output_row >= 0;
+    const Team::Share own = team.share(even ? steps * batch : batch);
+    if (even)
+      return apply_to_rows(function, own.count(), from + own.begin * input_row, input_row, to + own.begin * output_row,
+                           output_row, own_scratch);
+    for (Size b = own.begin; b < own.end; ++b)
+      apply_to_rows(function, steps, from + b * input.row, input.step, to + b * output.row, output.step, own_scratch);
   });
 }
 

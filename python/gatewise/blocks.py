@@ -223,8 +223,10 @@ class _Product(Stage):
         return len(self.shape) == 3
 
     @property
-    def looks_ahead(self) -> bool:  # type: ignore[override]
-        return self.before < (self.taps - 1) * self.dilation
+    def looks_ahead(self) -> str | None:  # type: ignore[override]
+        if self.before == (self.taps - 1) * self.dilation:
+            return None
+        return "expected padding='causal'; a convolution with padding='same' needs inputs that come later"
 
     @property
     def input_size(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from gatewise import _core
 from gatewise.arrays import Array, describe, floating, shaped
 from gatewise.layouts import Layout, State
-from gatewise.parameters import Architecture, Holder, Weights
+from gatewise.parameters import MOST_BYTES, Architecture, Holder, Weights, one_at_a_time
 
 Node = tuple[Any, ...]  # as _core.Network takes it
 
@@ -32,7 +32,7 @@ class LayerState(Protocol):
 class Stage:
     """What a layer does in a chain, apart from the values of its weights. Most leave the units of a row as they are."""
 
-    looks_ahead = False  # a step's output needs inputs that come later
+    looks_ahead: str | None = None  # why a step's output needs inputs that come later
     needs_time = False  # it is nothing without a sequence
 
     @property
@@ -112,8 +112,10 @@ class Recurrent(Stage):
     needs_time = True
 
     @property
-    def looks_ahead(self) -> bool:  # type: ignore[override]
-        return self.architecture.bidirectional
+    def looks_ahead(self) -> str | None:  # type: ignore[override]
+        if not self.architecture.bidirectional:
+            return None
+        return "expected one direction; a bidirectional layer needs the end of the sequence first"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -180,10 +182,20 @@ class Chain:
         self.units = () if self.vocabulary is not None else (self.sizes[0],)
         self.output_size = self.sizes[-1]
         self.ends_at_last = any(isinstance(stage, Last) for stage in self.stages)  # then the output has no time
-        self.looks_ahead = any(stage.looks_ahead for stage in self.stages)
+        self.looks_ahead = self._why_it_looks_ahead()
         self.states = [stage.state for stage in self.stages if stage.state is not None]
         self.parts = [part for state in self.states for part in state.parts()]
+        self.state_bytes = sum(count * units for count, units in self.parts) * self.dtype.itemsize
+        if self.state_bytes > MOST_BYTES:
+            raise ValueError(f"layers: expected a state of at most {MOST_BYTES} bytes a row, got {self.state_bytes}")
         self._networks: dict[str, tuple[tuple[Weights[Any], ...], list[_core.Network]]] = {}
+
+    def _why_it_looks_ahead(self) -> str | None:
+        for i, stage in enumerate(self.stages):
+            if stage.looks_ahead:
+                where = "" if self.alone else f"layers[{i}]: "
+                return f"{where}{stage.looks_ahead}; stream(window=k) gives what a call on the last k inputs gives"
+        return None
 
     def _dtype(self) -> np.dtype[Any]:
         found: tuple[int, np.dtype[Any]] | None = None
@@ -245,16 +257,23 @@ class Chain:
             raise TypeError(
                 f"{name}: expected a tuple of {len(self.states)}, one entry a layer that has a state, got {got}"
             )
-        entries = zip(self.states, state, strict=True)
-        return [
-            part for i, (of, entry) in enumerate(entries) for part in of.taken(f"{name}[{i}]", entry, leading)
-        ]  # fmt: skip
+        parts: list[Array] = []
+        for i, (of, entry) in enumerate(zip(self.states, state, strict=True)):
+            if entry is None:
+                raise TypeError(f"{name}[{i}]: expected a state, got None; only the whole of it may be None")
+            parts += of.taken(f"{name}[{i}]", entry, leading)
+        return parts
+
+    def part_names(self, name: str) -> list[str]:
+        """How a user calls the entry that each part is of."""
+        return [f"{name}[{i}]" for i, state in enumerate(self.states) for _ in state.parts()]
 
     # -- the core -----------------------------------------------------------------------------------------------
 
     def weights(self) -> tuple[Weights[Any], ...]:
         """The present snapshots."""
-        return tuple(holder.weights for holder in self.holders)
+        with one_at_a_time():  # a model's are swapped together
+            return tuple(holder.weights for holder in self.holders)
 
     def network(self, weights: tuple[Weights[Any], ...], form: str) -> _core.Network:
         """Of these snapshots for the backend in use.
@@ -289,10 +308,10 @@ class Chain:
         return [_core.Network(self.dtype, part) for part in (nodes[first:], nodes[:first]) if part]
 
     def _nodes(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
-        backend, nodes = None, list[Node]()
-        while backend != _core.backend():  # another thread may change it meanwhile
-            backend, nodes = _core.backend(), self._made(weights, form)
-        return nodes
+        while True:  # another thread may change the backend meanwhile
+            nodes = self._made(weights, form)
+            if len({node[1].backend for node in nodes if node[0] != "last"}) <= 1:
+                return nodes
 
     def _made(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
         nodes: list[Node] = []
@@ -304,13 +323,13 @@ class Chain:
                 nodes.insert(len(nodes) if two is None else behind, at_end)
             elif own := stage.nodes(held.packed() if held.arrays else None, units, self.dtype):
                 behind = len(nodes) + 1
-                two = stage.architecture if isinstance(stage, Recurrent) and stage.looks_ahead else None
+                two = stage.architecture if isinstance(stage, Recurrent) and stage.architecture.bidirectional else None
                 nodes += own
             if form == "window" and i == with_time and not self.ends_at_last:
                 nodes.append(("last", self.sizes[i + 1], False))  # what comes behind needs no other step
         if form == "window" and with_time < 0:
             nodes.append(("last", self.output_size, False))
-        return nodes or [rows("activate", self.dtype, self.output_size, self.output_size)]
+        return nodes
 
     def _sums(self, nodes: list[Node]) -> _core.Sums | None:
         if len(nodes) < 2 or nodes[0][0] != "lookup" or nodes[1][0] != "recurrent":

@@ -10,11 +10,11 @@ from gatewise import _core
 from gatewise.arrays import Array, as_array, describe, output, shaped, whole_number
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES
-from gatewise.streams import LOOKS_AHEAD, step_input
+from gatewise.streams import step_input
 
 
 class Pool(_core.Pool):
-    """Room for a number of states, with one copy of the weights that the layer had when the pool was made.
+    """Room for a number of states, with one copy of the weights that its layer or model had when the pool was made.
 
     `step(x, slots, out)` advances just the slots that are named, in one call; the others stay as they are. The bits of
     a slot do not depend on who shares the call: they are those of a stream of its own. It allocates nothing; when the
@@ -25,11 +25,10 @@ class Pool(_core.Pool):
 
     def __init__(self, chain: Chain, capacity: int) -> None:
         if chain.looks_ahead:
-            raise ValueError(f"pool: {LOOKS_AHEAD}")
+            raise ValueError(f"pool: {chain.looks_ahead}")
         self._chain = chain
         # Two copies of each state, and what else a slot needs.
-        slot = 2 * sum(count * units for count, units in chain.parts) * chain.dtype.itemsize + 25
-        self._most = min(MOST, MOST_BYTES // slot)
+        self._most = min(MOST, 2 * MOST_BYTES // (2 * chain.state_bytes + 25))
         network = chain.network(chain.weights(), "steps")
         super().__init__(network, whole_number("capacity", capacity, 1, self._most))
 
@@ -81,7 +80,7 @@ class Pool(_core.Pool):
         self._set_state(_slot(slot), parts)
 
     def refresh(self) -> None:
-        """Take the layer's present weights; the states stay."""
+        """Take the present weights of its layer or model; the states stay."""
         self._use(self._chain.network(self._chain.weights(), "steps"))
 
     def _prepare_step(self, x: object, slots: object, out: object) -> tuple[Array, Array, Array]:

@@ -80,14 +80,14 @@ def unpad(x: object, lengths: object, *, batch_first: bool = False) -> list[Arra
     return [row[:length].copy() for row, length in zip(rows, whole, strict=True)]
 
 
-def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int) -> Array:
+def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int, name: str = "lengths") -> Array:
     """`lengths` as int64 of the given shape, each from 0 to `steps`."""
-    array = np.array(as_array("lengths", lengths))  # what is checked must be what is used
+    array = np.array(as_array(name, lengths))  # what is checked must be what is used
     if array.dtype.kind not in "iu" and not _is_empty_list(array):
-        raise TypeError(f"lengths: expected whole numbers, got {array.dtype}")
-    array = shaped("lengths", array, shape)
+        raise TypeError(f"{name}: expected whole numbers, got {array.dtype}")
+    array = shaped(name, array, shape)
     for wrong in array[(array < 0) | (array > steps)].flat:
-        raise ValueError(f"lengths: expected numbers from 0 to {steps} (T), got {wrong}")
+        raise ValueError(f"{name}: expected numbers from 0 to {steps} (T), got {wrong}")
     return array.astype(np.int64)
 
 

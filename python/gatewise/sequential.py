@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.arrays import Array, empty, flag, output, rows
+from gatewise.arrays import Array, as_array, empty, flag, output, rows
 from gatewise.blocks import Block
 from gatewise.layers import Layer
 from gatewise.layouts import Axes
 from gatewise.modules import Module, checked_names
 from gatewise.networks import Chain
-from gatewise.parameters import Parameters
+from gatewise.parameters import Parameters, one_at_a_time
 from gatewise.pools import Pool
 from gatewise.sequences import plan, whole_lengths
 from gatewise.streams import Stream, sequence_input
@@ -47,6 +47,7 @@ class Sequential:
         for i, layer in enumerate(given):
             if not isinstance(layer, (Layer, Block)):
                 raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
+        _check_once(given)
         self._layers: tuple[Layer | Block, ...] = given  # type: ignore[assignment]  # as was just asked
         self._batch_first = _batch_first(self._layers, batch_first)
         self._chain = Chain([one._stage for one in self._layers], [one._holder for one in self._layers], alone=False)
@@ -105,8 +106,9 @@ class Sequential:
                 copies.append((holder, holder.weights.checked(its_own)))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{i}.{error}") from None
-        for holder, checked in copies:  # all of them fit
-            holder.take(checked)
+        with one_at_a_time():  # all of them fit; nobody sees some of them alone
+            for holder, checked in copies:
+                holder.take(checked)
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Array]]:
@@ -147,7 +149,7 @@ class Sequential:
             (T, B) in the order of x's axes, unbatched (T,): where all state is set to zero before the step.
         out : ndarray, optional
             Where to write the output: C-contiguous, writable, of the model's dtype and memory of its own. x must then
-            have exactly the model's dtype.
+            have exactly the model's dtype, if it is no tokens.
         return_state : bool
             Whether to return the states after the last step, too.
 
@@ -167,8 +169,8 @@ class Sequential:
         if out is None:
             y = empty(shape, of.dtype)
         else:
-            inputs = [("x", array), *((f"state[{i}]", part) for i, part in enumerate(before))]
-            y = output("out", out, of.dtype, shape, *inputs)
+            states = zip(of.part_names("state"), before, strict=True)
+            y = output("out", out, of.dtype, shape, ("x", array), *states)
         timetable, steps = plan(axes, lengths, resets)
         given = axes.to_time_major(array)[:steps]
         if of.ends_at_last:
@@ -189,7 +191,7 @@ class Sequential:
         of = self._chain
         if of.vocabulary is None or lengths is None:
             return sequence_input(of, x, is_exact)
-        array = np.asarray(x)
+        array = as_array("x", x)
         if array.dtype.kind not in "iu":
             return sequence_input(of, array, is_exact)
         axes = Axes.of((), self._batch_first, "x", array)
@@ -221,13 +223,24 @@ class Sequential:
         return Sequential([copy(layer) for layer in self._layers], batch_first=self._batch_first)
 
 
+def _check_once(layers: Iterable[Module]) -> None:
+    """One layer in two places would have its weights under two names, one of which would prevail."""
+    seen: dict[int, int] = {}
+    for i, layer in enumerate(layers):
+        first = seen.setdefault(id(layer._holder), i)
+        if first != i and layer._holder.weights.arrays:
+            raise ValueError(
+                f"layers[{i}]: expected a layer of its own, got layers[{first}] again; copy.copy makes one"
+            )
+
+
 def _batch_first(layers: Iterable[Layer | Block], wanted: bool | None) -> bool:
-    found = wanted if wanted is None else flag("batch_first", wanted)
+    found, whose = wanted if wanted is None else flag("batch_first", wanted), "given"
     for i, one in enumerate(layers):
         layer = getattr(one, "layer", one)  # of Bidirectional
         if not isinstance(layer, Layer):
             continue
         if found is not None and layer.batch_first != found:
-            raise ValueError(f"layers[{i}]: expected batch_first={found}, as the others have it, got {layer!r}")
-        found = layer.batch_first
+            raise ValueError(f"layers[{i}]: expected batch_first={found}, as {whose}, got {layer!r}")
+        found, whose = layer.batch_first, f"layers[{i}] has it"
     return bool(found)

@@ -25,21 +25,21 @@ from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES, Weights
 from gatewise.sequences import flags_of_rows, plan, restarts, whole_lengths
 
-LOOKS_AHEAD = "expected one direction; a bidirectional layer needs the end of the sequence first"
+MOST_WINDOW = 2**20  # steps
 
 
 class Stream(_core.Stream):
-    """A state that advances step by step, with the weights that the layer had when the stream was made.
+    """A state that advances step by step, with the weights that its layer or model had when the stream was made.
 
     `step(x, out)` is a plain C method: it converts nothing, allocates nothing, takes no lock and starts no thread. Its
-    results have the same bits as those of the layer's call over the whole sequence.
+    results have the same bits as those of a call over the whole sequence.
 
     A stream serves one thread at a time; a second one that comes meanwhile gets a RuntimeError.
     """
 
     def __init__(self, chain: Chain, batch_first: bool, batch_size: int | None, window: int | None = None) -> None:
         if window is None and chain.looks_ahead:
-            raise ValueError(f"stream: {LOOKS_AHEAD}; stream(window=k) gives what a call on the last k inputs gives")
+            raise ValueError(f"stream: {chain.looks_ahead}")
         self._start(chain, chain.weights(), batch_first, batch_size, window)
 
     def _start(
@@ -51,9 +51,11 @@ class Stream(_core.Stream):
         if window is None:
             super().__init__(chain.network(weights, "steps"), rows, size is None)
         else:
+            window = whole_number("window", window, 1, MOST_WINDOW)
             # Of each input some numbers are kept, at most so many.
-            numbers = rows * (sum(chain.sizes[:2]) + sum(4 * units for _, units in chain.parts))
-            window = whole_number("window", window, 1, min(MOST, MOST_BYTES // (8 * numbers)))
+            numbers = rows * window * (2 * max(chain.sizes) + sum(4 * units for _, units in chain.parts))
+            if 8 * numbers > MOST_BYTES:
+                raise ValueError(f"window: expected one of at most {MOST_BYTES} bytes, got {8 * numbers}")
             rest, head = chain.window(weights)
             super().__init__(rest, rows, size is None, head, window)
         self._chain = chain
@@ -111,18 +113,8 @@ class Stream(_core.Stream):
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
         timetable = None if resets is None else plan(axes_of, None, resets)[0]
         given = axes_of.to_time_major(array)
-        if self._window is not None:
-            self._run_steps(given, axes_of.to_time_major(y), axes_of, resets)
-            return y
         self._run(rows(given) if of.units else np.ascontiguousarray(given), axes_of.to_time_major(y), timetable)
         return y
-
-    def _run_steps(self, x: Array, y: Array, axes: Axes, resets: object) -> None:
-        """A window goes step by step. x (T, B, ...), y (T, B, O)."""
-        flags = np.zeros(axes.leading, np.bool_) if resets is None else restarts(resets, axes.leading)
-        for step, out, reset in zip(x, y, axes.to_time_major(flags), strict=True):
-            given = step.reshape(*self._rows, *self._chain.units)
-            out[...] = self.step(given, resets=reset.reshape(self._rows)).reshape(out.shape)
 
     @property
     def state(self) -> Any:
@@ -166,7 +158,8 @@ class Stream(_core.Stream):
             axes[:2] = axes[1::-1]
         steps = shaped("state[0]", array, axes).shape[axes.index("T")]
         layout = Axes(self._batch_first, not self._rows, steps, self._batch_size or 1)
-        lengths = whole_lengths(state[1], self._rows, min(steps, self._window or 0)).reshape(layout.batch)
+        most = min(steps, self._window or 0)
+        lengths = whole_lengths(state[1], self._rows, most, "state[1]").reshape(layout.batch)
         if of.vocabulary is None:
             given = layout.to_time_major(floating("state[0]", array, of.dtype))
         else:
@@ -196,7 +189,7 @@ class Stream(_core.Stream):
             self._reset(flags_of_rows("rows", rows, batch))
 
     def refresh(self) -> None:
-        """Take the layer's present weights; the state stays."""
+        """Take the present weights of its layer or model; the state stays."""
         weights = self._chain.weights()
         if self._window is None:
             self._use(self._chain.network(weights, "steps"))
