@@ -54,9 +54,13 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
     expected = f"{name}: expected a number{''.join(bounds)}, got {value!r}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(expected)
-    if not (least <= value <= most and math.isfinite(value)):
+    try:
+        converted = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        converted = math.inf
+    if not (least <= converted <= most and math.isfinite(converted)):
         raise ValueError(expected)
-    return float(value)
+    return converted
 
 
 def real_dtype(value: object) -> np.dtype[Any]:

@@ -7,7 +7,7 @@ does not have.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +20,7 @@ from gatewise.layers import Layer
 from gatewise.modules import Module
 from gatewise.networks import History, Identity, LayerState, Node, Recurrent, Stage, rows
 from gatewise.networks import Last as LastStage
-from gatewise.parameters import MOST, Holder, Weights
+from gatewise.parameters import MOST
 
 ACTIVATIONS = (
     "linear", "relu", "tanh", "sigmoid", "softmax", "hard_sigmoid", "elu", "leaky_relu", "gelu", "softplus",
@@ -34,18 +34,14 @@ class Block(Module):
 
     _stage: Stage
 
-    def _start(self, stage: Stage, arrays: Mapping[str, Array] | None = None) -> None:
+    def _start(self, stage: Stage, draw: Callable[[], Mapping[str, Array]] = dict) -> None:
         self._stage = stage
         of: Any = stage
-        given = arrays or {}
-        self._holder = Holder(Weights(of, {name: np.asarray(given[name], stage.dtype) for name in stage.shapes()}))
-
-    def _options(self) -> dict[str, Any]:
-        """What `__init__` was given, by name."""
-        return {}
+        self._hold(of, draw)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._options().items())})"
+        shown = [f"{name}={value!r}" for name, value in self._options().items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _name(dtype: np.dtype[Any] | None) -> str:
@@ -58,6 +54,11 @@ def _uniform(seed: int | None, shapes: Mapping[str, tuple[int, ...]], inputs: in
     generator = np.random.default_rng(_seed(seed))
     bound = inputs**-0.5
     return {name: generator.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+
+
+def _normal(seed: int | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    generator = np.random.default_rng(_seed(seed))
+    return {name: generator.standard_normal(shape) for name, shape in shapes.items()}
 
 
 def _seed(seed: object) -> int:
@@ -89,7 +90,7 @@ class Activation(Block):
         self._start(_Activate(self.name, self.alpha))
 
     def _options(self) -> dict[str, Any]:
-        return {"name": self.name} | ({"alpha": self.alpha} if self.name in ALPHAS else {})
+        return {"name": self.name, "alpha": self.alpha if self.name in ALPHAS else None}
 
 
 def _activation(activation: object) -> Activation:
@@ -135,7 +136,7 @@ class Dense(Block):
         self.activation: Final = _activation(activation)
         shape = self.out_features, self.in_features
         stage = _Product(shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype))
-        self._start(stage, _uniform(seed, stage.shapes(), self.in_features))
+        self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_features))
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -182,7 +183,7 @@ class Conv1D(Block):
         stage = _Product(
             shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype), self.dilation, padding
         )
-        self._start(stage, _uniform(seed, stage.shapes(), self.in_channels * self.kernel_size))
+        self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_channels * self.kernel_size))
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -283,8 +284,7 @@ class Embedding(Block):
         self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MOST)
         self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MOST)
         stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype))
-        generator = np.random.default_rng(_seed(seed))
-        self._start(stage, {"weight": generator.standard_normal((self.num_embeddings, self.embedding_dim))})
+        self._start(stage, lambda: _normal(seed, stage.shapes()))
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -348,7 +348,7 @@ class LayerNorm(Block):
         self.bias: Final = flag("bias", bias)
         names = ("weight", "bias")[: 1 + self.bias] if self.elementwise_affine else ()
         stage = _Normalize("layer_norm", self.normalized_shape, names, self.eps, real_dtype(dtype))
-        self._start(stage, _identity(stage))
+        self._start(stage, lambda: _identity(stage))
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -377,7 +377,7 @@ class BatchNorm(Block):
         self.affine: Final = flag("affine", affine)
         names = (*(("weight", "bias") if self.affine else ()), "running_mean", "running_var")
         stage = _Normalize("batch_norm", self.num_features, names, self.eps, real_dtype(dtype))
-        self._start(stage, _identity(stage))
+        self._start(stage, lambda: _identity(stage))
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -398,7 +398,7 @@ class Normalization(Block):
     def __init__(self, num_features: int, *, dtype: object = "float32") -> None:
         self.num_features: Final = whole_number("num_features", num_features, 1, MOST)
         stage = _Normalize("normalization", self.num_features, ("mean", "variance"), 1e-7, real_dtype(dtype))
-        self._start(stage, _identity(stage))
+        self._start(stage, lambda: _identity(stage))
 
     def _options(self) -> dict[str, Any]:
         return {"num_features": self.num_features, "dtype": _name(self._stage.dtype)}

@@ -1,4 +1,4 @@
-"""Layers in safetensors files: configuration and format version in the metadata, weights under PyTorch's names.
+"""Models in safetensors files: configuration and format version in the metadata, weights under their canonical names.
 
 A file is eight bytes with the length of the header, little-endian; the header, JSON of each tensor's dtype, shape and
 place; and the numbers (https://huggingface.co/docs/safetensors). Any reader of such files can read the weights. What is
@@ -9,30 +9,47 @@ whatever sizes it speaks of.
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from gatewise import blocks
 from gatewise.arrays import Array, describe, flag, whole_number
-from gatewise.formats.errors import FormatError
+from gatewise.formats.errors import reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.parameters import MOST, Architecture
+from gatewise.modules import Module
+from gatewise.parameters import Packable
+from gatewise.sequential import Sequential
 
 VERSION = "1"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
-MOST_HEADER = 10_000_000  # bytes: a thousand times what a layer needs; JSON in memory takes some 25 times as much
-KINDS: dict[str, Callable[..., Layer]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
-OPTIONS = (
-    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed",
-)  # fmt: skip
-OWN_OPTIONS = {"LSTM": ("proj_size",), "GRU": (), "RNN": ("nonlinearity",)}
+MOST_HEADER = 10_000_000  # bytes: a few hundred a layer; what it describes takes up to some 45 times as much memory
+MOST_NESTED = 8  # layers in each other: an Activation in a Dense in a TimeDistributed is the third
+KINDS: dict[str, type[Module]] = {
+    kind.__name__: kind
+    for kind in (
+        LSTM, GRU, RNN, blocks.Activation, blocks.BatchNorm, blocks.Bidirectional, blocks.Conv1D, blocks.Dense,
+        blocks.Dropout, blocks.Embedding, blocks.Last, blocks.LayerNorm, blocks.Normalization, blocks.TimeDistributed,
+    )
+}  # fmt: skip
+LATER = {"reset_after": True}  # options that the first files do not have, and what they are there
+# What a description says of a layer. Only of recurrent layers is the seed more than that of weights which are here.
+OPTIONS = {
+    name: {*inspect.signature(kind).parameters} - {"seed"}
+    | ({"seed", "call_count"} if issubclass(kind, Layer) else set())
+    for name, kind in KINDS.items()
+}
 
 
 class Tensor(NamedTuple):
@@ -44,58 +61,140 @@ class Tensor(NamedTuple):
     end: int
 
 
-# ---- the layer in words
+# ---- the model in words
 
 
-def _described(layer: Layer) -> dict[str, Any]:
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong there."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{place}: {error}") from None
+
+
+def _described(model: object) -> dict[str, Any]:
+    if type(model) is not Sequential:
+        return _described_layer(model)
+    layers = []
+    for i, layer in enumerate(model):
+        with _at(f"layers[{i}]"):
+            layers.append(_described_layer(layer))
+    return {"kind": "Sequential", "batch_first": model.batch_first, "layers": layers}
+
+
+def _described_layer(layer: object, depth: int = 1) -> dict[str, Any]:
     kind = type(layer).__name__
-    options = {name: getattr(layer, name) for name in (*OPTIONS, *OWN_OPTIONS[kind])}
-    return {"kind": kind, **options, "dtype": layer.dtype.name, "call_count": layer.call_count}
+    if not isinstance(layer, Module) or type(layer) is not KINDS.get(kind):
+        raise TypeError(f"expected a Sequential or a layer, of gatewise's own, got {type(layer).__qualname__}")
+    _check_depth(depth)
+    description: dict[str, Any] = {"kind": kind}
+    for name, value in layer._options().items():
+        if name in LATER and value == LATER[name]:
+            continue
+        with _at(name):
+            description[name] = _described_layer(value, depth + 1) if isinstance(value, Module) else value
+    return description | ({"call_count": layer.call_count} if isinstance(layer, Layer) else {})
 
 
-def _made(description: Any, tensors: Mapping[str, Tensor]) -> Layer:
-    """A layer as described, if these tensors are just what it needs. It has weights of its own yet."""
-    if not isinstance(description, dict) or description.get("kind") not in (*KINDS,):
-        raise ValueError(f"model: expected a kind of {', '.join(KINDS)}")
-    kind = description["kind"]
-    expected = {"kind", *OPTIONS, *OWN_OPTIONS[kind], "dtype", "call_count"}
-    if set(description) != expected:
-        raise ValueError(f"model: expected {', '.join(sorted(expected))}, got {', '.join(sorted(description))}")
-    options = {name: value for name, value in description.items() if name not in ("kind", "call_count")}
-    whole_number("seed", options["seed"], 0, 2**64 - 1)  # None, which a layer would take, is no seed here
-    _check(_architecture(kind, options, len(tensors)), tensors)
-    layer = KINDS[kind](**options)
-    layer.call_count = description["call_count"]
+def _made(description: Any, source: Source) -> Module | Sequential:
+    """What is described, if it needs just the weights that there are."""
+    is_model = _kind(description, ("Sequential", *KINDS)) == "Sequential"
+    made = _made_model(description, source) if is_model else _made_layer(description, source)
+    source.check_empty()
+    return made
+
+
+def _made_model(description: Mapping[str, Any], source: Source) -> Sequential:
+    _check_names(description, {"kind", "batch_first", "layers"})
+    batch_first = flag("batch_first", description["batch_first"])  # None, which a model would take, is no answer here
+    if not isinstance(description["layers"], list):
+        raise TypeError(f"layers: expected a list, got {type(description['layers']).__name__}")
+    layers = []
+    for i, (layer, own) in enumerate(zip(description["layers"], source.split(len(description["layers"])), strict=True)):
+        with _at(f"layers[{i}]"):
+            layers.append(_made_layer(layer, own))
+            own.check_empty()
+    return Sequential(layers, batch_first=batch_first)
+
+
+def _made_layer(description: Any, source: Source, depth: int = 1) -> Module:
+    kind = _kind(description, (*KINDS,))
+    _check_names(description, {"kind", *OPTIONS[kind]} - (LATER.keys() - description.keys()))
+    _check_depth(depth)
+    options: dict[str, Any] = {}
+    for name, value in description.items():
+        with _at(name):
+            options[name] = _made_layer(value, source, depth + 1) if isinstance(value, dict) else value
+    if options.get("dtype", "float32") not in (*NAMES,):
+        raise ValueError(f"dtype: expected float32 or float64, got {options['dtype']!r}")
+    if issubclass(KINDS[kind], Layer):
+        whole_number("seed", options["seed"], 0, 2**64 - 1)  # None, which a layer would take, is no seed here
+        whole_number("num_layers", options["num_layers"], 1, len(source.tensors))  # their names, too, take memory
+    del options["kind"]
+    call_count = options.pop("call_count", None)
+    layer = KINDS[kind]._from(source, options)
+    if isinstance(layer, Layer):
+        layer.call_count = call_count
     return layer
 
 
-def _architecture(kind: str, options: Mapping[str, Any], most_layers: int) -> Architecture:
-    """The sizes alone, without any memory; the layer checks them again, and the rest."""
-    if options["dtype"] not in ("float32", "float64"):
-        raise ValueError(f"dtype: expected float32 or float64, got {options['dtype']!r}")
-    for name in ("bias", "bidirectional"):
-        flag(name, options[name])
-    return Architecture(
-        "rnn_tanh" if kind == "RNN" else kind.lower(),
-        whole_number("input_size", options["input_size"], 1, MOST),
-        whole_number("hidden_size", options["hidden_size"], 1, MOST),
-        whole_number("num_layers", options["num_layers"], 1, most_layers),
-        options["bias"], options["bidirectional"],
-        whole_number("proj_size", options.get("proj_size", 0), 0, MOST), np.dtype(options["dtype"]),
-    )  # fmt: skip
+def _kind(description: Any, known: tuple[str, ...]) -> str:
+    if not isinstance(description, dict) or description.get("kind") not in known:
+        raise ValueError(f"expected a kind of {', '.join(known)}")
+    return str(description["kind"])
 
 
-def _check(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
-    shapes = architecture.shapes()
-    if tensors.keys() != shapes.keys():
-        missing, surplus = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-        raise ValueError(f"tensors: missing {', '.join(missing) or 'none'}, surplus {', '.join(surplus) or 'none'}")
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.dtype.newbyteorder("=") != architecture.dtype:
-            raise ValueError(f"{name}: expected {architecture.dtype}, got {tensor.dtype.name}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {describe(shape)}, got {describe(tensor.shape)}")
+def _check_names(description: Mapping[str, Any], expected: set[str]) -> None:
+    if description.keys() != expected:
+        raise ValueError(f"expected {', '.join(sorted(expected))}, got {', '.join(sorted(description))}")
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MOST_NESTED:
+        raise ValueError(f"expected at most {MOST_NESTED} layers in each other, got more")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a layer gets its weights: each tensor of a file once, and only if dtype and shape are what it needs."""
+
+    file: BufferedReader
+    begin: int  # of the numbers
+    tensors: dict[str, Tensor]
+
+    def split(self, count: int) -> list[Source]:
+        """One for each layer of a model, with the tensors whose names say so; the others stay."""
+        parts = {str(i): replace(self, tensors={}) for i in range(count)}
+        for name in list(self.tensors):
+            index, _, own = name.partition(".")
+            if index in parts:
+                parts[index].tensors[own] = self.tensors.pop(name)
+        return list(parts.values())
+
+    def __call__(self, of: Packable[Any]) -> dict[str, Array]:
+        shapes = of.shapes()
+        if missing := shapes.keys() - self.tensors.keys():
+            raise ValueError(f"tensors: missing {', '.join(sorted(missing))}")
+        for name, shape in shapes.items():
+            tensor = self.tensors[name]
+            if tensor.dtype.newbyteorder("=") != of.dtype:
+                raise ValueError(f"{name}: expected {of.dtype}, got {tensor.dtype.name}")
+            if tensor.shape != shape:
+                raise ValueError(f"{name}: expected shape {describe(shape)}, got {describe(tensor.shape)}")
+        return {name: self._numbers(self.tensors.pop(name)) for name in shapes}
+
+    def check_empty(self) -> None:
+        if self.tensors:
+            raise ValueError(f"tensors: surplus {', '.join(sorted(self.tensors))}")
+
+    def _numbers(self, tensor: Tensor) -> Array:
+        self.file.seek(self.begin + tensor.begin)
+        array: Array = np.empty(tensor.shape, tensor.dtype)
+        if self.file.readinto(array.data) != array.nbytes:
+            raise ValueError("the file was cut while it was read")
+        return array.astype(tensor.dtype.newbyteorder("="), copy=False)
 
 
 # ---- the header
@@ -113,10 +212,7 @@ def _parsed(text: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number")
 
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def _tensors(header: Mapping[str, Any], size: int) -> dict[str, Tensor]:
@@ -148,7 +244,7 @@ def _tensor(name: str, entry: Any) -> Tensor:
     return Tensor(dtype, tuple(shape), offsets[0], offsets[1])
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: BufferedReader, size: int) -> tuple[dict[str, Any], int]:
     """The header, and its end in the file."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -179,26 +275,28 @@ def _description(header: Mapping[str, Any]) -> Any:
 # ---- saving and loading
 
 
-def save(model: Layer, path: str | os.PathLike[str]) -> None:
-    """Write a layer to one safetensors file: what it is, and its weights under PyTorch's names.
+def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
+    """Write a model or a layer to one safetensors file: what it is, and its weights under the names of its state_dict.
 
-    The file appears as a whole or not at all: whoever reads it meanwhile gets the one that was there before.
+    The file appears as a whole or not at all: whoever reads it meanwhile gets the one that was there before. A layer
+    that occurs twice in a model is written twice, and `load` makes two of it.
 
     Parameters
     ----------
-    model : LSTM, GRU or RNN
+    model : Sequential, or any layer
     path : str or path-like
 
     Raises
     ------
     TypeError
-        If `model` is something else.
+        If `model` is something else, or has something else in it; classes derived from gatewise's are.
     OSError
         If the file cannot be written, or something is there that is no file; what was there is untouched.
+    ValueError
+        If `model` has so many layers, some ten thousand, that `load` would not take it.
     """
-    if type(model).__name__ not in KINDS or type(model) is not KINDS[type(model).__name__]:
-        raise TypeError(f"model: expected gatewise's own {', '.join(KINDS)}, got {type(model).__qualname__}")
-    metadata = {"gatewise": VERSION, "model": json.dumps(_described(model))}
+    with _at("model"):
+        metadata = {"gatewise": VERSION, "model": json.dumps(_described(model))}
     arrays = model.state_dict()
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -207,6 +305,8 @@ def save(model: Layer, path: str | os.PathLike[str]) -> None:
         header[name] = {"dtype": NAMES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers lie as processors like them
+    if len(text) > MOST_HEADER:
+        raise ValueError(f"model: expected a header of at most {MOST_HEADER} bytes, got {len(text)}")
     little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays.values())
     _write(os.fsdecode(path), [len(text).to_bytes(8, "little"), text, *(array.data for array in little)])
 
@@ -235,8 +335,8 @@ def _write(path: str, pieces: Iterable[bytes | memoryview]) -> None:
             raise
 
 
-def load(path: str | os.PathLike[str]) -> Layer:
-    """Read a layer that `save` wrote.
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read a model or a layer that `save` wrote.
 
     Parameters
     ----------
@@ -244,8 +344,8 @@ def load(path: str | os.PathLike[str]) -> Layer:
 
     Returns
     -------
-    LSTM, GRU or RNN
-        With the weights, options, seed and call_count of the one that was saved.
+    Sequential, or a layer
+        With the weights and options of the one that was saved; recurrent layers with its seed and call_count, too.
 
     Raises
     ------
@@ -255,26 +355,13 @@ def load(path: str | os.PathLike[str]) -> Layer:
         If it cannot be read.
     """
     name = os.fsdecode(path)
-    try:
+    with reading(name):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
             raise ValueError("expected a file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, begin = _read_header(file, size)
-            tensors = _tensors(header, size - begin)
-            layer = _made(_description(header), tensors)
-            weights = {name: _numbers(file, tensor, begin) for name, tensor in tensors.items()}
-    except (ValueError, TypeError) as error:
-        # What came from the file may be long, or of characters that nobody can print.
-        reason = str(error).encode("ascii", "backslashreplace").decode()
-        raise FormatError(f"{name}: {reason if len(reason) < 1000 else reason[:1000] + ' ...'}") from None
-    layer.load_state_dict(weights)
-    return layer
-
-
-def _numbers(file: BinaryIO, tensor: Tensor, begin: int) -> Array:
-    file.seek(begin + tensor.begin)
-    data = file.read(tensor.end - tensor.begin)
-    if len(data) != tensor.end - tensor.begin:
-        raise ValueError("the file was cut while it was read")
-    return np.frombuffer(data, tensor.dtype).reshape(tensor.shape)
+            source = Source(file, begin, _tensors(header, size - begin))
+            description = _description(header)
+            with _at("model"):
+                return _made(description, source)

@@ -12,7 +12,7 @@ from gatewise.arrays import Array, empty, exact, flag, floating, number, output,
 from gatewise.layouts import Layout, State
 from gatewise.modules import Module
 from gatewise.networks import Chain, Recurrent
-from gatewise.parameters import MOST, Architecture, Holder, Weights, one_at_a_time
+from gatewise.parameters import MOST, Architecture, Holder, one_at_a_time
 from gatewise.pools import Pool
 from gatewise.sequences import cut, plan, whole_lengths
 from gatewise.streams import Stream
@@ -31,6 +31,8 @@ GATES = {
 
 class Layer(Module):
     """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
+
+    _holder: Holder[_core.Packed]
 
     def __init__(
         self, cell: str, input_size: int, hidden_size: int, num_layers: int, *, bias: bool, batch_first: bool,
@@ -53,7 +55,7 @@ class Layer(Module):
         self._dropout = number("dropout", dropout, 0, 1)
         self._seed = secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
         self._call_count = 0
-        self._holder: Holder[_core.Packed] = Holder(Weights(architecture, architecture.draw(self._seed)))
+        self._hold(architecture, lambda: architecture.draw(self._seed))
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -102,6 +104,13 @@ class Layer(Module):
     @call_count.setter
     def call_count(self, value: int) -> None:
         self._call_count = whole_number("call_count", value, 0, 2**64 - 1)
+
+    def _options(self) -> dict[str, Any]:
+        own = [name for name in ("proj_size", "nonlinearity", "reset_after") if hasattr(self, name)]
+        names = (
+            "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed", *own,
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"dtype": self.dtype.name}
 
     def __repr__(self) -> str:
         of = self._architecture

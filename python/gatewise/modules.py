@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
+import numpy as np
+
 from gatewise.arrays import Array
-from gatewise.parameters import Holder, Parameters
+from gatewise.parameters import Holder, Packable, Parameters, Weights
 
 
 class Module:
     """A layer of a network. Its weights are a snapshot that never changes, and that another one takes the place of."""
 
     _holder: Holder[Any]
+    _source: Callable[[Packable[Any]], Mapping[str, Array]] | None = None  # of the first weights, if not drawn
+
+    @classmethod
+    def _from(cls, source: Callable[[Packable[Any]], Mapping[str, Array]], options: Mapping[str, Any]) -> Module:
+        """A layer with weights from `source`, which is told dtype and shapes and may refuse. None are drawn."""
+        layer = cls.__new__(cls)
+        layer._source = source
+        layer.__init__(**options)  # type: ignore[misc]
+        del layer._source
+        return layer
+
+    def _hold(self, of: Packable[Any], draw: Callable[[], Mapping[str, Array]]) -> None:
+        """Start with the weights that `draw` gives, or else the source."""
+        arrays = draw() if self._source is None else self._source(of)
+        self._holder = Holder(Weights(of, {name: np.asarray(array, of.dtype) for name, array in arrays.items()}))
+
+    def _options(self) -> dict[str, Any]:
+        """What `__init__` was given, by name, but for the seed of what only starts with it."""
+        return {}
 
     @property
     def parameters(self) -> Parameters:

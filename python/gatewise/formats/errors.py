@@ -18,8 +18,9 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FormatError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         # What came from the file may be long, or of characters that nobody can print.
-        reason = str(error).encode("ascii", "backslashreplace").decode()
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = reason.encode("ascii", "backslashreplace").decode()
         shown = reason if len(reason) < 1000 else reason[:1000] + " ..."
         raise FormatError(f"{os.fsdecode(path)}: {shown}") from None
