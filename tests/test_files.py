@@ -223,15 +223,6 @@ def test_models_of_random_layers_round_trip(seed, dtype, path):
     assert_same_model(gw.load(path), model, model_input(model, dtype))
 
 
-def test_a_layer_that_occurs_twice_is_saved_twice(path):
-    dense = gw.Dense(3, 3, seed=1)
-    model = gw.Sequential([dense, gw.Activation("tanh"), dense])
-    gw.save(model, path)
-    again = gw.load(path)
-    assert_same_model(again, model, random((4, 3), "float32"))
-    assert again[0] is not again[2]
-
-
 @pytest.mark.parametrize(
     "layer", [gw.Dense(3, 4, activation="elu", seed=1), gw.Embedding(3, 4, seed=1), gw.Last()], ids=str
 )

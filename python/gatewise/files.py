@@ -278,8 +278,7 @@ def _description(header: Mapping[str, Any]) -> Any:
 def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     """Write a model or a layer to one safetensors file: what it is, and its weights under the names of its state_dict.
 
-    The file appears as a whole or not at all: whoever reads it meanwhile gets the one that was there before. A layer
-    that occurs twice in a model is written twice, and `load` makes two of it.
+    The file appears as a whole or not at all: whoever reads it meanwhile gets the one that was there before.
 
     Parameters
     ----------
