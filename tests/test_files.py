@@ -161,8 +161,11 @@ def test_other_readers_and_writers(layer, path):
     for name, value in layer.state_dict().items():
         np.testing.assert_array_equal(again.parameters[name], 2 * value)
     numpy.save_file(theirs, path)
-    with pytest.raises(gw.FormatError, match=r"expected 'gatewise' in the metadata.*load_state_dict"):
-        gw.load(path)
+    if isinstance(layer, gw.LSTM):  # whose weights tell what it is
+        assert_same_bits(gw.load(path).state_dict(), layer.state_dict())
+    else:
+        with pytest.raises(gw.FormatError, match="expected the weights of one recurrent layer alone, got layers"):
+            gw.load(path)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -258,7 +261,7 @@ def test_only_what_was_given_is_shown():
 def test_what_could_not_be_loaded_is_not_saved(path, monkeypatch):
     gw.save(gw.Sequential([gw.BatchNorm(3)]), path)
     before = path.read_bytes()
-    monkeypatch.setattr("gatewise.files.MOST_HEADER", int.from_bytes(before[:8], "little"))
+    monkeypatch.setattr("gatewise.formats.safetensors.MOST_HEADER", int.from_bytes(before[:8], "little"))
     gw.save(gw.Sequential([gw.BatchNorm(3)]), path)
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="model: expected a header of at most"):
@@ -421,7 +424,6 @@ def without(name):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (without("__metadata__"), "expected 'gatewise' in the metadata"),
         (change_metadata(gatewise="2"), "expected format version 1, got '2'"),
         (change_metadata(gatewise=1), "__metadata__: expected names and texts"),
         (lambda header: header["__metadata__"].pop("model"), "expected 'model'"),

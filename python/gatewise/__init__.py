@@ -14,8 +14,7 @@ from gatewise.blocks import (
     Normalization,
     TimeDistributed,
 )
-from gatewise.files import load, save
-from gatewise.formats.errors import FormatError
+from gatewise.formats import FormatError, Verification, load, save, verify
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad
@@ -60,6 +59,7 @@ __all__ = [
     "Tape",
     "TimeDistributed",
     "Trace",
+    "Verification",
     "backend",
     "backends",
     "get_num_threads",
@@ -71,6 +71,7 @@ __all__ = [
     "show_config",
     "unpad",
     "use_backend",
+    "verify",
 ]
 
 _start()

@@ -1,1 +1,98 @@
-"""Files of other frameworks, one module a format; each imports its framework only when it is used."""
+"""Models from files and from objects of other frameworks, and back to files. One module a format.
+
+Each imports its framework only when it is used, and executes nothing that comes from a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from gatewise.formats import safetensors
+from gatewise.formats.errors import FormatError
+from gatewise.formats.verify import Verification, verify
+from gatewise.modules import Module
+from gatewise.sequential import Sequential
+
+__all__ = ["FormatError", "Verification", "load", "save", "verify"]
+
+KERAS = (".keras", ".h5", ".hdf5")
+PYTORCH = (".pt", ".pth", ".bin")
+ONNX = (".onnx",)
+
+
+def load(source: Any, **options: Any) -> Any:
+    """Read a trained model: from a file, or from a module of PyTorch.
+
+    Parameters
+    ----------
+    source : str, path-like or torch.nn.Module
+        A file: what it is, its name's ending says.
+
+        - `.safetensors`: what `save` wrote; or weights under PyTorch's names, as for `.pt`
+        - `.pt`, `.pth`, `.bin`: a state_dict that torch.save wrote, read with weights_only
+        - `.keras`, `.h5`, `.hdf5`: Keras; `.weights.h5` with `config`
+        - `.onnx`: ONNX
+
+        A module: torch.nn.LSTM, GRU, RNN, their cells, or what has such layers and others one after the other. It is
+        run beside what comes out, and must agree.
+    **options
+        Of state_dicts: `prefix` (str) of the layer's names, `nonlinearity` ("tanh" or "relu") of an RNN, `batch_first`
+        (bool). Of Keras: `config` (dict, JSON or path), which `.weights.h5` lacks. Of ONNX: `node` (str), the name of
+        one recurrent node, which alone is taken. Of modules: `check` (bool), whether to run both.
+
+    Returns
+    -------
+    Sequential, or a layer
+
+    Raises
+    ------
+    FormatError
+        A ValueError: the file is damaged, of another version, or has what gatewise cannot do, named; or it is no file
+        (a directory, a pipe).
+    OSError
+        If it cannot be read.
+    """
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        if not any(base.__module__.startswith("torch.nn") for base in type(source).__mro__):
+            raise TypeError(f"source: expected a path or a torch.nn.Module, got {type(source).__name__}")
+        return import_module("gatewise.formats.pytorch").load_module(source, **options)
+    path = os.fsdecode(source)
+    return _reader(path, options)(path, **options)
+
+
+def _reader(path: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    name = path.lower()
+    foreign = name.endswith(PYTORCH) or options or (name.endswith(".safetensors") and safetensors.is_foreign(path))
+    format = (
+        "keras" if name.endswith(KERAS) else "onnx" if name.endswith(ONNX) else "pytorch" if foreign else "safetensors"
+    )
+    reader: Callable[..., Any] = import_module(f"gatewise.formats.{format}").load
+    return reader
+
+
+def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
+    """Write a model or a layer to one file, which appears as a whole or not at all.
+
+    Parameters
+    ----------
+    model : Sequential, or any layer
+    path : str or path-like
+        `.onnx`: ONNX, with states as inputs and outputs. Else a safetensors file with what the model is and its weights
+        under the names of its state_dict.
+
+    Raises
+    ------
+    TypeError
+        If `model` is something else, or has something else in it; classes derived from gatewise's are.
+    ValueError
+        If the format cannot hold it.
+    OSError
+        If the file cannot be written, or something is there that is no file; what was there is untouched.
+    """
+    writer = (
+        import_module("gatewise.formats.onnx").save if os.fsdecode(path).lower().endswith(ONNX) else safetensors.save
+    )
+    writer(model, path)

@@ -183,13 +183,13 @@ class Source:
                 raise ValueError(f"{name}: expected {of.dtype}, got {tensor.dtype.name}")
             if tensor.shape != shape:
                 raise ValueError(f"{name}: expected shape {describe(shape)}, got {describe(tensor.shape)}")
-        return {name: self._numbers(self.tensors.pop(name)) for name in shapes}
+        return {name: self.numbers(self.tensors.pop(name)) for name in shapes}
 
     def check_empty(self) -> None:
         if self.tensors:
             raise ValueError(f"tensors: surplus {', '.join(sorted(self.tensors))}")
 
-    def _numbers(self, tensor: Tensor) -> Array:
+    def numbers(self, tensor: Tensor) -> Array:
         self.file.seek(self.begin + tensor.begin)
         array: Array = np.empty(tensor.shape, tensor.dtype)
         if self.file.readinto(array.data) != array.nbytes:
@@ -261,15 +261,34 @@ def _description(header: Mapping[str, Any]) -> Any:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__: expected names and texts")
     if "gatewise" not in metadata:
-        raise ValueError(
-            "expected 'gatewise' in the metadata, got a file of someone else; read its tensors with safetensors.numpy "
-            "and hand them to load_state_dict"
-        )
+        raise ValueError("expected 'gatewise' in the metadata, got a file of someone else")
     if metadata["gatewise"] != VERSION:
         raise ValueError(f"expected format version {VERSION}, got {metadata['gatewise']!r}")
     if "model" not in metadata:
         raise ValueError("expected 'model' in the metadata")
     return _parsed(metadata["model"])
+
+
+def is_foreign(path: str) -> bool:
+    """Whether it is a good file, but does not say that it is gatewise's."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            header, _ = _read_header(file, os.fstat(file.fileno()).st_size)
+    except (ValueError, OSError, RecursionError):
+        return False  # `load` says what is wrong with it
+    metadata = header.get("__metadata__", {})
+    return isinstance(metadata, dict) and "gatewise" not in metadata
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """All tensors of a file, whoever wrote it, which must be of float32 or float64."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header, begin = _read_header(file, size)
+        source = Source(file, begin, _tensors(header, size - begin))
+        return {name: source.numbers(tensor) for name, tensor in source.tensors.items()}
 
 
 # ---- saving and loading

@@ -1,0 +1,269 @@
+"""From PyTorch: modules, and files of their weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gatewise import blocks
+from gatewise.arrays import Array, flag, floating, shaped
+from gatewise.formats.errors import reading
+from gatewise.formats.safetensors import read_arrays
+from gatewise.formats.verify import verify
+from gatewise.layers import GRU, LSTM, RNN, Layer
+from gatewise.modules import Module
+from gatewise.parameters import Packable
+from gatewise.sequential import Sequential
+
+WEIGHT = re.compile(r"^(.*?)((?:weight|bias)_(?:ih|hh|hr))(_l(\d+)(_reverse)?)?$")
+ROWS_A_UNIT = {4: "lstm", 3: "gru", 1: "rnn"}
+RECURRENT: dict[str, type[Layer]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+
+
+# ---- files
+
+
+def load(
+    path: str | os.PathLike[str], *, prefix: str | None = None, nonlinearity: str | None = None,
+    batch_first: bool = False,
+) -> Layer:  # fmt: skip
+    """Read a recurrent layer from a file of weights under PyTorch's names.
+
+    Parameters
+    ----------
+    path : str or path-like
+        What torch.save wrote of a state_dict (read with weights_only, which executes nothing), or safetensors.
+    prefix : str, optional
+        What the layer's names begin with, "encoder.lstm."; None: it is the only layer there.
+    nonlinearity : "tanh" or "relu", optional
+        Of an RNN, whose weights do not tell.
+    batch_first : bool
+        Of the layer; weights do not tell.
+    """
+    with reading(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("expected a file")
+        arrays = read_arrays(path) if os.fsdecode(path).lower().endswith(".safetensors") else _torch_arrays(path)
+        return layer_of(arrays, prefix, nonlinearity, flag("batch_first", batch_first))
+
+
+def _torch_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of whatever kind its readers have for a damaged file
+        raise ValueError(f"expected a state_dict that torch.save wrote ({type(error).__name__}: {error})") from None
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]  # as training frameworks keep it beside other things
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"expected a state_dict, got {type(found).__name__}")
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value.detach().numpy()
+        for name, value in tensors.items()
+        if value.dtype in (torch.float32, torch.float64) and value.layout == torch.strided
+    }
+
+
+def layer_of(arrays: Mapping[str, Array], prefix: str | None, nonlinearity: str | None, batch_first: bool) -> Layer:
+    """The recurrent layer whose weights these are, its sizes and options as their shapes tell."""
+    found = _grouped(arrays)
+    if prefix is not None and prefix not in found:
+        prefix = f"{prefix}." if f"{prefix}." in found else prefix
+    if prefix is None and len(found) == 1 and len(next(iter(found.values()))) == len(arrays):
+        (prefix,) = found
+    if prefix is None or prefix not in found:
+        wanted = "the weights of one recurrent layer alone" if prefix is None else f"weights of prefix {prefix!r}"
+        layers = ", ".join(map(repr, sorted(found))) or "none"
+        others = len(arrays) - sum(map(len, found.values()))
+        raise ValueError(
+            f"expected {wanted}, got layers of prefix {layers} and {others} other arrays; prefix= picks one"
+        )
+    return _made(found[prefix], nonlinearity, batch_first)
+
+
+def _grouped(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """By prefix, the weights of each recurrent layer under the names that a layer has; those of a cell become _l0."""
+    found: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        match = WEIGHT.match(name)
+        if match:
+            found.setdefault(match[1], {})[match[2] + (match[3] or "_l0")] = array
+    return found
+
+
+def _made(weights: Mapping[str, Array], nonlinearity: str | None, batch_first: bool) -> Layer:
+    first, second = weights.get("weight_ih_l0"), weights.get("weight_hh_l0")
+    if first is None or second is None or first.ndim != 2 or second.ndim != 2 or 0 in (*first.shape, *second.shape):
+        raise ValueError("expected weight_ih_l0 and weight_hh_l0 of two axes")
+    projection = weights.get("weight_hr_l0")
+    hidden = second.shape[1] if projection is None or projection.ndim != 2 else projection.shape[1]
+    cell = ROWS_A_UNIT.get(second.shape[0] // hidden) if second.shape[0] % hidden == 0 else None
+    if cell is None:
+        raise ValueError(f"weight_hh_l0: expected 4, 3 or 1 times {hidden} rows, got {second.shape[0]}")
+    options: dict[str, Any] = {
+        "num_layers": sum(name.startswith("weight_ih_l") and not name.endswith("_reverse") for name in weights),
+        "bias": "bias_ih_l0" in weights, "bidirectional": "weight_ih_l0_reverse" in weights,
+        "batch_first": batch_first,
+    }  # fmt: skip
+    if cell == "rnn":
+        if nonlinearity is None:
+            raise ValueError("expected nonlinearity='tanh' or 'relu', which the weights of an RNN do not tell")
+        options["nonlinearity"] = nonlinearity
+    if cell == "lstm" and projection is not None:
+        options["proj_size"] = projection.shape[0]
+    layer: Layer = _with(RECURRENT[cell], weights, input_size=first.shape[1], hidden_size=hidden, **options)
+    return layer
+
+
+def _with(kind: type[Any], weights: Mapping[str, Array], **options: Any) -> Any:
+    """A layer with just these weights."""
+
+    def source(of: Packable[Any]) -> dict[str, Array]:
+        shapes = of.shapes()
+        if shapes.keys() != weights.keys():
+            raise ValueError(f"expected {', '.join(sorted(shapes))}, got {', '.join(sorted(weights))}")
+        return {name: np.array(shaped(name, floating(name, weights[name], of.dtype), shapes[name])) for name in shapes}
+
+    dtypes = {array.dtype for array in weights.values()}
+    if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise ValueError(f"expected weights of float32 or of float64, got {', '.join(sorted(map(str, dtypes)))}")
+    return kind._from(source, {**options, "dtype": dtypes.pop().name})
+
+
+# ---- modules
+
+
+def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | Sequential:
+    """Make a model of a module of PyTorch that has layers one after the other.
+
+    Parameters
+    ----------
+    module : torch.nn.LSTM, GRU, RNN, a cell, or a module whose children, in their order, are such layers and Linear,
+        Embedding, LayerNorm, Conv1d, activations, Dropout or nn.Sequential of these
+        On the CPU, in float32 or float64. Whether the last step alone goes on behind the last recurrent layer, what it
+        returns tells.
+    check : bool
+        Whether to run both on random input, and refuse what differs. Of a module of one's own, whose forward may do
+        anything, nothing else tells that the model is right.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no counterpart, named; or if none of the models gives what the module gives.
+    """
+    if options:
+        raise TypeError(f"load: expected no {', '.join(options)} with a module")
+    check = flag("check", check)
+    layers: list[Any] = list(_layers(module))
+    if len(layers) == 1:
+        # A cell takes one step, which is not what a layer does.
+        if check and "Cell" not in type(module).__name__:
+            _must_pass(layers, module)
+        made: Module = layers[0]
+        return made
+    recurrent = max((i for i, layer in enumerate(layers) if isinstance(layer, Layer)), default=None)
+    candidates: list[Module | Sequential] = [Sequential(layers)]
+    if recurrent is not None:
+        before, behind = layers[: recurrent + 1], layers[recurrent + 1 :]
+        # The last step of the sequence, y[-1], is of the reverse direction its first: not what Last takes right behind.
+        ends: list[list[Module]] = [[blocks.Last()]]
+        if layers[recurrent].bidirectional:
+            ends.append([blocks.Activation("linear"), blocks.Last()])
+        candidates += [Sequential([*before, *end, *behind]) for end in ends]
+    return _must_pass(candidates, module) if check else candidates[0]
+
+
+def _must_pass(candidates: list[Module | Sequential], module: Any) -> Module | Sequential:
+    """The first of some models that does what the module does."""
+    reasons = []
+    for candidate in candidates:
+        try:
+            found = verify(candidate, module, steps=5, batch=2)
+        except Exception as error:  # the module's own, of whatever kind
+            reasons.append(f"{type(error).__name__}: {error}")
+            continue
+        if found.passed:
+            return candidate
+        reasons.append(f"outputs that differ by {max(found.sequences, found.windows):.2g}")
+    name, found_instead = type(module).__name__, "; or ".join(reasons)
+    raise ValueError(
+        f"module: expected {name} to do what its layers do one after the other, got {found_instead}; make a "
+        "gatewise.Sequential by hand, or take a layer alone"
+    )
+
+
+def _layers(module: Any) -> Iterator[Any]:
+    import torch
+
+    nn = torch.nn
+    kind = type(module)
+    if kind in (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+        (weights,) = _grouped(_arrays(module)).values()
+        yield _made(weights, getattr(module, "nonlinearity", None), getattr(module, "batch_first", False))
+    elif kind is nn.Linear:
+        yield _with(
+            blocks.Dense, _arrays(module), in_features=module.in_features, out_features=module.out_features,
+            bias=module.bias is not None,
+        )  # fmt: skip
+    elif kind is nn.Embedding and module.max_norm is None:
+        yield _with(
+            blocks.Embedding, _arrays(module), num_embeddings=module.num_embeddings,
+            embedding_dim=module.embedding_dim,
+        )  # fmt: skip
+    elif kind is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine:
+        yield _with(
+            blocks.LayerNorm, _arrays(module), normalized_shape=module.normalized_shape[0], eps=module.eps,
+            bias=module.bias is not None,
+        )  # fmt: skip
+    elif kind in (nn.Dropout, nn.Identity):
+        yield blocks.Dropout(getattr(module, "p", 0.0))
+    elif (activation := _activation(module)) is not None:
+        yield activation
+    elif kind.__module__.startswith("torch.") and kind is not nn.Sequential:
+        raise ValueError(f"module: expected layers that gatewise has, got {module}")
+    else:
+        children = list(module.children())
+        if not children:
+            raise ValueError(f"module: expected layers, got {kind.__name__} without any")
+        for child in children:
+            yield from _layers(child)
+
+
+def _activation(module: Any) -> blocks.Activation | None:
+    import torch
+
+    nn = torch.nn
+    simple = {
+        nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid",
+    }  # fmt: skip
+    kind = type(module)
+    if kind in simple:
+        return blocks.Activation(simple[kind])
+    if kind is nn.ELU:
+        return blocks.Activation("elu", module.alpha)
+    if kind is nn.LeakyReLU:
+        return blocks.Activation("leaky_relu", module.negative_slope)
+    if kind is nn.GELU and module.approximate == "none":
+        return blocks.Activation("gelu")
+    if kind is nn.Softplus and module.beta == 1:
+        return blocks.Activation("softplus")
+    if kind is nn.Softmax and module.dim == -1:
+        return blocks.Activation("softmax")
+    return None
+
+
+def _arrays(module: Any) -> dict[str, Array]:
+    tensors = module.state_dict()
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise ValueError(f"module: expected weights on the CPU, got {name} on {tensor.device}")
+    return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}

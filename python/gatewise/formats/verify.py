@@ -1,0 +1,148 @@
+"""Whether a model is what it was made from: both run on the same random input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gatewise.arrays import Array, whole_number
+from gatewise.blocks import Block
+from gatewise.layers import Layer
+from gatewise.sequential import Sequential
+
+# As shares of the largest output: some hundred roundings of either side, through whatever comes behind them.
+TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+
+
+class Verification(NamedTuple):
+    """The largest differences between a model and its original, as shares of the original's largest output, or of 1.
+
+    sequences : over whole sequences
+    windows : of a stream's steps on the last few inputs and the original on these
+    tolerance : up to which they are taken for roundings
+    """
+
+    sequences: float
+    windows: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return max(self.sequences, self.windows) <= self.tolerance  # not of NaN
+
+
+def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: int = 0) -> Verification:
+    """Run random input through a model and through what it was made from.
+
+    Parameters
+    ----------
+    model : Sequential or a layer
+    original : torch.nn.Module, a model of Keras, path of an ONNX file, another model of gatewise, or a function
+        What takes an array as the model does and gives one, or a tuple whose first member is one.
+    steps, batch : int
+        Of the sequences, (T, B, I) or (B, T, I) as the model has it.
+    seed : int
+        Of the input, from a standard normal distribution or of all tokens.
+
+    Returns
+    -------
+    Verification
+    """
+    whole = model if isinstance(model, Sequential) else Sequential([_layer(model)])
+    steps = whole_number("steps", steps, 1, 2**20)
+    shape = (whole_number("batch", batch, 1, 2**20), steps) if whole.batch_first else (steps, batch)
+    of, generator = whole._chain, np.random.default_rng(whole_number("seed", seed, 0, 2**64 - 1))
+    if of.vocabulary is not None:
+        x = generator.integers(0, of.vocabulary, shape)
+    else:
+        x = generator.standard_normal((*shape, *of.units)).astype(of.dtype)
+    run = _runner(original)
+    expected = run(x)
+    sequences = _difference(whole(x), expected)
+    return Verification(sequences, _windows(whole, run, x, (steps + 1) // 2), TOLERANCES[of.dtype.name])
+
+
+def _windows(model: Sequential, run: Callable[[Array], Array], x: Array, window: int) -> float:
+    """Step by step, on the last `window` inputs, against the original on these."""
+    time = 1 if model.batch_first else 0
+    steps, batch = x.shape[time], x.shape[1 - time]
+    stream, largest = model.stream(batch, window=window), 0.0
+    for t in range(steps):
+        y = stream.step(np.ascontiguousarray(x.take(t, time)))
+        if t in (0, window - 1, steps - 1):  # the original takes its time
+            inputs = x.take(range(max(0, t - window + 1), t + 1), time)
+            expected = run(np.ascontiguousarray(inputs))
+            at_end = expected if model._chain.ends_at_last else expected.take(-1, time)
+            largest = max(largest, _difference(y, at_end))
+    return largest
+
+
+def _layer(model: Any) -> Layer | Block:
+    if not isinstance(model, (Layer, Block)):
+        raise TypeError(f"model: expected a Sequential or a layer, got {type(model).__name__}")
+    return model
+
+
+def _difference(actual: Array, expected: Array) -> float:
+    if actual.shape != expected.shape:
+        raise ValueError(f"original: expected an output of shape {actual.shape}, got {expected.shape}")
+    wide = expected.astype(np.float64)
+    scale = max(1.0, float(np.abs(wide).max(initial=0)))
+    return float(np.abs(actual - wide).max(initial=0)) / scale
+
+
+def _runner(original: Any) -> Callable[[Array], Array]:
+    """The original as a function of arrays."""
+    if isinstance(original, (str, os.PathLike)):
+        return _onnx_runner(os.fsdecode(original))
+    if type(original).__module__.startswith("torch") or _is_torch_module(original):
+        return _torch_runner(original)
+    if not callable(original):
+        raise TypeError(f"original: expected what can be called, or a path, got {type(original).__name__}")
+    return lambda x: np.asarray(_first(original(x)))
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _is_torch_module(original: Any) -> bool:
+    return any(base.__module__.startswith("torch.nn") for base in type(original).__mro__)
+
+
+def _torch_runner(module: Any) -> Callable[[Array], Array]:
+    import torch
+
+    def run(x: Array) -> Array:
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad():
+                output = _first(module(torch.from_numpy(np.ascontiguousarray(x))))
+        finally:
+            module.train(training)
+        result: Array = output.numpy()
+        return result
+
+    return run
+
+
+def _onnx_runner(path: str) -> Callable[[Array], Array]:
+    """By ONNX Runtime, on the first input; the others are states, of zeros."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    first, *others = session.get_inputs()
+
+    def run(x: Array) -> Array:
+        batch = next((n for n in x.shape[:2]), 1)
+        feeds = {first.name: x}
+        for one in others:
+            sizes = [size if isinstance(size, int) else batch for size in one.shape]
+            feeds[one.name] = np.zeros(sizes, x.dtype)
+        return np.asarray(session.run(None, feeds)[0])
+
+    return run

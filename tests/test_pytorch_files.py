@@ -1,0 +1,189 @@
+"""Models from PyTorch: modules, and files of their weights."""
+
+import contextlib
+
+import gatewise as gw
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same_bits, random
+from safetensors.torch import save_file
+from torch import nn
+
+LAYERS = [
+    lambda: nn.LSTM(5, 7),
+    lambda: nn.LSTM(5, 7, 2, bias=False, batch_first=True, bidirectional=True),
+    lambda: nn.LSTM(5, 7, 2, bidirectional=True, dtype=torch.float64),
+    lambda: nn.GRU(5, 7, 3),
+    lambda: nn.RNN(5, 7, nonlinearity="relu"),
+    lambda: nn.RNN(5, 7, 2, bidirectional=True),
+]
+
+
+class Chain(nn.Module):
+    """As people write them: `end` says which step goes on."""
+
+    def __init__(self, recurrent, end, *behind):
+        super().__init__()
+        self.embedding = nn.Embedding(20, recurrent.input_size)
+        self.recurrent = recurrent
+        self.behind = nn.Sequential(*behind)
+        self.end = end
+
+    def forward(self, x):
+        y, state = self.recurrent(self.embedding(x))
+        h = state[0] if isinstance(state, tuple) else state
+        time = 1 if self.recurrent.batch_first else 0
+        ends = {"all": lambda: y, "last": lambda: y.select(time, -1), "state": lambda: torch.cat(list(h[-2:]), -1)}
+        return self.behind(ends[self.end]())
+
+
+@pytest.fixture
+def rng():
+    torch.manual_seed(0)
+
+
+def weights_of(module):
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.usefixtures("rng")
+@pytest.mark.parametrize("make", LAYERS)
+def test_layers(make, tmp_path):
+    """From the module, and from files of its weights, by themselves and within those of a model."""
+    module = make()
+    layer = gw.load(module)
+    assert type(layer).__name__ == type(module).__name__
+    assert_same_bits(layer.state_dict(), weights_of(module))
+    assert gw.verify(layer, module).passed
+    assert layer.batch_first == module.batch_first
+    options = {"batch_first": module.batch_first}
+    if isinstance(module, nn.RNN):
+        options["nonlinearity"] = module.nonlinearity
+    torch.save(module.state_dict(), tmp_path / "layer.pt")
+    save_file(module.state_dict(), tmp_path / "layer.safetensors")
+    whole = nn.Sequential(nn.Linear(3, 5), nn.ModuleDict({"encoder": module}))
+    torch.save({"state_dict": whole.state_dict(), "epoch": 3}, tmp_path / "model.pth")
+    for name, more in (("layer.pt", {}), ("layer.safetensors", {}), ("model.pth", {"prefix": "1.encoder"})):
+        again = gw.load(tmp_path / name, **options, **more)
+        assert repr(again) == repr(layer)
+        assert_same_bits(again.state_dict(), layer.state_dict())
+    with pytest.raises(
+        gw.FormatError, match=r"model\.pth: expected .* alone, got layers of prefix '1\.encoder\.' and 2"
+    ):
+        gw.load(tmp_path / "model.pth")
+
+
+@pytest.mark.usefixtures("rng")
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells(cell):
+    module = cell(5, 7)
+    layer, x = gw.load(module), random((3, 5), "float32")
+    h = module(torch.from_numpy(x))
+    expected = (h[0] if isinstance(h, tuple) else h).detach().numpy()
+    np.testing.assert_allclose(layer(x[None])[0][0], expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("rng")
+@pytest.mark.parametrize("end", ["all", "last", "state"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_modules_of_ones_own(end, bidirectional, batch_first):
+    """Which step goes on nothing but what they return tells."""
+    if end == "state" and not bidirectional:
+        pytest.skip("the two last states of one direction are two layers'")
+    recurrent = nn.GRU(6, 7, 1, bidirectional=bidirectional, batch_first=batch_first)
+    behind = [nn.LayerNorm(7 * (1 + bidirectional)), nn.Dropout(0.3), nn.Linear(7 * (1 + bidirectional), 4)]
+    module = Chain(recurrent, end, *behind, nn.LeakyReLU(0.2), nn.Linear(4, 3, bias=False), nn.Softmax(-1))
+    model = gw.load(module)
+    assert module.training
+    assert gw.verify(model, module, steps=9).passed
+    tokens = np.random.default_rng(0).integers(0, 20, (5, 8))
+    module.eval()
+    with torch.no_grad():
+        expected = module(torch.from_numpy(tokens)).numpy()
+    np.testing.assert_allclose(model(tokens), expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("rng")
+def test_activations():
+    names = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.ELU(0.5), nn.GELU(), nn.Softplus(), nn.Identity()]
+    module = nn.Sequential(nn.Linear(4, 5), *[nn.Sequential(name, nn.Linear(5, 5)) for name in names])
+    assert gw.verify(gw.load(module), module).passed
+
+
+@pytest.mark.usefixtures("rng")
+def test_what_has_no_counterpart():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.lstm = nn.LSTM(4, 4)
+
+        def forward(self, x):
+            return self.linear(self.linear(x)) + self.lstm(x)[0]
+
+    with pytest.raises(
+        ValueError, match=r"module: expected Twice to do what its layers do one after the other, got out"
+    ):
+        gw.load(Twice())
+    assert len(gw.load(Twice(), check=False)) == 2
+    with pytest.raises(ValueError, match=r"module: expected layers that gatewise has, got Conv2d"):
+        gw.load(nn.Sequential(nn.Conv2d(2, 2, 3)))
+    with pytest.raises(ValueError, match=r"expected layers that gatewise has, got GELU\(approximate='tanh'\)"):
+        gw.load(nn.Sequential(nn.Linear(2, 2), nn.GELU("tanh")))
+    with pytest.raises(TypeError, match=r"source: expected a path or a torch\.nn\.Module, got int"):
+        gw.load(3)
+    with pytest.raises(ValueError, match="expected weights of float32 or of float64, got float16"):
+        gw.load(nn.GRU(2, 3).half())
+    with pytest.raises(TypeError, match="load: expected no node with a module"):
+        gw.load(nn.GRU(2, 3), node="x")
+
+
+def test_damaged_files(tmp_path):
+    """Cut, changed, of something else: nothing but a FormatError, and nothing is executed."""
+    path = tmp_path / "layer.pt"
+    torch.save(nn.GRU(3, 4).state_dict(), path)
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        bad = bytearray(good)
+        for place in rng.integers(0, len(bad), rng.integers(1, 6)):
+            bad[place] = rng.integers(0, 256)
+        path.write_bytes(bad[: rng.integers(0, len(bad))] if rng.random() < 0.3 else bad)
+        with contextlib.suppress(gw.FormatError):
+            gw.load(path)
+    torch.save(nn.GRU(3, 4), path)  # a module would execute what it is made of
+    with pytest.raises(gw.FormatError, match="expected a state_dict"):
+        gw.load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(gw.FormatError, match="expected a state_dict, got list"):
+        gw.load(path)
+    weights = nn.RNN(3, 4).state_dict()
+    torch.save(weights, path)
+    with pytest.raises(gw.FormatError, match="expected nonlinearity='tanh' or 'relu'"):
+        gw.load(path)
+    weights = nn.LSTM(3, 4, 2).state_dict()
+    for name, value in (
+        ("weight_hh_l1", torch.zeros(16, 5)),
+        ("bias_ih_l0", torch.zeros(3)),
+        ("weight_ih_l7", torch.zeros(2)),
+    ):
+        torch.save(weights | {name: value}, path)
+        with pytest.raises(gw.FormatError, match="expected"):
+            gw.load(path)
+
+
+def test_verification_says_how_far():
+    layer = gw.GRU(4, 5, seed=1)
+    other = gw.GRU(4, 5, seed=1)
+    assert gw.verify(layer, other) == (0.0, 0.0, 1e-4)
+    other.parameters["bias_ih_l0"] = other.parameters["bias_ih_l0"] + 0.1
+    found = gw.verify(layer, other)
+    assert not found.passed
+    assert found.sequences > 1e-3
+    assert found.windows > 1e-3
+    assert not gw.verify(layer, lambda x: np.full((*x.shape[:2], 5), np.nan)).passed
+    with pytest.raises(ValueError, match="original: expected an output of shape"):
+        gw.verify(layer, lambda x: x)
+    with pytest.raises(TypeError, match="model: expected a Sequential or a layer, got int"):
+        gw.verify(3, layer)
