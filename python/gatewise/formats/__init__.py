@@ -6,7 +6,6 @@ Each imports its framework only when it is used, and executes nothing that comes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -18,9 +17,11 @@ from gatewise.sequential import Sequential
 
 __all__ = ["FormatError", "Verification", "load", "save", "verify"]
 
-KERAS = (".keras", ".h5", ".hdf5")
-PYTORCH = (".pt", ".pth", ".bin")
-ONNX = (".onnx",)
+ENDINGS = {
+    ".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".json": "rtneural", ".pt": "pytorch",
+    ".pth": "pytorch", ".bin": "pytorch",
+}  # fmt: skip
+WRITTEN = ("safetensors", "onnx", "rtneural")
 
 
 def load(source: Any, **options: Any) -> Any:
@@ -35,6 +36,7 @@ def load(source: Any, **options: Any) -> Any:
         - `.pt`, `.pth`, `.bin`: a state_dict that torch.save wrote, read with weights_only
         - `.keras`, `.h5`, `.hdf5`: Keras; `.weights.h5` with `config`
         - `.onnx`: ONNX
+        - `.json`: RTNeural
 
         A module: torch.nn.LSTM, GRU, RNN, their cells, or what has such layers and others one after the other. It is
         run beside what comes out, and must agree.
@@ -60,17 +62,14 @@ def load(source: Any, **options: Any) -> Any:
             raise TypeError(f"source: expected a path or a torch.nn.Module, got {type(source).__name__}")
         return import_module("gatewise.formats.pytorch").load_module(source, **options)
     path = os.fsdecode(source)
-    return _reader(path, options)(path, **options)
+    format = _format(path)
+    if format == "safetensors" and (options or safetensors.is_foreign(path)):
+        format = "pytorch"
+    return import_module(f"gatewise.formats.{format}").load(path, **options)
 
 
-def _reader(path: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    name = path.lower()
-    foreign = name.endswith(PYTORCH) or options or (name.endswith(".safetensors") and safetensors.is_foreign(path))
-    format = (
-        "keras" if name.endswith(KERAS) else "onnx" if name.endswith(ONNX) else "pytorch" if foreign else "safetensors"
-    )
-    reader: Callable[..., Any] = import_module(f"gatewise.formats.{format}").load
-    return reader
+def _format(path: str) -> str:
+    return ENDINGS.get(os.path.splitext(path)[1].lower(), "safetensors")
 
 
 def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
@@ -80,8 +79,8 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     ----------
     model : Sequential, or any layer
     path : str or path-like
-        `.onnx`: ONNX, with states as inputs and outputs. Else a safetensors file with what the model is and its weights
-        under the names of its state_dict.
+        `.onnx`: ONNX, with states as inputs and outputs; `.json`: RTNeural. Else a safetensors file with what the model
+        is and its weights under the names of its state_dict.
 
     Raises
     ------
@@ -92,7 +91,7 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written, or something is there that is no file; what was there is untouched.
     """
-    writer = (
-        import_module("gatewise.formats.onnx").save if os.fsdecode(path).lower().endswith(ONNX) else safetensors.save
-    )
-    writer(model, path)
+    format = _format(os.fsdecode(path))
+    if format not in WRITTEN:
+        raise ValueError(f"path: expected one that ends in .safetensors, .onnx or .json, got {os.fsdecode(path)!r}")
+    import_module(f"gatewise.formats.{format}").save(model, path)

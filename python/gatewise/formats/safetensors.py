@@ -272,7 +272,7 @@ def _description(header: Mapping[str, Any]) -> Any:
 def is_foreign(path: str) -> bool:
     """Whether it is a good file, but does not say that it is gatewise's."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not path.lower().endswith(".safetensors") or not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with open(path, "rb") as file:
             header, _ = _read_header(file, os.fstat(file.fileno()).st_size)
@@ -326,10 +326,10 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     if len(text) > MOST_HEADER:
         raise ValueError(f"model: expected a header of at most {MOST_HEADER} bytes, got {len(text)}")
     little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays.values())
-    _write(os.fsdecode(path), [len(text).to_bytes(8, "little"), text, *(array.data for array in little)])
+    write_pieces(os.fsdecode(path), [len(text).to_bytes(8, "little"), text, *(array.data for array in little)])
 
 
-def _write(path: str, pieces: Iterable[bytes | memoryview]) -> None:
+def write_pieces(path: str, pieces: Iterable[bytes | memoryview]) -> None:
     """A file of these pieces in place of the one that is there, if there is one, in one go."""
     try:
         there = os.stat(path)

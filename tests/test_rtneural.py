@@ -1,0 +1,116 @@
+"""RTNeural's JSON: what it says of a model, in Keras's layouts; and nothing that a file says does harm."""
+
+import json
+
+import gatewise as gw
+import numpy as np
+import pytest
+from conftest import assert_same_bits, random
+
+
+def model_of():
+    return gw.Sequential([
+        gw.TimeDistributed(gw.Dense(3, 4, activation="tanh", seed=1)),
+        gw.Conv1D(4, 5, 3, dilation=2, activation="relu", seed=2),
+        gw.GRU(5, 6, 2, seed=3), gw.Dropout(), gw.BatchNorm(6), gw.LSTM(6, 4, seed=4), gw.Activation("elu"),
+        gw.Dense(4, 2, bias=False, activation="sigmoid", seed=5),
+    ])  # fmt: skip
+
+
+def test_round_trip(tmp_path):
+    path, model = tmp_path / "model.json", model_of()
+    gw.save(model, path)
+    again = gw.load(path)
+    x = random((7, 3), "float32")
+    np.testing.assert_allclose(again(x), model(x), rtol=1e-6, atol=1e-6)
+    assert [layer["type"] for layer in json.loads(path.read_text())["layers"]] == [
+        "dense", "conv1d", "gru", "gru", "batchnorm", "lstm", "activation", "dense",
+    ]  # fmt: skip
+    gw.save(again, path)
+    assert_same_bits(gw.load(path).state_dict(), again.state_dict())
+
+
+def test_a_file_as_its_exporter_writes_it(tmp_path):
+    """Equations written out with Keras's order of gates: z r h, and i f c o."""
+    rng = np.random.default_rng(0)
+    units, x = 2, rng.standard_normal((5, 1)).astype("f")
+    gru = [rng.standard_normal(shape) / 2 for shape in ((1, 3 * units), (units, 3 * units), (2, 3 * units))]
+    lstm = [rng.standard_normal(shape) / 2 for shape in ((units, 4 * units), (units, 4 * units), (4 * units,))]
+    layers = [
+        {"type": "gru", "activation": "tanh", "shape": [None, None, units], "weights": [one.tolist() for one in gru]},
+        {"type": "lstm", "activation": "tanh", "shape": [None, None, units], "weights": [one.tolist() for one in lstm]},
+    ]
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"in_shape": [None, None, 1], "layers": layers}))
+
+    def sigmoid(value):
+        return 1 / (1 + np.exp(-value))
+
+    h, below, c, expected = np.zeros(units), np.zeros(units), np.zeros(units), []
+    for sample in x:
+        from_x, from_h = np.split(sample @ gru[0] + gru[2][0], 3), np.split(below @ gru[1] + gru[2][1], 3)
+        z, r = sigmoid(from_x[0] + from_h[0]), sigmoid(from_x[1] + from_h[1])
+        below = z * below + (1 - z) * np.tanh(from_x[2] + r * from_h[2])
+        i, f, g, o = np.split(below @ lstm[0] + h @ lstm[1] + lstm[2], 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        expected.append(h)
+    np.testing.assert_allclose(gw.load(path)(x), np.array(expected), atol=1e-6)
+
+
+def test_what_it_cannot_say(tmp_path):
+    for model, what in [
+        (gw.LSTM(3, 4, bidirectional=True), "LSTM"), (gw.RNN(3, 4), "RNN"), (gw.LSTM(3, 4, proj_size=2), "LSTM"),
+        (gw.GRU(3, 4, reset_after=False), "GRU"), (gw.Dense(3, 4, activation="gelu"), "gelu"),
+        (gw.Conv1D(3, 4, 3, padding="same"), "Conv1D"), (gw.LayerNorm(3), "LayerNorm"),
+        (gw.Sequential([gw.LSTM(3, 4), gw.Last()]), "Last"), (gw.Embedding(3, 4), "embedding"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=rf"model: layers\[\d\]: RTNeural has .*{what}"):
+            gw.save(model, tmp_path / "model.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"path: expected one that ends in \.safetensors, \.onnx or \.json"):
+        gw.save(gw.LSTM(3, 4), tmp_path / "model.keras")
+
+
+def mutated(rng, value):
+    """The same with one thing in it changed, removed or added."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
+        key = rng.choice(list(value)) if isinstance(value, dict) else int(rng.integers(len(value)))
+        if rng.random() < 0.15:
+            return {k: v for k, v in value.items() if k != key} if isinstance(value, dict) else value[:key]
+        copied = value.copy()
+        copied[key] = mutated(rng, value[key])
+        return copied
+    others = [None, True, -1, 0, 7, 2**31, 2**80, 1e300, float("nan"), "x", "relu", [], {}, [[1]], [value, value]]
+    return others[rng.integers(len(others))]
+
+
+def test_mutants(tmp_path):
+    """Of bytes and of what they say: another model, or a FormatError."""
+    path = tmp_path / "model.json"
+    gw.save(model_of(), path)
+    good, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    parsed = json.loads(good)
+    for number in range(2000):
+        if number % 2:
+            path.write_text(json.dumps(mutated(rng, parsed)))
+        else:
+            bad = bytearray(good)
+            for place in rng.integers(0, len(bad), rng.integers(1, 4)):
+                bad[place] = rng.integers(0, 256)
+            path.write_bytes(bad[: rng.integers(0, len(bad))] if rng.random() < 0.3 else bad)
+        try:
+            gw.load(path)
+        except gw.FormatError:
+            refused += 1
+    assert 1000 < refused < 2000
+    for text in (
+        "[" * 100000,
+        "{}",
+        "3",
+        '{"in_shape": [1], "layers": 3}',
+        '{"in_shape": [1], "layers": [{"type": []}]}',
+    ):
+        path.write_text(text)
+        with pytest.raises(gw.FormatError, match=r"model\.json: "):
+            gw.load(path)
