@@ -53,6 +53,9 @@ TOLERANCES = {
     "torch_float64_gradient": Tolerance(1e-12),
     "torch_float32": Tolerance(2e-5),
     "torch_float32_gradient": Tolerance(1e-4),
+    # Models of a few layers against Keras: float32 of two kinds, each within the rows above; 1e-6 is found.
+    "keras_float32": Tolerance(1e-5),
+    "keras_float64": Tolerance(1e-12),
     # The core's activations against the value in a wider type. What is promised, over all inputs.
     "activation": Tolerance(2.5, "ulp"),
     # The quotient in its logarithm is a rounding more; 2.8 are found.

@@ -133,7 +133,8 @@ class Store:
 
         def described() -> tuple[Any, Any, int]:
             of = attributes.get_id(name)
-            return of.shape, of.dtype, of.get_storage_size()
+            is_empty = of.shape is not None and 0 in of.shape  # whose size HDF5 calls an error
+            return of.shape, of.dtype, 0 if is_empty else of.get_storage_size()
 
         shape, dtype, size = _asked(described)
         if size > self._size or (shape and int(np.prod(shape, dtype=object)) > self._size):
