@@ -319,7 +319,7 @@ LSTM_OPTIONS = {"units": 3, "activation": "tanh", "recurrent_activation": "sigmo
          "layer 'lstm_1' (LSTM): recurrent_activation: expected 'sigmoid', got 'hard_sigmoid'"),
         (recurrent("LSTM", "l", 3, activation="relu"), "layer 'l' (LSTM): activation: expected 'tanh', got 'relu'"),
         (recurrent("GRU", "g", 3, go_backwards=True), "layer 'g' (GRU): go_backwards: expected False, got True"),
-        (recurrent("GRU", "g", 3, return_state=True), "layer 'g' (GRU): return_state: expected False or None, got True"),
+        (recurrent("GRU", "g", 3, return_state=True), "layer 'g' (GRU): return_state: expected False or None"),
         (recurrent("GRU", "g", 0), "layer 'g' (GRU): units: expected a whole number from 1 to"),
         (recurrent("GRU", "g", True), "layer 'g' (GRU): units: expected a whole number from 1 to"),
         (recurrent("LSTM", "g", 3, time_major=True), "layer 'g' (LSTM): time_major: expected False"),
@@ -369,8 +369,9 @@ def test_refusals(tmp_path: Path, layer: dict[str, Any], reason: str) -> None:
 
 CELL = ("kernel", "recurrent_kernel", "bias")
 WEIGHTED = {
-    "LSTM": CELL, "GRU": CELL, "Embedding": ("embeddings",), "Conv1D": ("kernel", "bias"),
-    "Bidirectional": (*CELL, *CELL), "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "LSTM": CELL, "GRU": CELL, "TimeDistributed": CELL, "Embedding": ("embeddings",), "Conv1D": ("kernel", "bias"),
+    "Bidirectional": (*CELL, *(f"{name}_1" for name in CELL)),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }  # fmt: skip
 
 
@@ -420,7 +421,7 @@ def test_errors_around_the_file(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ("shape", "kernel:0: expected shape"), ("integers", "expected float32 or float64, got int32"),
-        ("half", "expected float32 or float64, got float16"), ("mixed", "expected float32, as before them"),
+        ("half", "expected float32 or float64, got float16"), ("mixed", "expected float64, as before them"),
         ("policy", "dtype: expected 'float32', as its weights are, got 'mixed_float16'"),
         ("missing", "expected numbers of shape"), ("names", "weight_names: expected"),
         ("layers", "expected weights of 1 layers, got"), ("external", "expected no links but hard ones, got External"),
@@ -467,8 +468,8 @@ def test_unsound_weights(tmp_path: Path, change: str, reason: str) -> None:
         elif change == "deep":
             file.attrs["model_config"] = "[" * 30000
         elif change == "policy":
-            file.attrs["model_config"] = file.attrs["model_config"].replace(
-                b'"units": 3', b'"units": 3, "dtype": {"class_name": "Policy", "config": {"name": "mixed_float16"}}'
+            file.attrs["model_config"] = file.attrs["model_config"].replace(  # a text, though written as bytes
+                '"units": 3', '"units": 3, "dtype": {"class_name": "Policy", "config": {"name": "mixed_float16"}}'
             )
     with pytest.raises(FormatError, match=reason):
         keras.load(path)
@@ -518,9 +519,9 @@ def test_archives(tmp_path: Path) -> None:
     assert not list(tmp_path.parent.parent.glob("evil"))
     for changed, reason in (
         ({name: data for name, data in found.items() if name != "config.json"}, "expected one config.json"),
-        (found | {"model.weights.h5": bytes(2**24)}, "times the archive's size"),
+        (found | {"model.weights.h5": bytes(2**24)}, "bytes together at most"),
         (found | {"model.weights.h5": found["model.weights.h5"][:5000]}, "expected a sound HDF5 file"),
-        (found | {"config.json": b"[" * 100000}, "nested too deeply"),
+        (found | {"config.json": b"[" * 10000}, "nested too deeply"),
         (found | {"config.json": b"{}"}, "layers: expected a list"),
     ):
         with pytest.raises(FormatError, match=reason):
@@ -540,7 +541,7 @@ def test_surplus_weights(tmp_path: Path) -> None:
 
 # ---- what nobody wrote on purpose
 
-SECONDS = 3.0  # of each kind
+SECONDS = 2.5  # of each kind
 
 
 def mutations(data: bytes, count: int) -> Iterator[bytes]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gatewise.arrays import Array, describe
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DTYPES = ("float32", "float64")
+VLEN = [bytes([version << 4 | 9]) for version in range(1, 6)]  # how types of variable length begin
 MOST_OBJECTS = 2**16  # groups and datasets that are looked at
 MOST_DEPTH = 32  # of groups in groups
 
@@ -29,10 +31,12 @@ def _asked(what: Callable[[], Found]) -> Found:
 class Store:
     """The groups, datasets and attributes of one file, by their paths."""
 
-    def __init__(self, file: Any, size: int) -> None:
+    def __init__(self, file: Any, data: bytes) -> None:
         self._file = file
-        self._size = size
-        self._left = size  # of the bytes that may be read: many names may lead to the same ones
+        self._data = data
+        self._size = len(data)
+        self._left = len(data)  # of the bytes that may be read: many names may lead to the same ones
+        self._checked: set[str] = set()
 
     def has(self, path: str) -> bool:
         return self._find(path) is not None
@@ -127,7 +131,8 @@ class Store:
         raise ValueError(f"{path}: {name}: expected {MOST_OBJECTS} pieces at most")
 
     def _attribute(self, path: str, name: str) -> Any:
-        attributes = (self.group(path) if path else self._file).attrs
+        group = self.group(path) if path else self._file
+        attributes = _asked(lambda: group.attrs)
         if not _asked(lambda: name in attributes):
             return None
 
@@ -141,7 +146,52 @@ class Store:
             raise ValueError(f"{path}: {name}: expected less than the {self._size} bytes of the file, got {size}")
         if dtype.kind == "O" and (dtype.metadata or {}).get("vlen") not in (str, bytes):
             raise ValueError(f"{path}: {name}: expected texts, got {dtype}")
+        if dtype.kind == "O" and name not in self._checked:
+            _check_lengths(self._data, name)
+            self._checked.add(name)
         return _asked(lambda: attributes[name])
+
+
+def _check_lengths(data: bytes, name: str) -> None:
+    """Whether the texts of all attributes of this name are shorter than the file together.
+
+    HDF5 makes room for a text, of up to 4 GB, before it looks whether there is one of that length. So the lengths are
+    looked up here: in whatever may be a message of such an attribute, for which its name stands in the file.
+    """
+    # Sizes of addresses and lengths, in the superblock.
+    if data[13:15] != b"\x08\x08" if data[8] < 2 else data[9:11] != b"\x08\x08":
+        raise ValueError("expected an HDF5 file with addresses and lengths of 8 bytes")
+    key = name.encode() + b"\0"
+    begin = data.find(key)
+    count = 0
+    while begin >= 0:
+        for is_third in (False, True):  # of the versions of such a message: it has a byte more, for the encoding
+            lengths = _lengths(data, begin, len(key), is_third)
+            count += len(lengths)
+            if sum(lengths) > len(data):
+                raise ValueError(f"{name}: expected texts within the file's {len(data)} bytes, got {sum(lengths)}")
+        begin = data.find(key, begin + 1)
+    if not count:
+        raise ValueError(f"{name}: expected texts in the file, got none")
+
+
+def _lengths(data: bytes, begin: int, size: int, is_third: bool) -> list[int]:
+    """The lengths of texts of an attribute whose name begins there; none if that is no attribute of texts."""
+    start = begin - 8 - is_third
+    if start < 0 or (data[start] != 3 if is_third else data[start] not in (1, 2)):
+        return []
+    sizes = [int.from_bytes(data[i : i + 2], "little") for i in range(start + 2, start + 8, 2)]  # name, type, space
+    name, kind, space = (-(-one // 8) * 8 if data[start] == 1 else one for one in sizes)
+    shape = data[begin + name + kind :][:space]
+    if sizes[0] < size or data[begin + name : begin + name + 1][:1] not in VLEN or len(shape) < 4:
+        return []
+    first = 8 if shape[0] == 1 else 4
+    count = 1
+    for i in range(shape[1]):
+        count *= int.from_bytes(shape[first + 8 * i : first + 8 * i + 8], "little")
+    texts = begin + name + kind + space
+    last = min(texts + 16 * count, len(data) - 4)
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(texts, last, 16)]
 
 
 def _texts(path: str, name: str, found: Any) -> list[str]:
@@ -173,15 +223,15 @@ def _child(group: Any, name: str, path: str) -> Any:
 
 
 @contextmanager
-def opened(file: BinaryIO, size: int) -> Iterator[Store]:
-    """The store in an open file of that many bytes."""
+def opened(data: bytes) -> Iterator[Store]:
+    """The store in the bytes of a file."""
     try:
         import h5py
     except ImportError:
         raise ImportError("models of Keras need h5py: pip install 'gatewise[keras]'") from None
 
-    found = _asked(lambda: h5py.File(file, "r"))
+    found = _asked(lambda: h5py.File(io.BytesIO(data), "r"))
     try:
-        yield Store(found, size)
+        yield Store(found, data)
     finally:
         _asked(found.close)
