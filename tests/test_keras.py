@@ -500,6 +500,26 @@ def test_huge_claims_are_refused_before_there_is_room_for_them(tmp_path: Path) -
         keras.load(tmp_path / "s.h5")
 
 
+def test_claims_of_texts(tmp_path: Path) -> None:
+    """For which HDF5 would make room of 4 GB, or go round for ever."""
+    data = (DATA / "around.h5").read_bytes()
+    with h5py.File(DATA / "around.h5") as file:
+        length = len(file["model_weights"].attrs["layer_names"][0])
+    lengths = data.index(length.to_bytes(4, "little"), data.index(b"layer_names\0") + 16)
+    heap = int.from_bytes(data[lengths + 4 : lengths + 12], "little")
+    path = tmp_path / "m.h5"
+    for begin, changed, reason in (
+        (lengths, b"\xff\xff\xff\xff", "expected texts within the file's"),
+        (lengths + 4, b"\xff\xff", "expected a sound heap|expected texts within"),
+        (heap + 16, bytes(16), "expected a sound heap"),
+        (heap + 24, b"\xff\xff\xff", "expected a sound heap"),
+        (13, b"\x04", "expected "),
+    ):
+        path.write_bytes(data[:begin] + changed + data[begin + len(changed) :])
+        with pytest.raises(FormatError, match=reason):
+            keras.load(path)
+
+
 def archive(path: Path, members: Mapping[str, bytes], kind: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", kind) as file:
         for name, data in members.items():

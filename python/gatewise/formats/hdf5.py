@@ -147,51 +147,72 @@ class Store:
         if dtype.kind == "O" and (dtype.metadata or {}).get("vlen") not in (str, bytes):
             raise ValueError(f"{path}: {name}: expected texts, got {dtype}")
         if dtype.kind == "O" and name not in self._checked:
-            _check_lengths(self._data, name)
+            _check_texts(self._data, name)
             self._checked.add(name)
         return _asked(lambda: attributes[name])
 
 
-def _check_lengths(data: bytes, name: str) -> None:
-    """Whether the texts of all attributes of this name are shorter than the file together.
+def _check_texts(data: bytes, name: str) -> None:
+    """Whether the texts of all attributes of this name are shorter than the file together, and their heaps sound.
 
-    HDF5 makes room for a text, of up to 4 GB, before it looks whether there is one of that length. So the lengths are
-    looked up here: in whatever may be a message of such an attribute, for which its name stands in the file.
+    HDF5 makes room for a text, of up to 4 GB, before it looks whether there is one of that length, and goes round for
+    ever in a heap with an object of no size. So both are looked up here: in whatever may be a message of such an
+    attribute, for which its name stands in the file.
     """
-    # Sizes of addresses and lengths, in the superblock.
-    if data[13:15] != b"\x08\x08" if data[8] < 2 else data[9:11] != b"\x08\x08":
-        raise ValueError("expected an HDF5 file with addresses and lengths of 8 bytes")
+    # Sizes of addresses and lengths, and what addresses count from, in the superblock.
+    sizes, base = (data[13:15], data[24:32]) if data[8] < 2 else (data[9:11], data[12:20])
+    if sizes != b"\x08\x08" or any(base):
+        raise ValueError("expected an HDF5 file with addresses of 8 bytes from its beginning")
     key = name.encode() + b"\0"
+    found: list[tuple[int, int]] = []
     begin = data.find(key)
-    count = 0
     while begin >= 0:
-        for is_third in (False, True):  # of the versions of such a message: it has a byte more, for the encoding
-            lengths = _lengths(data, begin, len(key), is_third)
-            count += len(lengths)
-            if sum(lengths) > len(data):
-                raise ValueError(f"{name}: expected texts within the file's {len(data)} bytes, got {sum(lengths)}")
+        # Of the versions of such a message the third has a byte more, for the encoding.
+        found += _references(data, begin, len(key), False) + _references(data, begin, len(key), True)
         begin = data.find(key, begin + 1)
-    if not count:
-        raise ValueError(f"{name}: expected texts in the file, got none")
+    heaps = {address for length, address in found if length}
+    length = sum(length for length, _ in found)
+    if not found or length > len(data) or sum(_number(data, address + 8, 8) for address in heaps) > len(data):
+        raise ValueError(f"{name}: expected texts within the file's {len(data)} bytes, got {length}")
+    for address in heaps:
+        _check_heap(data, address)
 
 
-def _lengths(data: bytes, begin: int, size: int, is_third: bool) -> list[int]:
-    """The lengths of texts of an attribute whose name begins there; none if that is no attribute of texts."""
+def _number(data: bytes, begin: int, size: int) -> int:
+    return int.from_bytes(data[begin : begin + size], "little")
+
+
+def _references(data: bytes, begin: int, size: int, is_third: bool) -> list[tuple[int, int]]:
+    """The lengths and heaps of texts of an attribute whose name begins there; none if that is no attribute of texts."""
     start = begin - 8 - is_third
     if start < 0 or (data[start] != 3 if is_third else data[start] not in (1, 2)):
         return []
-    sizes = [int.from_bytes(data[i : i + 2], "little") for i in range(start + 2, start + 8, 2)]  # name, type, space
+    sizes = [_number(data, i, 2) for i in range(start + 2, start + 8, 2)]  # of the name, the type, the shape
     name, kind, space = (-(-one // 8) * 8 if data[start] == 1 else one for one in sizes)
-    shape = data[begin + name + kind :][:space]
-    if sizes[0] < size or data[begin + name : begin + name + 1][:1] not in VLEN or len(shape) < 4:
+    shape = data[begin + name + kind : begin + name + kind + space]
+    if sizes[0] < size or data[begin + name : begin + name + 1] not in VLEN or len(shape) < 4:
         return []
     first = 8 if shape[0] == 1 else 4
     count = 1
-    for i in range(shape[1]):
-        count *= int.from_bytes(shape[first + 8 * i : first + 8 * i + 8], "little")
+    for axis in range(shape[1]):
+        count *= _number(shape, first + 8 * axis, 8)
     texts = begin + name + kind + space
-    last = min(texts + 16 * count, len(data) - 4)
-    return [int.from_bytes(data[i : i + 4], "little") for i in range(texts, last, 16)]
+    last = min(texts + 16 * count, len(data) - 15)
+    return [(_number(data, i, 4), _number(data, i + 4, 8)) for i in range(texts, last, 16)]
+
+
+def _check_heap(data: bytes, address: int) -> None:
+    """Whether the objects of a heap lie in it one behind the other."""
+    end = address + _number(data, address + 8, 8)
+    at = address + 16
+    is_sound = data[address : address + 5] == b"GCOL\x01" and end <= len(data)
+    while is_sound and at + 16 <= end:
+        index, size = _number(data, at, 2), _number(data, at + 8, 8)
+        step = 16 + -(-size // 8) * 8 if index else size  # the first index is that of what is free
+        is_sound = 0 < step <= end - at
+        at += step
+    if not is_sound:
+        raise ValueError(f"expected a sound heap of texts in the file at {address}, got none")
 
 
 def _texts(path: str, name: str, found: Any) -> list[str]:
