@@ -613,10 +613,10 @@ def json_mutations(text: str, count: int) -> Iterator[str]:
         yield json.dumps(root)
 
 
-def assert_only_format_errors(path: Path, datas: Iterator[bytes], config: object = None) -> int:
+def assert_only_format_errors(path: Path, files: Iterator[bytes], config: object = None) -> int:
     """Each loads, or is refused; in the time that there is. How many there were."""
     end, count = time.monotonic() + SECONDS, 0
-    for data in datas:
+    for data in files:
         path.write_bytes(data)
         with suppress(FormatError):
             keras.load(path, config)
@@ -636,11 +636,11 @@ def test_mutated_files(tmp_path: Path, name: str) -> None:
 
 def test_mutated_weights_in_an_archive(tmp_path: Path) -> None:
     found = members()
-    datas = (
+    files = (
         archive(tmp_path / "a", found | {"model.weights.h5": data}).read_bytes()
         for data in mutations(found["model.weights.h5"], 2000)
     )
-    assert assert_only_format_errors(tmp_path / "m.keras", datas) > 20
+    assert assert_only_format_errors(tmp_path / "m.keras", files) > 20
 
 
 def test_mutated_configurations(tmp_path: Path) -> None:
@@ -653,8 +653,8 @@ def test_mutated_configurations(tmp_path: Path) -> None:
         if time.monotonic() > end:
             break
     found = members()
-    datas = (
+    files = (
         archive(tmp_path / "a", found | {"config.json": config.encode()}).read_bytes()
         for config in json_mutations(found["config.json"].decode(), 1000)
     )
-    assert assert_only_format_errors(tmp_path / "m.keras", datas) + count > 40
+    assert assert_only_format_errors(tmp_path / "m.keras", files) + count > 40

@@ -249,7 +249,7 @@ class _Entry(NamedTuple):
             raise ValueError(f"{where}: {kind}: expected a name, got {name!r}")
         # A class of somebody else may have the name of one of Keras's.
         module = found.get("module", "keras")
-        if not isinstance(module, str) or module.split(".")[0] != "keras":
+        if not isinstance(module, str) or module.split(".")[0] not in ("keras", "tf_keras"):
             raise ValueError(f"layer {name!r} ({kind}): expected a class of Keras, got one of {module!r}")
         return cls(name, kind, config, found.get("inbound_nodes"))
 
