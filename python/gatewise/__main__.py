@@ -1,4 +1,4 @@
-"""The command line: `gatewise demo`, `gatewise info`; the same as `python -m gatewise`.
+"""The command line: `gatewise demo`, `info`, `convert`, `verify`, `run`, `bench`; the same as `python -m gatewise`.
 
 This file knows the options and their limits, and nothing else: what a command needs is imported when it
 runs, so that `gatewise --help` works without any extra.
@@ -21,7 +21,87 @@ examples:
   gatewise demo                 learn the Python language reference for a minute, then write some of it
   gatewise demo --help          what else the demo can do
   gatewise info                 version, processor backends and threads: what to paste into a bug report
+  gatewise info model.safetensors                                    what a model is
+  gatewise run model.safetensors --input x.npy --output y.npy        what it says of a sequence
+  gatewise COMMAND --help       more, with examples
 """
+
+INFO_DESCRIPTION = """\
+Without FILE: version, processor backends and threads, what to paste into a bug report. With FILE: the
+layers of a model, their sizes, parameters, state and multiply-adds, and what can stream and what cannot.
+"""
+
+INFO_EXAMPLES = """\
+examples:
+  gatewise info                           this installation
+  gatewise info model.safetensors         a model that gatewise.save wrote
+"""
+
+CONVERT_DESCRIPTION = """\
+Read the model in IN and write it to OUT, in the format that the name's ending says: .onnx for ONNX, any
+other for gatewise's own, safetensors. OUT appears as a whole or not at all.
+"""
+
+CONVERT_EXAMPLES = """\
+examples:
+  gatewise convert model.safetensors model.onnx
+  gatewise convert model.onnx model.safetensors && gatewise verify model.safetensors model.onnx
+"""
+
+VERIFY_DESCRIPTION = """\
+Run a model and the one that it was made from over the same random sequences and windows, and print the
+largest differences, relative to the largest output (or to 1). The exit status is 0 if they are within
+the tolerance, 1 if they are above it, 2 if the two could not be compared.
+"""
+
+VERIFY_EXAMPLES = """\
+examples:
+  gatewise verify model.safetensors original.onnx
+  gatewise verify model.safetensors original.keras || echo "do not ship it"
+"""
+
+RUN_DESCRIPTION = """\
+Run a model over the sequence in one file and write what it gives to another one, in chunks of some steps,
+so that a sequence may be longer than memory. The results have the same bits as those of one call.
+
+.npy: an array (T, I) or, of tokens, (T,); with a batch (T, B, I), or (B, T, I) if the model is batch first.
+.csv: a line a step, without a header: I numbers with commas between them, or one token.
+
+A model that ends in Last gives one row: that of the last step. One that needs the end of the sequence first
+(two directions, padding="same") cannot run in chunks: --whole takes the sequence at once, and --window N
+gives at each step what the model gives on the last N inputs alone.
+"""
+
+RUN_EXAMPLES = """\
+examples:
+  gatewise run model.safetensors --input x.npy --output y.npy
+  gatewise run model.safetensors --input log.csv --output scores.csv --threads 1
+  gatewise run model.safetensors --input x.npy --output y.npy --chunk 100000      fewer, larger chunks
+  gatewise run two-directions.safetensors --input x.npy --output y.npy --whole
+  gatewise run two-directions.safetensors --input x.npy --output y.npy --window 30
+"""
+
+BENCH_DESCRIPTION = """\
+Time single steps of one row (stream.step(x, out), one call after the other) and calls over a whole
+sequence: half of them take at most p50, 99 of 100 at most p99. ONNX Runtime runs the same model with the
+same number of threads, where it is installed and the model can be saved for it.
+"""
+
+BENCH_EXAMPLES = """\
+examples:
+  gatewise bench model.safetensors
+  gatewise bench model.safetensors --threads 1 --steps 1000 --batch 1
+  gatewise bench two-directions.safetensors --window 30
+"""
+
+# What brings a package that a command asks for; any other one is brought by its own name.
+EXTRAS = {
+    "jax": "'gatewise[jax]'",
+    "matplotlib": "'gatewise[plot]'",
+    "rich": "'gatewise[demo]'",
+    "threadpoolctl": "'gatewise[demo]'",
+    "torch": "'gatewise[torch]'",
+}
 
 DEMO_DESCRIPTION = """\
 A character model learns a text, then writes. It reads the text as long rows side by side, a piece at a
@@ -135,6 +215,73 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
 
 
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """A command whose help teaches with examples."""
+    return commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe `gatewise info`."""
+    info = add_command(
+        commands, "info", "say what this installation is, or a model in a file", INFO_DESCRIPTION, INFO_EXAMPLES
+    )
+    info.add_argument("file", nargs="?", metavar="FILE", help="a model")
+
+
+def add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe `gatewise convert`."""
+    convert = add_command(commands, "convert", "write a model in another format", CONVERT_DESCRIPTION, CONVERT_EXAMPLES)
+    convert.add_argument("file", metavar="IN", help="the model to read")
+    convert.add_argument("output", metavar="OUT", help="the file to write")
+
+
+def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe `gatewise verify`."""
+    verify = add_command(
+        commands, "verify", "compare a model with the one it was made from", VERIFY_DESCRIPTION, VERIFY_EXAMPLES
+    )
+    verify.add_argument("file", metavar="FILE", help="a model")
+    verify.add_argument("original", metavar="ORIGINAL", help="what it was made from: an ONNX or Keras file")
+
+
+def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe `gatewise run`."""
+    run = add_command(commands, "run", "run a model over a sequence in a file", RUN_DESCRIPTION, RUN_EXAMPLES)
+    run.add_argument("file", metavar="FILE", help="a model")
+    run.add_argument("--input", required=True, metavar="X", help="the sequence, .npy or .csv")
+    run.add_argument("--output", required=True, metavar="Y", help="the file to write, .npy or .csv")
+    run.add_argument("--chunk", type=number(int, 1, 2**40), metavar="N", help="steps at a time (default: some MB)")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--window", type=number(int, 1, 2**20), metavar="N", help="each step on the last N inputs alone")
+    how.add_argument("--whole", action="store_true", help="the whole sequence at once, in memory")
+    add_threads(run)
+
+
+def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe `gatewise bench`."""
+    bench = add_command(commands, "bench", "time a model", BENCH_DESCRIPTION, BENCH_EXAMPLES)
+    bench.add_argument("file", metavar="FILE", help="a model")
+    size = number(int, 1, 2**24)
+    bench.add_argument("--steps", type=size, default=100, metavar="T", help="of the sequence (default: %(default)s)")
+    bench.add_argument(
+        "--batch", type=size, default=32, metavar="B", help="rows of the sequence (default: %(default)s)"
+    )
+    bench.add_argument("--window", type=number(int, 1, 2**20), metavar="N", help="steps on the last N inputs alone")
+    add_threads(bench)
+
+
+def add_threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=number(int, 1, 1024), metavar="N", help="default: the library's choice")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the whole command line."""
     parser = argparse.ArgumentParser(
@@ -146,24 +293,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gatewise {gw.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     add_demo(commands)
-    commands.add_parser(
-        "info",
-        help="print version, processor backends and threads",
-        description="Print version, processor backends and threads: what to paste into a bug report.",
-    )
+    add_info(commands)
+    add_convert(commands)
+    add_verify(commands)
+    add_run(commands)
+    add_bench(commands)
     return parser
 
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run `gatewise demo`; the exit status."""
-    try:
-        from gatewise import demo
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("rich", "threadpoolctl"):
-            raise
-        print(f"gatewise demo: {missing} is missing; try: pip install 'gatewise[demo]'", file=sys.stderr)
-        return 2
+    from gatewise import demo
+
     if options.load is None:
         for name, size in SIZES.items():
             if getattr(options, name) is None:
@@ -172,12 +313,40 @@ def run_demo(options: argparse.Namespace) -> int:
     try:
         demo.run(demo.Settings(**values))
     except demo.DemoError as error:
-        print(f"gatewise demo: {error}", file=sys.stderr)
-        return 2
+        return refuse("demo", str(error))
     except MemoryError:
-        print("gatewise demo: not enough memory for this text and network", file=sys.stderr)
-        return 2
+        return refuse("demo", "not enough memory for this text and network")
     return 0
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run one of the commands on files; the exit status."""
+    from gatewise import commands
+
+    values = {name: value for name, value in vars(options).items() if name != "command"}
+    try:
+        return commands.COMMANDS[options.command](**values)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return refuse(options.command, f"{where}{error.strerror or error}")
+    except (ValueError, TypeError) as error:  # FormatError is a ValueError
+        return refuse(options.command, str(error))
+    except MemoryError as error:
+        return refuse(options.command, f"not enough memory {error}".strip())
+
+
+def refuse(command: str, reason: str) -> int:
+    """Say in one line why a command does nothing; the exit status."""
+    print(f"gatewise {command}: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+def missing(error: ImportError) -> str:
+    """What brings a package that is not there."""
+    package = (error.name or "").partition(".")[0]
+    if not str(error).startswith(("No module named", "import of")):  # who raised it said more
+        return str(error)
+    return f"{package} is missing; try: pip install {EXTRAS.get(package, package)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, 2 for an error of use, 130 after Ctrl-C.
+        The exit status: 0, 1 if `verify` finds too large a difference, 2 for an error of use, 130 after Ctrl-C.
     """
     # A terminal or pipe that cannot show a character gets a question mark, not a traceback.
     for file in (sys.stdout, sys.stderr):
@@ -199,17 +368,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.reconfigure(errors="replace")
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
     try:
-        if options.command == "demo":
-            return run_demo(options)
-        if options.command == "info":
-            gw.show_config()
-        else:
-            parser.print_help()
+        return run_demo(options) if options.command == "demo" else run_command(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "gatewise").partition(".")[0] == "gatewise":
+            raise
+        return refuse(options.command, missing(error))
     except KeyboardInterrupt:
         print("gatewise: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":
