@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +41,9 @@ def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: 
     Parameters
     ----------
     model : Sequential or a layer
-    original : torch.nn.Module, a model of Keras, path of an ONNX file, another model of gatewise, or a function
-        What takes an array as the model does and gives one, or a tuple whose first member is one.
+    original : torch.nn.Module, a model of Keras or of gatewise, a function, or a path
+        What takes an array as the model does and gives one, or a tuple whose first member is one. A file is run by the
+        framework that it is of, `.onnx` by ONNX Runtime and `.keras` and `.h5` by Keras.
     steps, batch : int
         Of the sequences, (T, B, I) or (B, T, I) as the model has it.
     seed : int
@@ -97,7 +99,7 @@ def _difference(actual: Array, expected: Array) -> float:
 def _runner(original: Any) -> Callable[[Array], Array]:
     """The original as a function of arrays."""
     if isinstance(original, (str, os.PathLike)):
-        return _onnx_runner(os.fsdecode(original))
+        return _file_runner(os.fsdecode(original))
     if type(original).__module__.startswith("torch") or _is_torch_module(original):
         return _torch_runner(original)
     if not callable(original):
@@ -114,7 +116,7 @@ def _is_torch_module(original: Any) -> bool:
 
 
 def _torch_runner(module: Any) -> Callable[[Array], Array]:
-    import torch
+    torch = import_module("torch")
 
     def run(x: Array) -> Array:
         training = module.training
@@ -130,19 +132,40 @@ def _torch_runner(module: Any) -> Callable[[Array], Array]:
     return run
 
 
+def _file_runner(path: str) -> Callable[[Array], Array]:
+    """By the framework that the file is of; by gatewise, what it wrote itself."""
+    ending = os.path.splitext(path)[1].lower()
+    makers = {".onnx": _onnx_runner, ".keras": _keras_runner, ".h5": _keras_runner, ".hdf5": _keras_runner}
+    if ending not in makers:
+        return _runner(import_module("gatewise.formats").load(path))
+    with open(path, "rb"):  # an OSError names the file
+        pass
+    try:
+        return makers[ending](path)
+    except ImportError:
+        raise
+    except Exception as error:  # the framework's own, of whatever kind
+        raise ValueError(f"original: {path}: {type(error).__name__}: {error}") from None
+
+
+def _keras_runner(path: str) -> Callable[[Array], Array]:
+    model = import_module("keras").models.load_model(path, compile=False)
+    return lambda x: np.asarray(_first(model(x)))
+
+
 def _onnx_runner(path: str) -> Callable[[Array], Array]:
     """By ONNX Runtime, on the first input; the others are states, of zeros."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime = import_module("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     first, *others = session.get_inputs()
 
     def run(x: Array) -> Array:
-        batch = next((n for n in x.shape[:2]), 1)
         feeds = {first.name: x}
+        # Of the sizes of a state the one that is open is the batch: the one axis of x that is so in the file, too.
+        open_axes = {size: x.shape[i] for i, size in enumerate(first.shape) if isinstance(size, str)}
         for one in others:
-            sizes = [size if isinstance(size, int) else batch for size in one.shape]
-            feeds[one.name] = np.zeros(sizes, x.dtype)
+            sizes = [size if isinstance(size, int) else open_axes.get(size, 1) for size in one.shape]
+            feeds[one.name] = np.zeros(sizes, x.dtype if x.dtype.kind == "f" else np.float32)
         return np.asarray(session.run(None, feeds)[0])
 
     return run
