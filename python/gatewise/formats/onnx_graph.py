@@ -1,0 +1,1296 @@
+"""What an ONNX graph does to one path of data: every value by its meaning, worked out without running anything.
+
+A tensor on the path is known by its axes, each the product of some *atoms* (an axis of the input, two directions, the
+units of a layer), and by the steps that made it. What does not depend on the input is folded, within bounds; what is
+not understood is `Unclear`, which matters only if the output needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gatewise.arrays import Array
+
+RECURRENT = {"LSTM": (4, (0, 2, 3, 1)), "GRU": (3, (1, 0, 2)), "RNN": (1, (0,))}  # gates; PyTorch's order of ONNX's
+SINCE = (7, 14, 22)  # the versions of these operators that are known
+FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 11: np.dtype(np.float64)}  # by TensorProto's numbers
+WHOLE: dict[int, np.dtype[Any]] = {
+    2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32), 7: np.dtype(np.int64),
+}  # fmt: skip
+TYPES: dict[int, np.dtype[Any]] = {**FLOATS, **WHOLE, 9: np.dtype(np.bool_)}
+MERGES = {"ReduceSum": "sum", "ReduceProd": "mul", "ReduceMean": "ave", "Add": "sum", "Mul": "mul"}
+
+
+class NotUnderstoodError(ValueError):
+    """A node that means nothing here."""
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A part of an axis; without a size where the file leaves it open."""
+
+    name: str
+    size: int | None
+
+
+Axis = tuple[Atom, ...]  # their product; none: an axis of one
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many entries an axis of the input has, as a number inside the graph."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One number, in an array of any shape."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one layer of the model will be."""
+
+    kind: str
+    node: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    time: Axis | None = None
+    batch: Axis | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that depends on an input of the graph."""
+
+    source: str
+    axes: tuple[Axis, ...]
+    type: int
+    units: Axis | None = None  # None: no step has told yet which axis they are
+    steps: tuple[Step, ...] = ()
+    direction: int | None = None  # one of two alone
+    before: tuple[int, str | None, int] | None = None  # so many steps joined in front: of this input, or zeros; axis
+    state: str = ""  # "h" or "c": what a recurrent node ends with, as long as nothing was made of it
+    gelu: tuple[str, float] | None = None  # inside the formula of it
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The last states of several layers, one after the other on the first axis."""
+
+    entries: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Unclear:
+    reason: str
+    is_state: bool = False  # made of last states only
+
+
+class Attributes:
+    """Of a node, with their kinds checked."""
+
+    def __init__(self, node: Any) -> None:
+        self._of = {attribute.name: attribute for attribute in node.attribute}
+        if len(self._of) != len(node.attribute):
+            raise NotUnderstoodError("an attribute occurs twice")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def _get(self, name: str, kind: int) -> Any:
+        attribute = self._of[name]
+        if attribute.ref_attr_name or attribute.type != kind:
+            raise NotUnderstoodError(f"{name}: an attribute of another kind than it should be")
+        return attribute
+
+    def whole(self, name: str, default: int | None = None) -> Any:
+        return int(self._get(name, 2).i) if name in self._of else default
+
+    def real(self, name: str, default: float) -> float:
+        return float(self._get(name, 1).f) if name in self._of else default
+
+    def text(self, name: str, default: str) -> str:
+        return str(self._get(name, 3).s.decode("utf-8", "backslashreplace")) if name in self._of else default
+
+    def wholes(self, name: str) -> list[int] | None:
+        return [int(i) for i in self._get(name, 7).ints] if name in self._of else None
+
+    def reals(self, name: str) -> list[float] | None:
+        return [float(f) for f in self._get(name, 6).floats] if name in self._of else None
+
+    def texts(self, name: str) -> list[str] | None:
+        if name not in self._of:
+            return None
+        return [s.decode("utf-8", "backslashreplace") for s in self._get(name, 8).strings]
+
+    def tensor(self, name: str) -> Any:
+        return self._get(name, 4).t
+
+
+def label(node: Any) -> str:
+    """Its name, or where it has none that of what it gives."""
+    return str(node.name or next((name for name in node.output if name), "without a name"))
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.type == 5:
+            yield attribute.g
+        elif attribute.type == 10:
+            yield from attribute.graphs
+
+
+class Scope:
+    """The values of one graph, by name, worked out node after node.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    version : the version of ONNX's own operators
+    read : what makes an array of a TensorProto
+    spend : what is told of every number of bytes before they are taken, and refuses too many
+    outer : the values around the body of a Loop, Scan or If
+    """
+
+    def __init__(
+        self, graph: Any, version: int, read: Callable[[Any], Array], spend: Callable[[int], None],
+        outer: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.graph, self.version, self.read, self.spend = graph, version, read, spend
+        self.values: dict[str, Any] = dict(outer or {})
+        self.inputs: dict[str, tuple[Atom, ...]] = {}
+        self.pending = {tensor.name: tensor for tensor in graph.initializer}  # read when they are needed
+        for given in graph.input:
+            if given.name not in self.pending:
+                self.values[given.name] = self._input(given, is_body=outer is not None)
+
+    def run(self, until: Any = None) -> None:
+        """Every node, up to this one if there is one."""
+        for node in self.graph.node:
+            if node is until:
+                return
+            outputs = self._outputs(node)
+            for name, value in zip(node.output, outputs, strict=False):
+                if name:
+                    self.values[name] = value
+                    self.pending.pop(name, None)
+
+    def value(self, name: str) -> Any:
+        if name in self.pending:
+            try:
+                self.values[name] = self.read(self.pending[name])
+            except NotUnderstoodError as error:
+                self.values[name] = Unclear(f"initializer {name!r}: {error}")
+            del self.pending[name]
+        return self.values.get(name, Unclear(f"{name!r}: nothing in front of its use gives it"))
+
+    def _input(self, given: Any, is_body: bool) -> Any:
+        kind = given.type.tensor_type
+        if is_body or not given.type.HasField("tensor_type"):
+            return Unclear(f"input {given.name!r}: no tensor whose meaning is known")
+        if not kind.HasField("shape"):
+            return Unclear(f"input {given.name!r}: expected a shape, got none")
+        sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
+        atoms = tuple(Atom(f"{given.name}.{i}", size) for i, size in enumerate(sizes))
+        self.inputs[given.name] = atoms
+        return Tensor(given.name, tuple((atom,) for atom in atoms), int(kind.elem_type))
+
+    def _outputs(self, node: Any) -> Sequence[Any]:
+        count = len(node.output)
+        given = [self.value(name) if name else None for name in node.input]
+        own = node.domain in ("", "ai.onnx")
+        try:
+            if own and node.op_type in RECURRENT:
+                return self._recurrent(node, given)
+            if unclear := next((one for one in given if isinstance(one, Unclear)), None):
+                return [unclear] * count
+            operation = OPERATIONS.get(node.op_type) if own else None
+            if operation is None:
+                raise NotUnderstoodError("the operator is not one that is known here")
+            with np.errstate(all="ignore"):
+                result = operation(Call(self, node, given, Attributes(node)))
+            return result if isinstance(result, list) else [result]
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+            wrong = Unclear(f"node {label(node)!r} ({node.op_type}): {error}", _makes_state(node, given))
+            return [wrong] * count
+
+    # -- recurrent nodes
+
+    def weights(self, node: Any) -> dict[str, Any]:
+        """What a recurrent node is: its cell, directions, layout, and weights as PyTorch has them."""
+        attributes = Attributes(node)
+        op = node.op_type
+        gates, order = RECURRENT[op]
+        cell, directions = _cell(op, attributes, self.version)
+        names = [*node.input, *[""] * 8][:8]
+        w, r, b = (self._weight(kind, name) for kind, name in zip("WRB", names[1:4], strict=True))
+        if w is None or r is None:
+            raise NotUnderstoodError("W, R: expected weights, got none")
+        if w.ndim != 3 or r.ndim != 3 or r.shape[1] != gates * r.shape[2] or 0 in (*w.shape, *r.shape):
+            raise NotUnderstoodError(
+                f"W, R: expected [D, {gates}H, I] and [D, {gates}H, H], got {w.shape} and {r.shape}"
+            )
+        units = r.shape[2]
+        if w.shape[:2] != (directions, gates * units) or r.shape[0] != directions:
+            raise NotUnderstoodError(
+                f"W, R: expected {directions} directions of the same size, got {w.shape} and {r.shape}"
+            )
+        if attributes.whole("hidden_size", units) != units:
+            raise NotUnderstoodError(
+                f"hidden_size: expected {units}, as R has it, got {attributes.whole('hidden_size')}"
+            )
+        if b is not None and b.shape != (directions, 2 * gates * units):
+            raise NotUnderstoodError(f"B: expected shape {(directions, 2 * gates * units)}, got {b.shape}")
+        if any(one is not None and one.dtype != w.dtype for one in (r, b)):
+            raise NotUnderstoodError("W, R, B: expected one dtype")
+        if op == "LSTM" and names[7]:
+            peepholes = self.value(names[7])
+            if not _is_zero(peepholes):
+                raise NotUnderstoodError("P: peepholes are not supported")
+        arrays = {}
+        for d in range(directions):
+            suffix = "_l0" + ("_reverse" if d else "")
+            parts = {"weight_ih": w[d], "weight_hh": r[d]}
+            if b is not None:
+                parts |= {"bias_ih": b[d][: gates * units], "bias_hh": b[d][gates * units :]}
+            for kind, part in parts.items():
+                blocks = [part[gate * units : (gate + 1) * units] for gate in order]
+                self.spend(part.nbytes)
+                arrays[kind + suffix] = np.concatenate(blocks)
+        layout = attributes.whole("layout", 0)
+        if layout not in (0, 1):
+            raise NotUnderstoodError(f"layout: expected 0 or 1, got {layout}")
+        return {
+            "cell": cell, "input_size": w.shape[2], "hidden_size": units, "bias": b is not None,
+            "bidirectional": directions == 2, "dtype": w.dtype.name, "arrays": arrays, "layout": layout, "merge": None,
+        }  # fmt: skip
+
+    def _weight(self, kind: str, name: str) -> Array | None:
+        if not name:
+            return None
+        value = self.value(name)
+        if isinstance(value, Unclear):
+            raise NotUnderstoodError(f"{kind}: expected weights that the file holds, got {value.reason}")
+        if not isinstance(value, np.ndarray) or value.dtype not in FLOATS.values():
+            raise NotUnderstoodError(f"{kind}: expected float32 or float64 weights that the file holds")
+        return value
+
+    def _recurrent(self, node: Any, given: Sequence[Any]) -> list[Any]:
+        of = self.weights(node)
+        given = [*given, *[None] * 8][:8]
+        x, lens = given[0], given[4]
+        if isinstance(x, Unclear):
+            raise NotUnderstoodError(f"X: {x.reason}")
+        x = ready(x)
+        if len(x.axes) != 3:
+            raise NotUnderstoodError(f"X: expected 3 axes, got {len(x.axes)}")
+        batch, time = (x.axes[0], x.axes[1]) if of["layout"] else (x.axes[1], x.axes[0])
+        _check_axes(x, time, batch)
+        _check_units(x, 2, of["input_size"])
+        of["lengths"] = _lengths(lens, time)
+        of["states"] = tuple(
+            _initial(kind, one, of) for kind, one in zip(("initial_h", "initial_c"), given[5:7], strict=True)
+        )
+        step = Step("recurrent", label(node), of, time, batch)
+        units: Axis = (Atom(f"{step.node}.units", of["hidden_size"]),)
+        directions: Axis = (Atom(f"{step.node}.directions", 2),) if of["bidirectional"] else ()
+        axes: tuple[Axis, ...] = (batch, time, directions, units) if of["layout"] else (time, directions, batch, units)
+        y = replace(x, axes=axes, units=directions + units, steps=(*x.steps, step))
+        axes = (batch, directions, units) if of["layout"] else (directions, batch, units)
+        h = replace(y, axes=axes, steps=(*y.steps, Step("last", step.node, {"own": True})), state="h")
+        return [y, h, replace(h, state="c")]
+
+
+def _cell(op: str, attributes: Attributes, version: int) -> tuple[str, int]:
+    """Which cell it is, and of how many directions; whatever else it should be is refused by the attribute's name."""
+    known = {"hidden_size", "direction", "layout", "activations", "input_forget", "linear_before_reset"}
+    direction = attributes.text("direction", "forward")
+    if direction not in ("forward", "bidirectional"):
+        raise NotUnderstoodError(f"direction: expected forward or bidirectional, got {direction!r}")
+    directions = 2 if direction == "bidirectional" else 1
+    if attributes.whole("input_forget", 0):
+        raise NotUnderstoodError("input_forget: input and forget gates in one are not supported")
+    for name in ("activation_alpha", "activation_beta"):
+        if attributes.reals(name):
+            raise NotUnderstoodError(f"{name}: expected none, as sigmoid, tanh and relu have none")
+        known.add(name)
+    for name in attributes:
+        if name not in known:
+            raise NotUnderstoodError(f"{name}: the attribute is not supported")
+    usual = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[op] * directions
+    functions = [name.lower() for name in attributes.texts("activations") or usual]
+    if op == "RNN" and functions == ["relu"] * directions:
+        return "rnn_relu", directions
+    if functions != usual:
+        raise NotUnderstoodError(f"activations: expected {', '.join(usual)}, got {', '.join(functions)}")
+    if op == "GRU":
+        return ("gru" if attributes.whole("linear_before_reset", 0) else "gru_reset_before"), directions
+    return {"LSTM": "lstm", "RNN": "rnn_tanh"}[op], directions
+
+
+def _lengths(value: Any, time: Axis) -> str | None:
+    if value is None or (isinstance(value, Filled) and value.value == Size(time)):
+        return None
+    if isinstance(value, np.ndarray) and value.size and time and (value == time[0].size).all():
+        return None
+    if isinstance(value, Tensor) and not value.steps and len(value.axes) == 1:
+        return value.source
+    raise NotUnderstoodError("sequence_lens: expected an input of the graph, or all steps")
+
+
+def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | None] | None:
+    """From where a node's first state comes: an input of the graph, and which part of it; None: it is zero."""
+    if value is None or _is_zero(value):
+        return None
+    directions = 2 if of["bidirectional"] else 1
+    if isinstance(value, Tensor) and not value.steps and len(value.axes) == 3 and value.gelu is None:
+        first, batch = (value.axes[1], value.axes[0]) if of["layout"] else value.axes[:2]
+        fits = [len(axis) <= 1 for axis in (first, batch)] + [len(value.axes[2]) == 1]
+        size = first[0].size if first else 1
+        units = value.axes[2][0].size if value.axes[2] else 1
+        ours = all(atom.name.startswith(value.source + ".") for axis in value.axes for atom in axis)
+        if all(fits) and ours and size in (None, directions) and units in (None, of["hidden_size"]):
+            return value.source, first[0] if first else None
+    raise NotUnderstoodError(f"{name}: expected zeros, or an input of the graph of {directions} directions")
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Filled):
+        return not isinstance(value.value, Size) and value.value == 0
+    return isinstance(value, np.ndarray) and value.dtype != object and not value.any()
+
+
+def _makes_state(node: Any, given: Sequence[Any]) -> bool:
+    """Whether a node does nothing but arrange last states in another way."""
+    arranges = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Slice", "Gather", "Split", "Identity")
+    parts = [value for value in given if isinstance(value, (Tensor, Stack, Unclear))]
+    are_states = [isinstance(value, Stack) or bool(getattr(value, "state", False)) for value in parts]
+    return node.op_type in arranges and bool(parts) and all(are_states)
+
+
+def ready(value: Any) -> Tensor:
+    """A tensor of the path, as a layer can take it."""
+    if not isinstance(value, Tensor):
+        raise NotUnderstoodError("expected what comes from the input")
+    x: Tensor = value
+    if value.state == "c":
+        raise NotUnderstoodError("the cell state of a layer is used as data")
+    if value.direction is not None:
+        raise NotUnderstoodError("one of two directions alone is used")
+    if value.before is not None:
+        raise NotUnderstoodError("steps joined in front of others, and no convolution behind")
+    if value.gelu is not None:
+        kind, factor = value.gelu
+        if kind != "x" or value.type not in FLOATS:
+            raise NotUnderstoodError("an error function that is not part of gelu")
+        options = {"op": "Mul", "numbers": np.asarray(factor), "dtype": FLOATS[value.type]}
+        x = replace(x, gelu=None, steps=(*x.steps, Step("affine", "a factor", options)))
+    return replace(x, state="")
+
+
+def time_of(x: Tensor) -> tuple[Axis | None, Axis | None]:
+    return next(((step.time, step.batch) for step in x.steps if step.time is not None), (None, None))
+
+
+def _check_axes(x: Tensor, time: Axis, batch: Axis) -> None:
+    for name, axis in (("time", time), ("batch", batch)):
+        if len(axis) > 1 or not all(atom.name.startswith(x.source + ".") for atom in axis):
+            raise NotUnderstoodError(f"the axis of {name}: expected one of the input's")
+    if not time:
+        raise NotUnderstoodError("the axis of time: expected one of the input's, got a single step")
+    known = time_of(x)
+    if known[0] is not None and known != (time, batch):
+        raise NotUnderstoodError("time and batch: expected the same axes as in the layers before")
+
+
+def _check_units(x: Tensor, axis: int, size: int) -> None:
+    found = x.axes[axis]
+    if x.units is not None and found != x.units:
+        raise NotUnderstoodError("expected the units of the layer before on the last axis, in their order")
+    if x.units is None and (len(found) != 1 or found[0].size not in (None, size)):
+        raise NotUnderstoodError(f"expected {size} units")
+    if x.type in WHOLE:
+        raise NotUnderstoodError("expected numbers, got tokens")
+
+
+# ---- operators
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node with what it is given."""
+
+    scope: Scope
+    node: Any
+    given: Sequence[Any]
+    attributes: Attributes
+
+    @property
+    def version(self) -> int:
+        return self.scope.version
+
+    def array(self, i: int, default: Any = None) -> Array:
+        """An input that is known."""
+        value = self.given[i] if i < len(self.given) else None
+        if value is None and default is not None:
+            return np.asarray(default)
+        if not isinstance(value, np.ndarray):
+            raise NotUnderstoodError(f"input {i}: expected numbers that the file holds")
+        return value
+
+    def wholes(self, i: int, attribute: str, since: int) -> list[int] | None:
+        """Whole numbers that were an attribute before some version, and an input since."""
+        if self.version < since or (i >= len(self.given) or self.given[i] is None):
+            return self.attributes.wholes(attribute)
+        return [_whole(entry) for entry in self.array(i).reshape(-1)]
+
+    def step(self, x: Tensor, kind: str, **options: Any) -> Tensor:
+        return replace(x, steps=(*x.steps, Step(kind, label(self.node), options)), state="")
+
+
+def _whole(entry: Any) -> int:
+    if isinstance(entry, (float, np.floating, Size)) or entry is None:
+        raise NotUnderstoodError("expected whole numbers that are known")
+    return int(entry)
+
+
+def _axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise NotUnderstoodError(f"axis: expected one of {rank}, got {axis}")
+    return axis % rank
+
+
+def _identity(call: Call) -> Any:
+    return call.given[0]
+
+
+def _dropout(call: Call) -> Any:
+    training = call.given[2] if len(call.given) > 2 else None
+    if training is not None and not _is_zero(training):
+        raise NotUnderstoodError("training_mode: expected inference")
+    return [call.given[0], Unclear("the mask of a dropout")]
+
+
+def _constant(call: Call) -> Any:
+    of = call.attributes
+    if "value" in of:
+        return call.scope.read(of.tensor("value"))
+    for name, get, kind in (
+        ("value_int", of.whole, np.int64), ("value_ints", of.wholes, np.int64),
+        ("value_float", of.real, np.float32), ("value_floats", of.reals, np.float32),
+    ):  # fmt: skip
+        if name in of:
+            number: Any = get
+            return np.array(of.real(name, 0.0) if name == "value_float" else number(name), kind)
+    raise NotUnderstoodError("expected numbers")
+
+
+def _cast(call: Call) -> Any:
+    value, to = call.given[0], call.attributes.whole("to")
+    if to not in TYPES:
+        raise NotUnderstoodError(f"to: a dtype that is not supported, number {to}")
+    if isinstance(value, np.ndarray):
+        call.scope.spend(value.size * 8)
+        return value if value.dtype == object else value.astype(TYPES[to])
+    if isinstance(value, Tensor):
+        if to == value.type or (value.type in WHOLE and to in (6, 7)):
+            return value
+        if not value.steps and value.type in TYPES and to in (6, 7):
+            return replace(value, type=to)  # tokens that come as numbers of another kind
+        raise NotUnderstoodError("to: another dtype than that of the data")
+    return value
+
+
+def _transpose(call: Call) -> Any:
+    value = call.given[0]
+    if isinstance(value, Filled):
+        return value
+    rank = len(value.axes) if isinstance(value, Tensor) else value.ndim
+    order = call.attributes.wholes("perm") or [*range(rank)][::-1]
+    if sorted(order) != [*range(rank)]:
+        raise NotUnderstoodError(f"perm: expected an order of {rank} axes, got {order}")
+    if isinstance(value, Tensor):
+        return replace(value, axes=tuple(value.axes[i] for i in order))
+    return value.transpose(order)
+
+
+def _squeeze(call: Call) -> Any:
+    value, axes = call.given[0], call.wholes(1, "axes", 13)
+    if isinstance(value, Filled):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.squeeze(None if axes is None else tuple(axes))
+    rank = len(value.axes)
+    if axes is None:
+        raise NotUnderstoodError("axes: expected which")
+    gone = {_axis(axis, rank) for axis in axes}
+    if any(value.axes[i] for i in gone):
+        raise NotUnderstoodError("axes: expected some of size 1")
+    return replace(value, axes=tuple(axis for i, axis in enumerate(value.axes) if i not in gone))
+
+
+def _unsqueeze(call: Call) -> Any:
+    value, axes = call.given[0], call.wholes(1, "axes", 13)
+    if isinstance(value, Filled):
+        return value
+    if axes is None or len(axes) > 8:
+        raise NotUnderstoodError("axes: expected a few")
+    if isinstance(value, np.ndarray):
+        return np.expand_dims(value, tuple(axes))
+    rank = len(value.axes) + len(axes)
+    new = {_axis(axis, rank) for axis in axes}
+    rest = iter(value.axes)
+    return replace(value, axes=tuple(() if i in new else next(rest) for i in range(rank)))
+
+
+def _shape(call: Call) -> Any:
+    value = call.given[0]
+    if isinstance(value, Tensor):
+        entries = [_entry(axis, value.source) for axis in value.axes]
+    elif isinstance(value, np.ndarray):
+        entries = [*value.shape]
+    else:
+        raise NotUnderstoodError("a shape that is not known")
+    first, end = call.attributes.whole("start", 0), call.attributes.whole("end", None)
+    return _objects(entries[first:end])
+
+
+def _objects(entries: Sequence[Any]) -> Array:
+    array = np.empty(len(entries), object)
+    array[:] = entries
+    return array
+
+
+def _entry(axis: Axis, source: str) -> Any:
+    if any(atom.name.startswith(source + ".") for atom in axis):
+        return Size(axis)
+    return math.prod(atom.size or 0 for atom in axis)
+
+
+def _reshape(call: Call) -> Any:
+    value, target = call.given[0], [*call.array(1).reshape(-1)]
+    if isinstance(value, Filled):
+        return value
+    if len(target) > 8:
+        raise NotUnderstoodError("shape: expected a few axes")
+    allow = call.attributes.whole("allowzero", 0)
+    if isinstance(value, np.ndarray):
+        shape = [_whole(entry) for entry in target]
+        shape = [value.shape[i] if n == 0 and not allow else n for i, n in enumerate(shape)]
+        return value.reshape(shape)
+    wanted: list[Any] = []
+    for i, entry in enumerate(target):
+        if not isinstance(entry, Size) and _whole(entry) == 0:
+            if allow:
+                raise NotUnderstoodError("shape: an axis of size 0")
+            entry = value.axes[i]
+        wanted.append(entry.axis if isinstance(entry, Size) else entry)
+    return replace(value, axes=_regrouped([atom for axis in value.axes for atom in axis], wanted))
+
+
+def _regrouped(atoms: list[Atom], wanted: Sequence[Any]) -> tuple[Axis, ...]:
+    """The atoms in their order as other axes: each wanted as so many entries, as these atoms, or -1 as what is left."""
+    open_at = next((i for i, entry in enumerate(wanted) if not isinstance(entry, tuple) and entry == -1), None)
+    rest = list(atoms)
+    front = [_taken(rest, entry, at_end=False) for entry in wanted[:open_at]]
+    if open_at is None:
+        if rest:
+            raise NotUnderstoodError("shape: axes that do not fit those of the data")
+        return tuple(front)
+    back = [_taken(rest, entry, at_end=True) for entry in reversed(wanted[open_at + 1 :])]
+    return (*front, tuple(rest), *reversed(back))
+
+
+def _taken(rest: list[Atom], entry: Any, at_end: bool) -> Axis:
+    """Atoms off one end of those that are left."""
+    if isinstance(entry, tuple):
+        count = len(entry)
+        found = tuple(rest[len(rest) - count :] if at_end else rest[:count])
+        if found != entry:
+            raise NotUnderstoodError("shape: axes in another order than those of the data")
+        del rest[len(rest) - count if at_end else 0 : len(rest) if at_end else count]
+        return found
+    wanted, size, taken = _whole(entry), 1, list[Atom]()
+    if wanted < 1:
+        raise NotUnderstoodError(f"shape: expected sizes, got {wanted}")
+    while size != wanted or (wanted == 1 and not taken and rest and rest[-1 if at_end else 0].size == 1):
+        if not rest or rest[-1 if at_end else 0].size is None or wanted % (rest[-1 if at_end else 0].size or wanted):
+            raise NotUnderstoodError("shape: sizes that do not fit those of the data")
+        atom = rest.pop(-1 if at_end else 0)
+        size *= atom.size or 1
+        taken.insert(0, atom) if at_end else taken.append(atom)
+        if size > wanted:
+            raise NotUnderstoodError("shape: sizes that do not fit those of the data")
+    return tuple(taken)
+
+
+def _concat(call: Call) -> Any:
+    values = [value for value in call.given if value is not None]
+    axis = call.attributes.whole("axis", 1 if call.version < 4 else None)
+    if not values or axis is None:
+        raise NotUnderstoodError("expected several inputs and an axis")
+    if len(values) == 1:
+        return values[0]
+    if all(map(_is_zero, values)) and any(isinstance(value, Filled) for value in values):
+        return Filled(0)
+    if all(isinstance(value, np.ndarray) for value in values):
+        call.scope.spend(sum(value.nbytes for value in values))
+        return np.concatenate(values, axis)
+    if all(isinstance(value, (Tensor, Stack)) and _is_last(value) for value in values) and axis == 0:
+        return Stack(tuple(entry for value in values for entry in _entries(value)))
+    if len(values) == 2 and isinstance(values[1], Tensor):
+        if isinstance(values[0], Tensor) and values[0].direction is not None:
+            return _both(values[0], values[1], axis)
+        return _in_front(values[0], values[1], axis)
+    raise NotUnderstoodError("several tensors that depend on the input are joined")
+
+
+def _is_last(value: Any) -> bool:
+    if isinstance(value, Stack):
+        return True
+    ends = value.steps and value.steps[-1].kind == "last" and value.state in ("h", "c")
+    return bool(ends) and value.direction is None and len(value.axes) == 3 and value.axes[0] == (value.units or ())[:-1]
+
+
+def _entries(value: Any) -> list[Tensor]:
+    """The last states, each without its axis of directions."""
+    if isinstance(value, Stack):
+        return [*value.entries]
+    if not value.axes[0]:
+        return [replace(value, axes=value.axes[1:])]
+    return [_one_direction(value, 0, d, keeps=False) for d in (0, 1)]
+
+
+def _one_direction(x: Tensor, axis: int, index: int, keeps: bool) -> Tensor:
+    assert x.units is not None
+    middle: tuple[Axis, ...] = ((),) if keeps else ()
+    return replace(x, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]), direction=index)
+
+
+def _both(one: Tensor, other: Tensor, axis: int) -> Tensor:
+    """Two directions that were taken apart, again side by side."""
+    if (one.direction, other.direction) != (0, 1) or replace(one, direction=1) != other or one.units is None:
+        raise NotUnderstoodError("expected the two directions of one layer, forward first")
+    at = _axis(axis, len(one.axes))
+    if one.axes[at] == one.units[1:]:
+        joined = one.units
+    elif one.axes[at] == ():
+        joined = one.units[:1]
+    else:
+        raise NotUnderstoodError("axis: expected that of the units or the directions")
+    return replace(one, axes=(*one.axes[:at], joined, *one.axes[at + 1 :]), direction=None)
+
+
+def _in_front(first: Any, x: Tensor, axis: int) -> Tensor:
+    """Earlier steps in front of a sequence, for a convolution."""
+    x, at = ready(x), _axis(axis, len(x.axes))
+    if isinstance(first, Tensor) and not first.steps and first.source != x.source and len(first.axes) == len(x.axes):
+        size, source = first.axes[at][0].size if len(first.axes[at]) == 1 else None, first.source
+    elif _is_zero(first) and isinstance(first, np.ndarray) and first.ndim == len(x.axes):
+        size, source = first.shape[at], None
+    else:
+        raise NotUnderstoodError("several tensors that depend on the input are joined")
+    if size is None or len(x.axes[at]) != 1:
+        raise NotUnderstoodError("expected a known number of steps in front of others")
+    return replace(x, before=(size, source, at))
+
+
+def _pad(call: Call) -> Any:
+    x = ready(call.given[0])
+    pads = call.wholes(1, "pads", 11)
+    mode, value = call.attributes.text("mode", "constant"), call.given[2] if len(call.given) > 2 else None
+    by_axis = len(call.given) > 3 and call.given[3] is not None
+    if mode != "constant" or (value is not None and not _is_zero(value)) or call.attributes.real("value", 0.0):
+        raise NotUnderstoodError("expected zeros")
+    if pads is None or by_axis or len(pads) != 2 * len(x.axes):
+        raise NotUnderstoodError("pads: expected two for each axis")
+    at = [i for i, count in enumerate(pads) if count]
+    if not at:
+        return x
+    if len(at) > 1 or at[0] >= len(x.axes) or pads[at[0]] < 0 or len(x.axes[at[0]]) != 1:
+        raise NotUnderstoodError("pads: expected some in front of one axis")
+    return replace(x, before=(pads[at[0]], None, at[0]))
+
+
+def _gather(call: Call) -> Any:
+    value, index = call.given[0], call.given[1]
+    axis = call.attributes.whole("axis", 0)
+    if isinstance(index, Tensor):
+        return _embedding(call, index, axis)
+    index = call.array(1)
+    if isinstance(value, Filled):
+        return value
+    if isinstance(value, np.ndarray):
+        axis = _axis(axis, value.ndim)
+        size = value.size // max(value.shape[axis], 1) * index.size
+        call.scope.spend(size * value.itemsize)
+        found: Any = np.take(value, index.astype(np.int64), axis)
+        return found if isinstance(found, np.ndarray) else _scalar(found)
+    if index.size != 1:
+        raise NotUnderstoodError("indices: expected one")
+    place = _whole(index.reshape(-1)[0])
+    if isinstance(value, Stack):
+        if axis != 0 or not -len(value.entries) <= place < len(value.entries):
+            raise NotUnderstoodError("indices: expected one of the layers")
+        found = value.entries[place]
+        return found if index.ndim == 0 else replace(found, axes=((), *found.axes))
+    return _picked(call, value, _axis(axis, len(value.axes)), place, index.ndim)
+
+
+def _scalar(entry: Any) -> Array:
+    array = np.empty((), object if isinstance(entry, (Size, int)) else np.asarray(entry).dtype)
+    array[()] = entry
+    return array
+
+
+def _picked(call: Call, x: Tensor, axis: int, place: int, kept: int) -> Tensor:
+    """One entry of an axis, which goes or is kept with size 1."""
+    found = x.axes[axis]
+    if kept > 1:
+        raise NotUnderstoodError("indices: expected one at most")
+    if not found and place in (0, -1):
+        return x if kept else replace(x, axes=(*x.axes[:axis], *x.axes[axis + 1 :]))
+    if not x.steps:
+        return _part(x, axis, place, place + 1 if place != -1 else None, bool(kept))
+    if found and x.units is not None and len(x.units) == 2 and found == x.units[:1] and place in (0, 1, -1, -2):
+        return _one_direction(x, axis, place % 2, bool(kept))
+    time = time_of(x)[0]
+    is_last = place == -1 or (time is not None and place == (time[0].size or 0) - 1 and place > 0)
+    if time is not None and found == time and is_last:
+        last = call.step(ready(x), "last", own=False)
+        middle: tuple[Axis, ...] = ((),) if kept else ()
+        return replace(last, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]))
+    raise NotUnderstoodError(f"entry {place} of an axis: expected the last step, or a direction")
+
+
+def _part(x: Tensor, axis: int, first: int, end: int | None, keeps: bool) -> Tensor:
+    """A part of an input, such as the first state of one layer of several."""
+    if len(x.axes[axis]) != 1:
+        raise NotUnderstoodError("a part of an axis of size 1")
+    (atom,) = x.axes[axis]
+    if first < 0 and atom.size is not None:
+        first, end = first + atom.size, atom.size if end is None else end
+    if end is None or end < 0:
+        end = None if atom.size is None else (atom.size if end is None else end + atom.size)
+    if end is not None and atom.size is not None:
+        end = min(end, atom.size)
+    if first < 0 or end is None or end <= first:
+        raise NotUnderstoodError("a part of an input that cannot be placed")
+    part = Atom(f"{atom.name}[{first}:{end}]", end - first)
+    if keeps:
+        return replace(x, axes=(*x.axes[:axis], (part,), *x.axes[axis + 1 :]))
+    # Which part it was must not be lost: the axis stays, and the next Unsqueeze would be a second one.
+    raise NotUnderstoodError("a single entry of an input")
+
+
+def _embedding(call: Call, tokens: Tensor, axis: int) -> Tensor:
+    table = call.array(0)
+    if tokens.steps or tokens.type not in (6, 7) or axis not in (0, -2) or table.ndim != 2:
+        raise NotUnderstoodError("expected rows of a table for tokens from the input")
+    if table.dtype not in FLOATS.values() or 0 in table.shape:
+        raise NotUnderstoodError("expected a table of float32 or float64")
+    units: Axis = (Atom(f"{label(call.node)}.units", table.shape[1]),)
+    kind = next(number for number, dtype in FLOATS.items() if dtype == table.dtype)
+    x = call.step(replace(tokens, units=units, axes=(*tokens.axes, units), type=kind), "embedding", weight=table)
+    return x
+
+
+def _slice(call: Call) -> Any:
+    value = call.given[0]
+    if isinstance(value, Filled):
+        return value
+    rank = value.ndim if isinstance(value, np.ndarray) else len(value.axes) if isinstance(value, Tensor) else 3
+    if call.version < 10:
+        starts, ends = call.attributes.wholes("starts"), call.attributes.wholes("ends")
+        axes, strides = call.attributes.wholes("axes"), None
+    else:
+        starts, ends = call.wholes(1, "", 0), call.wholes(2, "", 0)
+        axes, strides = call.wholes(3, "", 0), call.wholes(4, "", 0)
+    if starts is None or ends is None:
+        raise NotUnderstoodError("expected starts and ends")
+    axes = [*range(len(starts))] if axes is None else axes
+    strides = [1] * len(starts) if strides is None else strides
+    if not len(starts) == len(ends) == len(axes) == len(strides):
+        raise NotUnderstoodError("expected as many starts as ends")
+    if isinstance(value, np.ndarray):
+        cut = [slice(None)] * rank
+        for first, end, axis, stride in zip(starts, ends, axes, strides, strict=True):
+            backwards = stride < 0 and end < -value.shape[axis]
+            cut[_axis(axis, rank)] = slice(first, None if backwards else end, stride)
+        return value[tuple(cut)]
+    if strides != [1] * len(strides):
+        raise NotUnderstoodError("steps: expected 1")
+    for first, end, axis in zip(starts, ends, axes, strict=True):
+        value = _sliced(call, value, _axis(axis, rank), first, end)
+    return value
+
+
+def _sliced(call: Call, value: Any, axis: int, first: int, end: int) -> Any:
+    whole = end >= 2**31 - 1
+    if isinstance(value, Stack):
+        entries = value.entries[first : None if whole else end]
+        if axis or not entries:
+            raise NotUnderstoodError("expected some of the layers")
+        if len(entries) == 1:
+            return replace(entries[0], axes=((), *entries[0].axes))
+        both = len(entries) == 2 and entries[0].direction == 0 and entries[1] == replace(entries[0], direction=1)
+        if both:
+            units = entries[0].units
+            assert units is not None
+            return replace(entries[0], axes=(units[:1], *entries[0].axes), direction=None)
+        return Stack(entries)
+    if whole and first == 0:
+        return value
+    if value.before is not None and (whole or end == 0) and first < 0:
+        return Unclear("the last inputs of a convolution", is_state=True)
+    found = value.axes[axis]
+    if not found and first in (0, -1) and (whole or end == 1):
+        return value
+    if not value.steps and len(found) == 1 and value.before is None:
+        return _part(value, axis, first, None if whole else end, keeps=True)
+    size = found[0].size if len(found) == 1 else None
+    if size is not None and end == size:
+        if first == 0:
+            return value
+        whole = True
+    if whole and size is not None and first == size - 1:
+        first = -1
+    if (whole and first == -1) or (first >= 0 and end == first + 1) or (first < -1 and end == first + 1):
+        return _picked(call, value, axis, first, kept=1)
+    raise NotUnderstoodError("a part of an axis: expected the last step, or a direction")
+
+
+def _split(call: Call) -> Any:
+    value, count = call.given[0], len(call.node.output)
+    axis = call.attributes.whole("axis", 0)
+    sizes = call.wholes(1, "split", 13)
+    if isinstance(value, Filled):
+        return [value] * count
+    if isinstance(value, np.ndarray):
+        axis = _axis(axis, value.ndim)
+        if sizes is None:
+            each = -(-value.shape[axis] // count)
+            sizes = [each] * (count - 1) + [value.shape[axis] - each * (count - 1)]
+        if min(sizes, default=0) < 0 or sum(sizes) != value.shape[axis] or len(sizes) != count:
+            raise NotUnderstoodError("split: sizes that do not fit")
+        return np.split(value, np.cumsum(sizes)[:-1].tolist(), axis)
+    axis = _axis(axis, len(value.axes))
+    size = value.axes[axis][0].size if len(value.axes[axis]) == 1 else None
+    if size is None:
+        raise NotUnderstoodError("an axis of unknown size")
+    if sizes is None:
+        each = -(-size // count)
+        sizes = [each] * (count - 1) + [size - each * (count - 1)]
+    if min(sizes) < 1 or sum(sizes) != size or len(sizes) != count:
+        raise NotUnderstoodError("split: sizes that do not fit")
+    starts = [sum(sizes[:i]) for i in range(count)]
+    return [_sliced(call, value, axis, first, first + n) for first, n in zip(starts, sizes, strict=True)]
+
+
+def _constant_of_shape(call: Call) -> Any:
+    value = call.scope.read(call.attributes.tensor("value")) if "value" in call.attributes else np.zeros(1, np.float32)
+    if value.size != 1:
+        raise NotUnderstoodError("value: expected one number")
+    return _filled(call, value.reshape(()), [*call.array(0).reshape(-1)])
+
+
+def _expand(call: Call) -> Any:
+    value, target = call.given[0], [*call.array(1).reshape(-1)]
+    if isinstance(value, Filled):
+        return value
+    if isinstance(value, Tensor):
+        if len(target) <= len(value.axes) and all(not isinstance(n, Size) and n == 1 for n in target):
+            return value
+        raise NotUnderstoodError("the data is repeated")
+    same = value.size and all(entry == value.flat[0] for entry in (value.flat if value.size < 64 else ()))
+    if same or (value.dtype != object and value.size and (value == value.flat[0]).all()):
+        shape = target
+        if not any(isinstance(n, Size) or n is None for n in target):
+            shape = [*np.broadcast_shapes(value.shape, [_whole(n) for n in target])]
+        return _filled(call, _scalar(value.flat[0]), shape)
+    shape = [*np.broadcast_shapes(value.shape, [_whole(n) for n in target])]
+    call.scope.spend(math.prod(shape) * value.itemsize)
+    return np.broadcast_to(value, shape)
+
+
+def _tile(call: Call) -> Any:
+    value = call.given[0]
+    if isinstance(value, Filled):
+        return value
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return _filled(call, value.reshape(()), [*call.array(1).reshape(-1)])
+    raise NotUnderstoodError("numbers that are repeated")
+
+
+def _filled(call: Call, value: Array, shape: Sequence[Any]) -> Any:
+    """One number in a shape: as an array if that is small, else as what it is."""
+    if not any(isinstance(n, Size) or n is None for n in shape) and len(shape) <= 8:
+        sizes = [_whole(n) for n in shape]
+        if min(sizes, default=0) < 0:
+            raise NotUnderstoodError("expected sizes")
+        if math.prod(sizes) <= 4096 and value.dtype != object:
+            call.scope.spend(math.prod(sizes) * value.itemsize)
+            return np.full(sizes, value)
+    return Filled(value[()])
+
+
+def _range(call: Call) -> Any:
+    first, end, step = (_whole(call.array(i).reshape(-1)[0]) for i in range(3))
+    if not step or abs(end - first) > 4096:
+        raise NotUnderstoodError("expected few numbers")
+    return np.arange(first, end, step)
+
+
+def _arithmetic(call: Call) -> Any:
+    op, (one, other) = call.node.op_type, call.given[:2]
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        shape = np.broadcast_shapes(one.shape, other.shape)
+        call.scope.spend(math.prod(shape) * 8)
+        if one.dtype == object or other.dtype == object:
+            if math.prod(shape) > 64:
+                raise NotUnderstoodError("sizes: expected few")
+            return _sizes(op, one, other, shape)
+        if op == "Div" and one.dtype.kind in "iu":
+            raise NotUnderstoodError("whole numbers are divided")
+        return _FUNCTIONS[op](one, other)
+    if op in ("Add", "Mul") and isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.direction is not None:
+            if other.direction == 0:
+                one, other = other, one
+            if (one.direction, other.direction) == (0, 1) and replace(one, direction=1) == other:
+                return _merged(replace(one, direction=None), MERGES[op])
+        return _gelu_product(call, one, other)
+    if isinstance(one, Tensor) and isinstance(other, (np.ndarray, Filled)):
+        return _affine(call, op, one, other)
+    if isinstance(other, Tensor) and isinstance(one, (np.ndarray, Filled)) and op in ("Add", "Mul"):
+        return _affine(call, op, other, one)
+    if isinstance(one, Filled) and isinstance(other, Filled) and op == "Mul" and (_is_zero(one) or _is_zero(other)):
+        return Filled(0)
+    raise NotUnderstoodError("two tensors that depend on the input meet")
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Equal": np.equal,
+}  # fmt: skip
+
+
+def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
+    def of(a: Any, b: Any) -> Any:
+        if op == "Equal":
+            return a == b  # a size that is open is no number of the file
+        if not isinstance(a, Size) and not isinstance(b, Size) and a is not None and b is not None:
+            return int(_FUNCTIONS[op](_whole(a), _whole(b))) if op != "Div" else _whole(a) // max(_whole(b), 1)
+        if op == "Mul":
+            if isinstance(a, Size) and isinstance(b, Size):
+                return Size(a.axis + b.axis)
+            if 1 in (a, b):
+                return a if b == 1 else b
+        return None
+
+    found = np.empty(shape, object)
+    pairs = zip(np.broadcast_to(one, shape).flat, np.broadcast_to(other, shape).flat, strict=True)
+    found.reshape(-1)[:] = _objects([of(a, b) for a, b in pairs])
+    return found
+
+
+def _where(call: Call) -> Any:
+    condition, one, other = (call.array(i) for i in range(3))
+    shape = np.broadcast_shapes(condition.shape, one.shape, other.shape)
+    call.scope.spend(math.prod(shape) * 8)
+    return np.where(condition.astype(bool), one, other)
+
+
+def _unary(call: Call) -> Any:
+    value = call.array(0)
+    call.scope.spend(value.nbytes)
+    function: Any = {"Sqrt": np.sqrt, "Neg": np.negative, "Reciprocal": np.reciprocal}[call.node.op_type]
+    return function(value)
+
+
+def _numbers(call: Call, x: Tensor, value: Any) -> Array:
+    """A constant that stands for every unit, or once for all: its numbers."""
+    if isinstance(value, Filled):
+        if isinstance(value.value, Size):
+            raise NotUnderstoodError("a size is used as data")
+        return np.asarray(value.value, np.float64).reshape(())
+    if value.dtype not in FLOATS.values():
+        raise NotUnderstoodError("expected float32 or float64")
+    if value.ndim > len(x.axes):
+        raise NotUnderstoodError("a constant of more axes than the data has")
+    wide = [i - value.ndim + len(x.axes) for i, size in enumerate(value.shape) if size != 1]
+    if not wide:
+        return np.asarray(value.reshape(()))
+    if len(wide) > 1 or (x.units is not None and x.axes[wide[0]] != x.units):
+        raise NotUnderstoodError("a constant along another axis than that of the units")
+    _check_units(x, wide[0], value.size)
+    if x.units is not None and math.prod(atom.size or 0 for atom in x.units) != value.size:
+        raise NotUnderstoodError(f"a constant of {value.size} units, where the data has others")
+    return np.asarray(value.reshape(-1))
+
+
+def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
+    """A shift or a scale: a layer's bias, or part of a normalisation."""
+    if (x.gelu is not None and (x.gelu[0] != "x" or op in ("Mul", "Div"))) or (
+        op in ("Mul", "Div") and _is_close(value, (0.5, 2.0, math.sqrt(2), math.sqrt(0.5)))
+    ):
+        return _gelu_scaled(call, op, x, value)
+    x = ready(x)
+    if x.type not in FLOATS:
+        raise NotUnderstoodError("expected numbers of float32 or float64")
+    numbers = _numbers(call, x, value)
+    if x.units is None and numbers.ndim == 1:
+        at = next(i for i, size in enumerate((1,) * (len(x.axes) - value.ndim) + value.shape) if size != 1)
+        x = replace(x, units=x.axes[at])
+    last = x.steps[-1] if x.steps else None
+    if op == "Add" and last and last.kind == "dense" and last.options["bias"] is None:
+        weight = last.options["weight"]
+        bias = np.broadcast_to(numbers, weight.shape[:1])
+        if bias.dtype == weight.dtype or not numbers.ndim:
+            return replace(x, steps=(*x.steps[:-1], replace(last, options={**last.options, "bias": bias})))
+    dtype = FLOATS[x.type]
+    return call.step(x, "affine", op=op, numbers=numbers, dtype=dtype)
+
+
+def _is_close(value: Any, numbers: Sequence[float]) -> bool:
+    found = value.value if isinstance(value, Filled) else value
+    if isinstance(found, Size) or np.size(found) != 1:
+        return False
+    number = float(np.asarray(found).reshape(-1)[0])
+    return any(math.isclose(number, one, rel_tol=1e-6) for one in numbers)
+
+
+# The formula x * 0.5 * (1 + erf(x / sqrt(2))) in any order: x times a number, the error function, one added to it,
+# and x times that, each with the factor that stands before it.
+
+
+def _gelu_scaled(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
+    found = value.value if isinstance(value, Filled) else np.asarray(value)
+    if np.size(found) != 1 or isinstance(found, Size):
+        raise NotUnderstoodError("an error function that is not part of gelu")
+    number = float(np.asarray(found).reshape(-1)[0])
+    kind, factor = x.gelu or ("x", 1.0)
+    if op in ("Mul", "Div"):
+        factor = factor * number if op == "Mul" else factor / number
+        if kind == "gelu" and math.isclose(factor, 0.5, rel_tol=1e-6):
+            return _activated(replace(x, gelu=None), call, "gelu")
+        return replace(x, gelu=(kind, factor))
+    if op == "Add" and kind == "erf" and number == 1 and factor == 1:
+        return replace(x, gelu=("cdf", 1.0))
+    raise NotUnderstoodError("an error function that is not part of gelu")
+
+
+def _erf(call: Call) -> Tensor:
+    x = call.given[0]
+    if not isinstance(x, Tensor) or x.gelu is None or x.gelu[0] != "x":
+        raise NotUnderstoodError("an error function that is not part of gelu")
+    if not math.isclose(x.gelu[1], math.sqrt(0.5), rel_tol=1e-6):
+        raise NotUnderstoodError("an error function that is not part of gelu")
+    return replace(x, gelu=("erf", 1.0))
+
+
+def _gelu_product(call: Call, one: Tensor, other: Tensor) -> Tensor:
+    first, second = sorted((one, other), key=lambda x: (x.gelu or ("x",))[0], reverse=True)
+    kinds = first.gelu or ("x", 1.0), second.gelu or ("x", 1.0)
+    same = replace(first, gelu=None) == replace(second, gelu=None)
+    if call.node.op_type != "Mul" or not same or (kinds[0][0], kinds[1][0]) != ("x", "cdf"):
+        raise NotUnderstoodError("two tensors that depend on the input meet")
+    factor = kinds[0][1] * kinds[1][1]
+    x = replace(first, gelu=None)
+    return _activated(x, call, "gelu") if math.isclose(factor, 0.5, rel_tol=1e-6) else replace(x, gelu=("gelu", factor))
+
+
+def _activated(value: Any, call: Call, name: str, alpha: float | None = None) -> Tensor:
+    x = ready(value)
+    if x.type not in FLOATS:
+        raise NotUnderstoodError("expected numbers of float32 or float64")
+    return call.step(x, "activation", name=name, alpha=alpha)
+
+
+def _activation(call: Call) -> Any:
+    op, of = call.node.op_type, call.attributes
+    if op == "HardSigmoid":
+        if not (abs(of.real("alpha", 0.2) - 1 / 6) < 1e-6 and of.real("beta", 0.5) == 0.5):
+            raise NotUnderstoodError("alpha, beta: expected 1/6 and 0.5")
+        return _activated(call.given[0], call, "hard_sigmoid")
+    if op == "Gelu" and of.text("approximate", "none") != "none":
+        raise NotUnderstoodError("approximate: expected none")
+    if op == "Elu":
+        return _activated(call.given[0], call, "elu", of.real("alpha", 1.0))
+    if op == "LeakyRelu":
+        return _activated(call.given[0], call, "leaky_relu", of.real("alpha", float(np.float32(0.01))))
+    return _activated(call.given[0], call, op.lower())
+
+
+def _softmax(call: Call) -> Any:
+    x = ready(call.given[0])
+    axis = call.attributes.whole("axis", 1 if call.version < 13 else -1)
+    last = len(x.axes) - 1
+    if _axis(axis, len(x.axes)) != last:
+        raise NotUnderstoodError(f"axis: expected the last one, got {axis}")
+    if x.units is None or x.axes[last] != x.units:
+        raise NotUnderstoodError("expected the units of the layer before on the last axis")
+    return _activated(x, call, "softmax")
+
+
+def _matmul(call: Call) -> Any:
+    if isinstance(call.given[1], Tensor):
+        raise NotUnderstoodError("a product with what comes from the input on the right")
+    return _product(call, ready(call.given[0]), call.array(1).T, None)
+
+
+def _gemm(call: Call) -> Any:
+    of, x = call.attributes, ready(call.given[0])
+    weight = call.array(1)
+    if of.whole("transA", 0) or of.real("alpha", 1.0) != 1 or len(x.axes) != 2:
+        raise NotUnderstoodError("transA, alpha: expected the data times the weights")
+    if not of.whole("transB", 0):
+        weight = weight.T
+    bias = call.given[2] if len(call.given) > 2 else None
+    if bias is not None:
+        if of.real("beta", 1.0) != 1 or not isinstance(bias, np.ndarray) or weight.ndim != 2:
+            raise NotUnderstoodError("beta, C: expected a bias of the weights' size")
+        if bias.size not in (1, weight.shape[0]) or bias.shape[-1:] not in ((), (1,), weight.shape[:1]):
+            raise NotUnderstoodError("C: expected a bias of the weights' size")
+        bias = np.broadcast_to(bias.reshape(-1), weight.shape[:1])
+    return _product(call, x, weight, bias)
+
+
+def _product(call: Call, x: Tensor, weight: Array, bias: Array | None) -> Tensor:
+    if weight.ndim != 2 or weight.dtype not in FLOATS.values() or 0 in weight.shape:
+        raise NotUnderstoodError("expected a matrix of float32 or float64")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise NotUnderstoodError("expected a bias of the weights' dtype")
+    _check_units(x, len(x.axes) - 1, weight.shape[1])
+    units: Axis = (Atom(f"{label(call.node)}.units", weight.shape[0]),)
+    known = math.prod(atom.size or 0 for atom in x.axes[-1])
+    if x.units is not None and known not in (0, weight.shape[1]):
+        raise NotUnderstoodError(f"expected weights for {known} units, got {weight.shape[1]}")
+    return call.step(replace(x, axes=(*x.axes[:-1], units), units=units), "dense", weight=weight, bias=bias)
+
+
+def _layer_norm(call: Call) -> Any:
+    x, of = ready(call.given[0]), call.attributes
+    if _axis(of.whole("axis", -1), len(x.axes)) != len(x.axes) - 1:
+        raise NotUnderstoodError("axis: expected the last one")
+    weight = call.array(1)
+    bias = call.array(2) if len(call.given) > 2 and call.given[2] is not None else None
+    if weight.dtype not in FLOATS.values() or weight.ndim != 1 or (bias is not None and bias.shape != weight.shape):
+        raise NotUnderstoodError("expected a scale and a bias for every unit")
+    _check_units(x, len(x.axes) - 1, weight.size)
+    x = replace(x, units=x.axes[-1])
+    return call.step(x, "layer_norm", weight=weight, bias=bias, eps=of.real("epsilon", 1e-5))
+
+
+def _batch_norm(call: Call) -> Any:
+    x, of = ready(call.given[0]), call.attributes
+    if of.whole("training_mode", 0) or of.whole("spatial", 1) != 1 or len(x.axes) < 2:
+        raise NotUnderstoodError("training_mode: expected inference")
+    weight, bias, mean, variance = (call.array(i) for i in range(1, 5))
+    if any(one.shape != weight.shape or one.dtype != weight.dtype or one.ndim != 1 for one in (bias, mean, variance)):
+        raise NotUnderstoodError("expected four numbers for every unit")
+    if weight.dtype not in FLOATS.values():
+        raise NotUnderstoodError("expected float32 or float64")
+    _check_units(x, 1, weight.size)
+    x = replace(x, units=x.axes[1])
+    arrays = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    return call.step(x, "batch_norm", arrays=arrays, eps=of.real("epsilon", 1e-5))
+
+
+def _reduce(call: Call) -> Any:
+    value, axes = call.given[0], call.wholes(1, "axes", 13 if call.node.op_type == "ReduceSum" else 18)
+    if not isinstance(value, Tensor) or axes is None or len(axes) != 1:
+        raise NotUnderstoodError("expected the directions to be merged")
+    axis = _axis(axes[0], len(value.axes))
+    if value.units is None or len(value.units) != 2 or value.axes[axis] != value.units[:1] or not value.steps:
+        raise NotUnderstoodError("expected the directions to be merged")
+    keeps: tuple[Axis, ...] = ((),) if call.attributes.whole("keepdims", 1) else ()
+    x = replace(value, axes=(*value.axes[:axis], *keeps, *value.axes[axis + 1 :]))
+    return _merged(x, MERGES[call.node.op_type])
+
+
+def _merged(x: Tensor, mode: str) -> Tensor:
+    """Two directions as one: right behind the layer, or behind its last step."""
+    at = -2 if len(x.steps) > 1 and x.steps[-1].kind == "last" and x.steps[-1].options["own"] else -1
+    steps = [*x.steps]
+    if x.units is None or steps[at].kind != "recurrent" or x.state == "c":
+        raise NotUnderstoodError("expected the directions to be merged right behind their layer")
+    steps[at] = replace(steps[at], options={**steps[at].options, "merge": mode})
+    return replace(x, steps=tuple(steps), units=x.units[1:], state="")
+
+
+def _convolution(call: Call) -> Any:
+    value, of, weight = call.given[0], call.attributes, call.array(1)
+    if not isinstance(value, Tensor):
+        raise NotUnderstoodError("expected what comes from the input")
+    before = value.before
+    x = ready(replace(value, before=None))
+    spatial = [i for i in range(2, len(x.axes)) if x.axes[i]]
+    if len(spatial) != 1 or weight.ndim != len(x.axes) or weight.dtype not in FLOATS.values() or 0 in weight.shape:
+        raise NotUnderstoodError("expected a convolution over time alone")
+    if before and before[2] != spatial[0]:
+        raise NotUnderstoodError("steps joined in front of others on another axis than that of time")
+    count, at = len(x.axes) - 2, spatial[0] - 2
+    if any(size != 1 for i, size in enumerate(weight.shape[2:]) if i != at):
+        raise NotUnderstoodError("expected a convolution over time alone")
+    taps = weight.shape[spatial[0]]
+    dilation = (of.wholes("dilations") or [1] * count)[at]
+    if (of.wholes("strides") or [1] * count)[at] != 1 or of.whole("group", 1) != 1 or dilation < 1:
+        raise NotUnderstoodError("strides, group: expected 1")
+    if (of.wholes("kernel_shape") or [*weight.shape[2:]]) != [*weight.shape[2:]]:
+        raise NotUnderstoodError("kernel_shape: another one than the weights have")
+    reach = (taps - 1) * dilation
+    automatic = of.text("auto_pad", "NOTSET")
+    pads = of.wholes("pads") or [0] * (2 * count)
+    if automatic == "SAME_UPPER":
+        pads = [0] * (2 * count)
+        pads[at], pads[count + at] = reach // 2, reach - reach // 2
+    elif automatic not in ("NOTSET", "VALID"):
+        raise NotUnderstoodError(f"auto_pad: expected SAME_UPPER, got {automatic}")
+    if len(pads) != 2 * count or any(n for i, n in enumerate(pads) if i not in (at, count + at)):
+        raise NotUnderstoodError("pads: expected some of time alone")
+    around = (pads[at] + (before[0] if before else 0), pads[count + at])
+    if around == (reach, 0):
+        padding = "causal"
+    elif around == (reach // 2, reach - reach // 2) and not (before and before[1]):
+        padding = "same"
+    else:
+        raise NotUnderstoodError(f"pads: expected {reach} steps in front, or half of them on each side, got {around}")
+    bias = call.array(2) if len(call.given) > 2 and call.given[2] is not None else None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise NotUnderstoodError("B: expected a bias of the weights' size")
+    time, batch = x.axes[spatial[0]], x.axes[0]
+    _check_axes(x, time, batch)
+    _check_units(x, 1, weight.shape[1])
+    if x.units is not None and math.prod(atom.size or 0 for atom in x.units) != weight.shape[1]:
+        raise NotUnderstoodError("expected weights for as many units as there are")
+    units: Axis = (Atom(f"{label(call.node)}.units", weight.shape[0]),)
+    options = {
+        "weight": weight.reshape(weight.shape[0], weight.shape[1], taps), "bias": bias, "dilation": dilation,
+        "padding": padding, "states": (None if not before or before[1] is None else (before[1], None),),
+    }  # fmt: skip
+    step = Step("convolution", label(call.node), options, time, batch)
+    return replace(x, axes=(x.axes[0], units, *x.axes[2:]), units=units, steps=(*x.steps, step))
+
+
+OPERATIONS: dict[str, Callable[[Call], Any]] = {
+    "Identity": _identity, "Dropout": _dropout, "Constant": _constant, "Cast": _cast, "Transpose": _transpose,
+    "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Shape": _shape, "Reshape": _reshape, "Concat": _concat,
+    "Gather": _gather, "Slice": _slice, "Split": _split, "ConstantOfShape": _constant_of_shape, "Expand": _expand,
+    "Tile": _tile, "Range": _range, "Where": _where, "Pad": _pad, "Erf": _erf, "Softmax": _softmax,
+    "MatMul": _matmul, "Gemm": _gemm, "LayerNormalization": _layer_norm, "BatchNormalization": _batch_norm,
+    "Conv": _convolution, **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _arithmetic),
+    **dict.fromkeys(("Sqrt", "Neg", "Reciprocal"), _unary),
+    **dict.fromkeys(("ReduceSum", "ReduceProd", "ReduceMean"), _reduce),
+    **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Softplus", "HardSigmoid", "Gelu"), _activation),
+}  # fmt: skip

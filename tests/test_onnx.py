@@ -1,0 +1,626 @@
+"""ONNX files: what PyTorch and others write gives the same numbers here, and what is written runs in ONNX Runtime."""
+
+import functools
+import os
+import random as chance
+import warnings
+
+import gatewise as gw
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import make_layer, random
+from gatewise.formats import onnx as formats
+from onnx import helper, numpy_helper
+from tolerances import assert_close, error
+
+KINDS = ["LSTM", "GRU", "RNN"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+def run(path, **inputs):
+    """ONNX Runtime's outputs by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+# ---- files of torch.onnx.export
+
+
+def export(module, arguments, path, dynamic=True, names=("x", "h", "c")):
+    """A file as torch.onnx.export writes it, with the axes of sequence and rows left open or not."""
+    given = [names[0]] + [names[i] for i in range(1, 1 + sum(torch.is_tensor(a) for a in flat(arguments[1:])))]
+    axes = {name: {0: f"{name}_0", 1: f"{name}_1"} if name == "x" else {1: "batch"} for name in given}
+    with warnings.catch_warnings():
+        # The exporter speaks of its successor, and of sizes that it takes as they are.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, arguments, os.fspath(path), dynamo=False, input_names=given, dynamic_axes=axes if dynamic else None
+        )
+
+
+def flat(arguments):
+    for one in arguments:
+        if isinstance(one, tuple):
+            yield from one
+        else:
+            yield one
+
+
+class Network(torch.nn.Module):
+    """What stands around a recurrent layer in most networks."""
+
+    def __init__(self, kind, layers=1, two=False, batch_first=False, embedding=False, end="all", bias=True):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(20, 5) if embedding else None
+        options = {"batch_first": batch_first, "bidirectional": two, "bias": bias}
+        self.recurrent = getattr(torch.nn, kind)(5, 6, layers, **options)
+        self.dense = torch.nn.Linear(12 if two else 6, 4)
+        self.end, self.batch_first = end, batch_first
+
+    def forward(self, x, state=None):
+        if self.embedding is not None:
+            x = self.embedding(x)
+        y, after = self.recurrent(x, state)
+        if self.end == "last":
+            y = y[:, -1] if self.batch_first else y[-1]
+        if self.end == "last kept":
+            y = y[:, -1:, :].squeeze(1) if self.batch_first else y[-1:].squeeze(0)
+        if self.end == "state":
+            h = after[0] if isinstance(after, tuple) else after
+            y = torch.cat([h[-2], h[-1]], 1) if self.recurrent.bidirectional else h[-1]
+        return torch.softmax(self.dense(y), -1), after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("end", ["all", "last", "last kept", "state"])
+def test_pytorch(kind, layers, two, batch_first, end, path):
+    torch.manual_seed(layers)
+    dynamic = end != "last"
+    embedding = end in ("all", "state")
+    module = Network(kind, layers, two, batch_first, embedding, end, bias=end != "all").eval()
+    x = torch.randint(20, (4, 7)) if embedding else torch.randn(4, 7, 5)
+    export(module, (x,), path, dynamic)
+    model = formats.load(path)
+    assert model.batch_first == batch_first
+    other = x if not dynamic else (torch.randint(20, (3, 9)) if embedding else torch.randn(3, 9, 5))
+    with torch.no_grad():
+        expected = module(other)[0].numpy()
+    assert_close(model(other.numpy()), expected, "torch_float32")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("two", [False, True])
+def test_states_of_pytorch(kind, two, path):
+    """First states that are inputs are what a call takes; layers that share one are layers of one."""
+    module = Network(kind, 2, two).eval()
+    x = torch.randn(7, 3, 5)
+    first = tuple(torch.randn(4 if two else 2, 3, 6) for _ in range(2 if kind == "LSTM" else 1))
+    state = first if kind == "LSTM" else first[0]
+    export(module, (x, state), path)
+    model = formats.load(path)
+    assert [type(layer).__name__ for layer in model] == [kind, "Dense", "Activation"]
+    assert model[0].num_layers == 2
+    y, after = model(x.numpy(), (tuple(one.numpy() for one in first) if kind == "LSTM" else first[0].numpy(),),
+                     return_state=True)  # fmt: skip
+    with torch.no_grad():
+        expected, expected_after = module(x, state)
+    assert_close(y, expected.numpy(), "torch_float32")
+    expected_after = expected_after if kind == "LSTM" else (expected_after,)
+    after = after[0] if kind == "LSTM" else after
+    assert_close(tuple(after), tuple(one.numpy() for one in expected_after), "torch_float32")
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layer_alone_of_pytorch(batch_first, path):
+    module = torch.nn.GRU(5, 6, batch_first=batch_first, bidirectional=True).eval()
+    x = torch.randn(3, 4, 5)
+    export(module, (x,), path)
+    layer = formats.load(path)
+    assert isinstance(layer, gw.GRU)
+    assert layer.batch_first == batch_first
+    with torch.no_grad():
+        assert_close(layer(x.numpy())[0], module(x)[0].numpy(), "torch_float32")
+
+
+def test_other_layers_of_pytorch(path):
+    """Convolutions, normalisations and activations."""
+
+    class Many(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Conv1d(5, 6, 3, padding="same")
+            self.two = torch.nn.Conv1d(6, 8, 3, padding=0, dilation=2)
+            self.batch = torch.nn.BatchNorm1d(8)
+            self.recurrent = torch.nn.LSTM(8, 6, batch_first=True)
+            self.norm = torch.nn.LayerNorm(6)
+            self.dense = torch.nn.Linear(6, 4)
+            functional = torch.nn.functional
+            self.functions = [
+                functional.relu, functional.gelu, functional.elu, functional.leaky_relu, functional.softplus,
+                functional.hardsigmoid, torch.tanh, torch.sigmoid,
+            ]  # fmt: skip
+
+        def forward(self, x):
+            x = torch.relu(self.one(x.transpose(1, 2)))
+            x = self.batch(torch.tanh(self.two(torch.nn.functional.pad(x, (4, 0)))))
+            x, _ = self.recurrent(x.transpose(1, 2))
+            x = self.dense(torch.nn.functional.dropout(self.norm(x), training=False))
+            for function in self.functions:
+                x = function(x * 3.0 - 0.5)
+            return x
+
+    module = Many()
+    with torch.no_grad():
+        for name, value in module.named_buffers():
+            if "running" in name:
+                value.uniform_(0.5, 1.5)
+    module.eval()
+    x = torch.randn(3, 9, 5)
+    export(module, (x,), path)
+    model = formats.load(path)
+    with torch.no_grad():
+        assert_close(model(x.numpy()), module(x).numpy(), "torch_float32")
+
+
+# ---- graphs by hand
+
+
+def weights(op, directions=1, dtype=np.float32, bias=True, inputs=5, units=6):
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    shapes = {"W": (directions, gates * units, inputs), "R": (directions, gates * units, units)}
+    if bias:
+        shapes["B"] = (directions, 2 * gates * units)
+    return {name: random(shape, dtype) / 2 for name, shape in shapes.items()}
+
+
+def written(path, nodes, inputs, outputs, arrays, opset=17):
+    graph = helper.make_graph(
+        nodes, "graph", [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def one_node(path, op, directions=1, layout=0, lens=False, opset=17, **attributes):
+    """A graph of one node with its states as inputs."""
+    arrays = weights(op, directions)
+    sequence = ["B", "T", 5] if layout else ["T", "B", 5]
+    state = ["B", directions, 6] if layout else [directions, "B", 6]
+    inputs = {"x": (1, sequence)} | ({"lens": (6, ["B"])} if lens else {}) | {"h": (1, state)}
+    if op == "LSTM":
+        inputs["c"] = (1, state)
+    if layout:
+        attributes["layout"] = 1
+    if directions == 2:
+        attributes["direction"] = "bidirectional"
+    names = ["x", "W", "R", "B", "lens" if lens else "", "h", *(["c"] if op == "LSTM" else [])]
+    outputs = ["y", "h_out", *(["c_out"] if op == "LSTM" else [])]
+    node = helper.make_node(op, names, outputs, name="node", hidden_size=6, **attributes)
+    return written(path, [node], inputs, dict.fromkeys(outputs, (1, None)), arrays, opset)
+
+
+@pytest.mark.parametrize("op", KINDS)
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("lens", [False, True])
+@pytest.mark.parametrize("opset", [7, 13, 14, 17, 22])
+def test_one_node(op, directions, lens, opset, path):
+    for reset_after in (0, 1) if op == "GRU" else (None,):
+        options = {} if reset_after is None else {"linear_before_reset": reset_after}
+        one_node(path, op, directions, 0, lens, opset, **options)
+        layer = formats.load(path)
+        assert isinstance(layer, getattr(gw, op))
+        x, h, c = random((7, 3, 5)), random((directions, 3, 6)), random((directions, 3, 6))
+        lengths = np.array([7, 2, 4], np.int32)
+        given = {"x": x, "h": h} | ({"c": c} if op == "LSTM" else {}) | ({"lens": lengths} if lens else {})
+        expected = run(path, **given)
+        y, after = layer(x, (h, c) if op == "LSTM" else h, lengths=lengths if lens else None)
+        assert_close(y, expected["y"].transpose(0, 2, 1, 3).reshape(7, 3, -1), "torch_float32")
+        after = after if op == "LSTM" else (after,)
+        assert_close(after, tuple(expected[name] for name in ("h_out", "c_out")[: len(after)]), "torch_float32")
+
+
+@pytest.mark.parametrize("op", KINDS)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_batch_first_node(op, directions, path, tmp_path):
+    """ONNX Runtime does not know layout=1; the same node with time first says what it should give."""
+    options = {"linear_before_reset": 1} if op == "GRU" else {}
+    one_node(path, op, directions, 1, **options)
+    layer = formats.load(path)
+    assert layer.batch_first
+    other = one_node(tmp_path / "other.onnx", op, directions, 0, **options)
+    x, h, c = random((7, 3, 5)), random((directions, 3, 6)), random((directions, 3, 6))
+    expected = run(other, x=x, h=h, **({"c": c} if op == "LSTM" else {}))
+    y, _ = layer(x.swapaxes(0, 1), (h, c) if op == "LSTM" else h)
+    assert_close(y.swapaxes(0, 1), expected["y"].transpose(0, 2, 1, 3).reshape(7, 3, -1), "torch_float32")
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "name"),
+    [
+        ("LSTM", {"direction": "reverse"}, "direction"),
+        ("LSTM", {"input_forget": 1}, "input_forget"),
+        ("GRU", {"clip": 3.0}, "clip"),
+        ("GRU", {"activations": ["Relu", "Tanh"]}, "activations"),
+        ("RNN", {"activations": ["Softsign"]}, "activations"),
+        ("RNN", {"activation_alpha": [0.5]}, "activation_alpha"),
+        ("RNN", {"something": 1}, "something"),
+    ],
+)
+def test_refused_attributes(op, options, name, path):
+    one_node(path, op, **options)
+    with pytest.raises(gw.FormatError, match=rf"model.onnx: node 'node' \({op}\): {name}: .*node=.*'node'"):
+        formats.load(path)
+    with pytest.raises(gw.FormatError, match=rf"node 'node' \({op}\): {name}: "):
+        formats.load(path, node="node")
+
+
+def test_merged_directions(path):
+    """Two directions that are taken apart and added."""
+    arrays = weights("GRU", 2) | {"axes": np.array([1])}
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R", "B"], ["all"], hidden_size=6, direction="bidirectional"),
+        helper.make_node("Split", ["all"], ["one", "two"], axis=1),
+        helper.make_node("Squeeze", ["one", "axes"], ["first"]),
+        helper.make_node("Squeeze", ["two", "axes"], ["second"]),
+    ]
+    x = random((7, 3, 5))
+    for last, mode in ((("Add", {}), "sum"), (("Mul", {}), "mul"), (("Concat", {"axis": 2}), None)):
+        op, options = last
+        end = helper.make_node(op, ["first", "second"], ["y"], **options)
+        written(path, [*nodes, end], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+        model = formats.load(path)
+        if mode:
+            assert model[0].merge_mode == mode
+        y = model(x) if mode else model(x)[0]
+        assert_close(y, run(path, x=x)["y"], "torch_float32")
+    swapped = helper.make_node("Concat", ["second", "first"], ["y"], axis=2)
+    written(path, [*nodes, swapped], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+    with pytest.raises(gw.FormatError, match="Concat"):
+        formats.load(path)
+
+
+def graph_that_branches(arrays):
+    """A sum of two paths, which is no chain, with a node inside a branch."""
+    inside = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["Wt"], ["W2"], perm=[0, 2, 1]),
+            helper.make_node("LSTM", ["x", "W2", "R", "B"], ["inner"], name="deep", hidden_size=6),
+        ],
+        "inside", [], [helper.make_tensor_value_info("inner", 1, None)],
+    )  # fmt: skip
+    other = helper.make_graph([helper.make_node("Identity", ["flat"], ["outer"])], "other", [],
+                              [helper.make_tensor_value_info("outer", 1, None)])  # fmt: skip
+    return [
+        helper.make_node("Concat", ["W_a", "W_b"], ["W"], axis=1),
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["flat"], name="outside", hidden_size=6),
+        helper.make_node("If", ["which"], ["y"], then_branch=inside, else_branch=other),
+    ]
+
+
+def test_node_alone(path):
+    arrays = weights("LSTM")
+    expected = gw.LSTM(5, 6)
+    order = np.r_[0:6, 12:18, 18:24, 6:12]
+    expected.load_state_dict({
+        "weight_ih_l0": arrays["W"][0][order], "weight_hh_l0": arrays["R"][0][order],
+        "bias_ih_l0": arrays["B"][0][:24][order], "bias_hh_l0": arrays["B"][0][24:][order],
+    })  # fmt: skip
+    stored = {"W_a": arrays["W"][:, :10], "W_b": arrays["W"][:, 10:], "Wt": arrays["W"].transpose(0, 2, 1)}
+    stored |= {"R": arrays["R"], "B": arrays["B"]}
+    inputs = {"x": (1, ["T", "B", 5]), "which": (9, [])}
+    written(path, graph_that_branches(arrays), inputs, {"y": (1, None)}, stored)
+    x = random((4, 2, 5))
+    for name in ("outside", "deep", "flat", "inner"):
+        layer = formats.load(path, node=name)
+        np.testing.assert_array_equal(layer(x)[0], expected(x)[0])
+    with pytest.raises(gw.FormatError, match=r"'.*' \(If\).*takes one of its recurrent nodes alone: 'outside', 'deep'"):
+        formats.load(path)
+    with pytest.raises(gw.FormatError, match="node: expected one of 'outside', 'deep'"):
+        formats.load(path, node="elsewhere")
+    with pytest.raises(TypeError, match="node: "):
+        formats.load(path, node=3)
+
+
+# ---- the tests of the onnx package itself
+
+
+@functools.cache
+def backend_cases():
+    """The tests of LSTM, GRU and RNN of the onnx package, with their weights as inputs."""
+    from onnx.backend.test.loader import load_model_tests
+
+    return {
+        case.name: case
+        for case in load_model_tests(kind="node")
+        if case.model_dir
+        and {node.op_type for node in onnx.load(os.path.join(case.model_dir, "model.onnx")).graph.node} <= {*KINDS}
+    }
+
+
+REFUSED = {"test_lstm_with_peepholes": "P: peepholes"}
+PASSED = {
+    "test_gru_batchwise", "test_gru_defaults", "test_gru_seq_length", "test_gru_with_initial_bias",
+    "test_lstm_batchwise", "test_lstm_defaults", "test_lstm_with_initial_bias",
+    "test_rnn_seq_length", "test_simple_rnn_batchwise", "test_simple_rnn_defaults",
+    "test_simple_rnn_with_initial_bias",
+}  # fmt: skip
+
+
+def test_backend_cases(path):
+    passed, refused = set(), {}
+    for name, case in backend_cases().items():
+        model = onnx.load(os.path.join(case.model_dir, "model.onnx"))
+        (node,) = model.graph.node
+        folder = os.path.join(case.model_dir, "test_data_set_0")
+
+        def read(kind, i, folder=folder):
+            return numpy_helper.to_array(onnx.load_tensor(os.path.join(folder, f"{kind}_{i}.pb")))
+
+        given = {entry.name: read("input", i) for i, entry in enumerate(model.graph.input)}
+        expected = {entry.name: read("output", i) for i, entry in enumerate(model.graph.output)}
+        fixed = [one for i, one in enumerate(node.input) if i in (1, 2, 3, 5, 6, 7) and one]
+        for entry in [entry for entry in model.graph.input if entry.name in fixed]:
+            model.graph.input.remove(entry)
+            model.graph.initializer.append(numpy_helper.from_array(given[entry.name], entry.name))
+        path.write_bytes(model.SerializeToString())
+        try:
+            layer = formats.load(path)
+        except gw.FormatError as error:
+            refused[name] = str(error)
+            continue
+        y, after = layer(given[node.input[0]])
+        h = after[0] if node.op_type == "LSTM" else after
+        for output, value in expected.items():
+            directions = 2 if layer.bidirectional else 1
+            if output == node.output[0]:
+                actual = y.reshape(*y.shape[:2], directions, layer.hidden_size)
+                actual = actual if layer.batch_first else actual.swapaxes(1, 2)
+            else:
+                actual = h.swapaxes(0, 1) if layer.batch_first else h
+            assert error(actual, value) < 1e-6, (name, output)
+        passed.add(name)
+    assert passed == PASSED
+    assert refused.keys() == REFUSED.keys()
+    for name, reason in REFUSED.items():
+        assert reason in refused[name]
+
+
+# ---- saving
+
+
+def first_states(path, rows):
+    model = onnx.load(path)
+    states = [entry for entry in model.graph.input if entry.name.endswith("_in")]
+    shapes = {entry.name: [d.dim_value or rows for d in entry.type.tensor_type.shape.dim] for entry in states}
+    return {name: random(shape) for name, shape in shapes.items()}
+
+
+def compare_with_runtime(model, path, x):
+    """The model, its file in ONNX Runtime and the one that is read again give the same."""
+    formats.save(model, path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    rows = x.shape[0] if model.batch_first else x.shape[1]
+    given = first_states(path, rows)
+    chain = model._chain if isinstance(model, gw.Sequential) else model._chain()
+    parts = [given[f"{kind}{i}_in"] if f"{kind}{i}_in" in given else np.zeros((0, rows, chain.parts[0][1]))
+             for i, one in enumerate(chain.states)
+             for kind in (("x",) if hasattr(one, "steps") else "hc"[: len(one.parts())])]  # fmt: skip
+    state = chain.state_out(parts)
+    if isinstance(model, gw.Sequential):
+        y, after = model(x, state, return_state=True)
+    else:
+        y, after = model(x, state)
+        after = (after,)
+    found = run(path, x=x, **given)
+    assert_close(y, found.pop("y"), "torch_float32")
+    flat_after = [part for one in after for part in (one if isinstance(one, tuple) else (one,))]
+    flat_after = [part for part in flat_after if part.size]
+    assert_close(tuple(flat_after), tuple(found.values()), "torch_float32")
+    again = formats.load(path)
+    result = again(x, state, return_state=True)[0] if isinstance(again, gw.Sequential) else again(x, state)[0]
+    assert_close(result, y, "float32")
+    return again
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("layers", "two", "bias"), [(1, False, True), (2, False, False), (2, True, True)])
+def test_saved_layers(cell, batch_first, layers, two, bias, path):
+    options = {"num_layers": layers, "bidirectional": two, "bias": bias, "batch_first": batch_first}
+    if cell == "gru_reset_before":
+        layer = gw.GRU(5, 6, reset_after=False, seed=1, **options)
+    else:
+        layer = make_layer(cell, 5, 6, **options)
+    again = compare_with_runtime(layer, path, random((4, 3, 5)))
+    again = again if layers == 1 else again[0]
+    assert repr(again) == repr(layer)
+    for name, value in layer.parameters.items():
+        np.testing.assert_array_equal(again.parameters[name], value)
+
+
+NETWORKS = {
+    "tokens": lambda **o: [gw.Embedding(9, 5), gw.Dropout(), gw.LSTM(5, 6, 2, **o), gw.Last(), gw.Dense(6, 3)],
+    "two directions": lambda **o: [gw.LSTM(5, 6, bidirectional=True, **o), gw.Dropout(), gw.Last(), gw.Dense(12, 3)],
+    "last of all": lambda **o: [gw.GRU(5, 6, bidirectional=True, **o), gw.Activation("linear"), gw.Last()],
+    "sum": lambda **o: [gw.Bidirectional(gw.LSTM(5, 6, bidirectional=True, **o), "sum"), gw.Dense(6, 3)],
+    "product": lambda **o: [gw.Bidirectional(gw.LSTM(5, 6, bidirectional=True, **o), "mul"), gw.Last()],
+    "average": lambda **o: [gw.Bidirectional(gw.LSTM(5, 6, bidirectional=True, **o), "ave"), gw.Last()],
+    "convolutions": lambda **o: [
+        gw.Conv1D(5, 6, 3, dilation=2, activation="relu"), gw.Conv1D(6, 4, 4, padding="same"), gw.GRU(4, 6, **o),
+        gw.Conv1D(6, 3, 2, bias=False),
+    ],
+    "normalisations": lambda **o: [
+        gw.Normalization(5), gw.LSTM(5, 6, **o), gw.LayerNorm(6), gw.BatchNorm(6), gw.LayerNorm(6, bias=False),
+        gw.TimeDistributed(gw.Dense(6, 3, bias=False)), gw.BatchNorm(3, affine=False),
+    ],
+    "functions": lambda **o: [
+        gw.RNN(5, 6, **o),
+        *(gw.Dense(6, 6, activation=gw.Activation(name)) for name in ("relu", "tanh", "sigmoid", "softmax", "gelu")),
+        gw.Activation("hard_sigmoid"), gw.Activation("elu", 0.3), gw.Activation("leaky_relu", 0.2),
+        gw.Activation("softplus"), gw.Activation("gelu"), gw.Activation("softmax"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_networks(name, batch_first, path):
+    model = gw.Sequential(NETWORKS[name](batch_first=batch_first), batch_first=batch_first)
+    model.load_state_dict({name: np.abs(random(value.shape)) / 4 + 0.1 if "var" in name else random(value.shape) / 3
+                           for name, value in model.parameters.items()})  # fmt: skip
+    x = np.random.default_rng(0).integers(0, 9, (4, 3)) if name == "tokens" else random((4, 3, 5))
+    compare_with_runtime(model, path, x)
+
+
+def test_saved_float64(path):
+    from onnx.reference import ReferenceEvaluator
+
+    layer = gw.GRU(5, 6, dtype="float64")
+    formats.save(layer, path)
+    x = random((4, 3, 5), "float64")
+    y = ReferenceEvaluator(os.fspath(path)).run(["y"], {"x": x, "h0_in": np.zeros((1, 3, 6))})[0]
+    assert_close(layer(x)[0], y, "float64")
+    np.testing.assert_array_equal(formats.load(path)(x)[0], layer(x)[0])
+
+
+def test_what_cannot_be_saved(path):
+    with pytest.raises(ValueError, match="proj_size"):
+        formats.save(gw.LSTM(5, 6, proj_size=3), path)
+    with pytest.raises(TypeError, match="model: expected Sequential, LSTM, GRU or RNN, got Dense"):
+        formats.save(gw.Dense(5, 6), path)
+    assert not path.exists()
+    formats.save(gw.LSTM(5, 6), path)
+    assert os.listdir(path.parent) == [path.name]
+
+
+# ---- files of bad intent
+
+
+def test_external_data(path, tmp_path):
+    one_node(path, "GRU")
+    expected = formats.load(path)
+    model = onnx.load(path)
+    (tmp_path / "inside").mkdir()
+    inside = tmp_path / "inside" / "model.onnx"
+    onnx.save_model(model, inside, save_as_external_data=True, location="numbers", size_threshold=0)
+    (tmp_path / "numbers").write_bytes((tmp_path / "inside" / "numbers").read_bytes())
+    layer = formats.load(inside)
+    for name, value in expected.parameters.items():
+        np.testing.assert_array_equal(layer.parameters[name], value)
+    outside = os.fspath(tmp_path / "numbers")
+    (tmp_path / "inside" / "link").symlink_to(outside)
+    (tmp_path / "inside" / "folder").mkdir()
+    written = onnx.load(inside, load_external_data=False)
+
+    def change(key, value):
+        for tensor in written.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == key).value = value
+        inside.write_bytes(written.SerializeToString())
+
+    for location in ("../numbers", outside, "link", "folder", "", "..", "./numbers", "missing", "a\0b", "C:numbers"):
+        change("location", location)
+        with pytest.raises(gw.FormatError, match="external data"):
+            formats.load(inside)
+    change("location", "numbers")
+    for key, value in (("offset", "-8"), ("offset", "9" * 30), ("length", str(2**60)), ("offset", "x")):
+        before = written.SerializeToString()
+        change(key, value)
+        with pytest.raises(gw.FormatError):
+            formats.load(inside)
+        written.ParseFromString(before)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**62])
+def test_sizes_that_are_not_there(size, path):
+    """Numbers that nobody wrote take no memory."""
+    arrays = weights("GRU") | {
+        "one": np.array([size]),
+        "many": np.array([1, size, 6]),
+        "zero": np.zeros((1, 1, 1), "f"),
+    }
+    base = [helper.make_node("GRU", ["x", "W", "R", "B", "", "h"], ["y"], hidden_size=6)]
+    for node in (
+        helper.make_node("ConstantOfShape", ["many"], ["h"], value=numpy_helper.from_array(np.ones(1, "f"))),
+        helper.make_node("Expand", ["W", "one"], ["h"]),
+        helper.make_node("Tile", ["W", "many"], ["h"]),
+    ):
+        written(path, [node, *base], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+        with pytest.raises(gw.FormatError):
+            formats.load(path)
+    fine = helper.make_node("Expand", ["zero", "many"], ["h"])
+    written(path, [fine, *base], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+    assert isinstance(formats.load(path), gw.GRU)
+    doubled = [helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0) for i in range(60)]
+    written(path, [*doubled, helper.make_node("Identity", ["d60"], ["h"]), *base], {"x": (1, ["T", "B", 5])},
+            {"y": (1, None)}, arrays | {"d0": np.ones(64, "f")})  # fmt: skip
+    with pytest.raises(gw.FormatError, match="memory"):
+        formats.load(path)
+
+
+def test_files_of_another_kind(path, tmp_path):
+    for data in (b"", b"\0" * 100, b"not a model", bytes(range(256))):
+        path.write_bytes(data)
+        with pytest.raises(gw.FormatError, match=r"model\.onnx: expected an ONNX file"):
+            formats.load(path)
+    with pytest.raises(gw.FormatError, match="expected a file"):
+        formats.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        formats.load(tmp_path / "nothing")
+    one_node(path, "GRU", opset=6)
+    with pytest.raises(gw.FormatError, match="opset_import"):
+        formats.load(path)
+    one_node(path, "GRU", opset=1000)
+    with pytest.raises(gw.FormatError, match="opset_import"):
+        formats.load(path)
+
+
+def test_mutated_files(path, tmp_path):
+    """Whatever happens to a file, there is a model or a FormatError."""
+    sources = []
+    for two in (False, True):
+        export(Network("LSTM", 2, two, True, True, "last").eval(), (torch.randint(20, (2, 3)),), path)
+        sources.append(path.read_bytes())
+    formats.save(gw.Sequential(NETWORKS["convolutions"]()), path)
+    sources.append(path.read_bytes())
+    formats.save(gw.Sequential(NETWORKS["functions"]()), path)
+    sources.append(path.read_bytes())
+    generator = chance.Random(0)
+    refused = 0
+    for _ in range(2000):
+        data = bytearray(generator.choice(sources))
+        # The names and numbers of the graph stand in front of the weights.
+        for _change in range(generator.randint(1, 6)):
+            place = generator.randrange(len(data))
+            what = generator.randrange(4)
+            if what == 0:
+                data[place] = generator.randrange(256)
+            elif what == 1:
+                data[place] ^= 1 << generator.randrange(8)
+            elif what == 2:
+                del data[place : place + generator.randint(1, 9)]
+            else:
+                other = generator.randrange(len(data))
+                data[place : place + 16] = data[other : other + 16]
+        path.write_bytes(data)
+        try:
+            formats.load(path, node=generator.choice([None, None, "GRU_1", "/recurrent/LSTM"]))
+        except gw.FormatError:
+            refused += 1
+    assert refused > 500
