@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import make_layer, random
+from conftest import make_layer
+from conftest import random as random_of
 from gatewise.formats import onnx as formats
 from onnx import helper, numpy_helper
 from tolerances import assert_close, error
@@ -32,6 +33,10 @@ def run(path, **inputs):
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def random(shape, dtype="float32"):
+    return random_of(tuple(shape), dtype)
 
 
 # ---- files of torch.onnx.export
@@ -112,7 +117,7 @@ def test_states_of_pytorch(kind, two, path):
     state = first if kind == "LSTM" else first[0]
     export(module, (x, state), path)
     model = formats.load(path)
-    assert [type(layer).__name__ for layer in model] == [kind, "Dense", "Activation"]
+    assert [type(layer).__name__ for layer in model] == [kind, "Dense"]
     assert model[0].num_layers == 2
     y, after = model(x.numpy(), (tuple(one.numpy() for one in first) if kind == "LSTM" else first[0].numpy(),),
                      return_state=True)  # fmt: skip
@@ -330,7 +335,7 @@ def test_node_alone(path):
     for name in ("outside", "deep", "flat", "inner"):
         layer = formats.load(path, node=name)
         np.testing.assert_array_equal(layer(x)[0], expected(x)[0])
-    with pytest.raises(gw.FormatError, match=r"'.*' \(If\).*takes one of its recurrent nodes alone: 'outside', 'deep'"):
+    with pytest.raises(gw.FormatError, match=r"'y' \(If\).*takes one of its recurrent nodes alone: 'outside', 'deep'"):
         formats.load(path)
     with pytest.raises(gw.FormatError, match="node: expected one of 'outside', 'deep'"):
         formats.load(path, node="elsewhere")
@@ -346,9 +351,12 @@ def backend_cases():
     """The tests of LSTM, GRU and RNN of the onnx package, with their weights as inputs."""
     from onnx.backend.test.loader import load_model_tests
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # making the tests of other operators overflows
+        cases = load_model_tests(kind="node")
     return {
         case.name: case
-        for case in load_model_tests(kind="node")
+        for case in cases
         if case.model_dir
         and {node.op_type for node in onnx.load(os.path.join(case.model_dir, "model.onnx")).graph.node} <= {*KINDS}
     }
@@ -449,7 +457,6 @@ def test_saved_layers(cell, batch_first, layers, two, bias, path):
     else:
         layer = make_layer(cell, 5, 6, **options)
     again = compare_with_runtime(layer, path, random((4, 3, 5)))
-    again = again if layers == 1 else again[0]
     assert repr(again) == repr(layer)
     for name, value in layer.parameters.items():
         np.testing.assert_array_equal(again.parameters[name], value)

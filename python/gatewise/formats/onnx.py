@@ -289,14 +289,13 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     if (time is not None and sorted(order) != sorted(sequence)) or (time is None and len(sequence) not in (1, 2)):
         raise ValueError(f"input {final.source!r}: expected axes of time and batch, and of units last but for tokens")
     _check_lengths(steps, recurrent)
-    single = [step for step in steps if step.kind != "last"]
-    if len(single) == 1 and recurrent and single[0].options["merge"] is None:
-        of = single[0].options
-        lone = not [step for step in steps if step.kind == "last"] or len(final.axes) == 3
-        if lone:
-            return _layer(of, batch_first)
+    joined = _joined(steps)
+    group = joined[0]
+    apart = len(final.axes) == 3 and steps[-1].kind == "last"  # nothing is given but the node's own last state
+    if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + apart:
+        return _layer(group[0].options, batch_first, group[1:])
     _check_output(final, sequence if time is None else order, sequence, batch)
-    return Sequential([*_layers(_joined(steps), batch_first)], batch_first=batch_first)
+    return Sequential([*_layers(joined, batch_first)], batch_first=batch_first)
 
 
 def _check_lengths(steps: Sequence[Step], recurrent: Sequence[Step]) -> None:
@@ -593,7 +592,7 @@ class _Writer:
 
     def _array(self, what: str, array: Any, dtype: Any = None) -> str:
         name = self._name(what)
-        self._arrays[name] = np.ascontiguousarray(array, self._dtype if dtype is None else dtype)
+        self._arrays[name] = np.asarray(array, self._dtype if dtype is None else dtype, order="C")
         return name
 
     def _whole(self, *numbers: int) -> str:

@@ -353,6 +353,8 @@ def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | 
     """From where a node's first state comes: an input of the graph, and which part of it; None: it is zero."""
     if value is None or _is_zero(value):
         return None
+    if isinstance(value, Unclear):
+        raise NotUnderstoodError(f"{name}: {value.reason}")
     directions = 2 if of["bidirectional"] else 1
     if isinstance(value, Tensor) and not value.steps and len(value.axes) == 3 and value.gelu is None:
         first, batch = (value.axes[1], value.axes[0]) if of["layout"] else value.axes[:2]
@@ -917,9 +919,9 @@ def _expand(call: Call) -> Any:
     if same or (value.dtype != object and value.size and (value == value.flat[0]).all()):
         shape = target
         if not any(isinstance(n, Size) or n is None for n in target):
-            shape = [*np.broadcast_shapes(value.shape, [_whole(n) for n in target])]
+            shape = [*_broadcast(value.shape, [_whole(n) for n in target])]
         return _filled(call, _scalar(value.flat[0]), shape)
-    shape = [*np.broadcast_shapes(value.shape, [_whole(n) for n in target])]
+    shape = [*_broadcast(value.shape, [_whole(n) for n in target])]
     call.scope.spend(math.prod(shape) * value.itemsize)
     return np.broadcast_to(value, shape)
 
@@ -931,6 +933,20 @@ def _tile(call: Call) -> Any:
     if isinstance(value, np.ndarray) and value.size == 1:
         return _filled(call, value.reshape(()), [*call.array(1).reshape(-1)])
     raise NotUnderstoodError("numbers that are repeated")
+
+
+def _broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape of all together; NumPy's own function refuses large ones."""
+    rank = max(map(len, shapes))
+    if rank > 8:
+        raise NotUnderstoodError("expected a few axes")
+    found = [1] * rank
+    for shape in shapes:
+        for i, size in enumerate(shape, rank - len(shape)):
+            if size < 0 or (size != 1 and found[i] not in (1, size)):
+                raise NotUnderstoodError("shapes that do not fit each other")
+            found[i] = size if size != 1 else found[i]
+    return tuple(found)
 
 
 def _filled(call: Call, value: Array, shape: Sequence[Any]) -> Any:
@@ -955,7 +971,7 @@ def _range(call: Call) -> Any:
 def _arithmetic(call: Call) -> Any:
     op, (one, other) = call.node.op_type, call.given[:2]
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        shape = np.broadcast_shapes(one.shape, other.shape)
+        shape = _broadcast(one.shape, other.shape)
         call.scope.spend(math.prod(shape) * 8)
         if one.dtype == object or other.dtype == object:
             if math.prod(shape) > 64:
@@ -988,7 +1004,10 @@ _FUNCTIONS: dict[str, Any] = {
 def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
     def of(a: Any, b: Any) -> Any:
         if op == "Equal":
-            return a == b  # a size that is open is no number of the file
+            if a == b or not (isinstance(a, Size) or isinstance(b, Size)):
+                return a == b
+            negative = any(not isinstance(n, Size) and n is not None and n < 0 for n in (a, b))
+            return False if negative else None  # a size that is open may be any other
         if not isinstance(a, Size) and not isinstance(b, Size) and a is not None and b is not None:
             return int(_FUNCTIONS[op](_whole(a), _whole(b))) if op != "Div" else _whole(a) // max(_whole(b), 1)
         if op == "Mul":
@@ -1006,9 +1025,26 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
 
 def _where(call: Call) -> Any:
     condition, one, other = (call.array(i) for i in range(3))
-    shape = np.broadcast_shapes(condition.shape, one.shape, other.shape)
+    if condition.dtype == object and any(entry is None for entry in condition.flat):
+        raise NotUnderstoodError("condition: it depends on sizes that are open")
+    shape = _broadcast(condition.shape, one.shape, other.shape)
     call.scope.spend(math.prod(shape) * 8)
     return np.where(condition.astype(bool), one, other)
+
+
+def _branch(call: Call) -> Any:
+    """The branch that is always taken, if that is known."""
+    condition = call.array(0)
+    if condition.size != 1 or condition.reshape(-1)[0] is None:
+        raise NotUnderstoodError("which branch is taken depends on the data")
+    wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+    body = next(attribute.g for attribute in call.node.attribute if attribute.name == wanted)
+    outer = call.scope
+    for name in [*outer.pending]:
+        outer.value(name)
+    scope = Scope(body, outer.version, outer.read, outer.spend, outer.values)
+    scope.run()
+    return [scope.value(output.name) for output in body.output]
 
 
 def _unary(call: Call) -> Any:
@@ -1287,7 +1323,7 @@ OPERATIONS: dict[str, Callable[[Call], Any]] = {
     "Identity": _identity, "Dropout": _dropout, "Constant": _constant, "Cast": _cast, "Transpose": _transpose,
     "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Shape": _shape, "Reshape": _reshape, "Concat": _concat,
     "Gather": _gather, "Slice": _slice, "Split": _split, "ConstantOfShape": _constant_of_shape, "Expand": _expand,
-    "Tile": _tile, "Range": _range, "Where": _where, "Pad": _pad, "Erf": _erf, "Softmax": _softmax,
+    "If": _branch, "Tile": _tile, "Range": _range, "Where": _where, "Pad": _pad, "Erf": _erf, "Softmax": _softmax,
     "MatMul": _matmul, "Gemm": _gemm, "LayerNormalization": _layer_norm, "BatchNormalization": _batch_norm,
     "Conv": _convolution, **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _arithmetic),
     **dict.fromkeys(("Sqrt", "Neg", "Reciprocal"), _unary),
