@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ class _File:
             if onnx.defs.get_schema(op, self.version).since_version not in SINCE:
                 raise ValueError(f"opset_import: version {self.version} has an {op} that is not known here")
 
-    def scope(self, graph: Any, outer: Mapping[str, Any] | None = None) -> Scope:
+    def scope(self, graph: Any, outer: MutableMapping[str, Any] | None = None) -> Scope:
         return Scope(graph, self.version, self.read, self.spend, outer)
 
     def spend(self, count: int) -> None:
@@ -207,7 +207,7 @@ def _alone(file: _File, name: str) -> Layer:
         what = "one of" if not found else "a name that only one has, of"
         raise ValueError(f"node: expected {what} {_named(places) or 'some recurrent nodes, of which there are none'}")
     ((node, around),) = found
-    values: Mapping[str, Any] | None = None
+    values: MutableMapping[str, Any] | None = None
     for i in range(0, len(around), 2):
         scope = file.scope(around[i], values)
         scope.run(until=around[i + 1] if i + 1 < len(around) else node)
@@ -219,7 +219,7 @@ def _alone(file: _File, name: str) -> Layer:
     return _layer(of, bool(of["layout"]))
 
 
-def _visible(scope: Scope) -> Mapping[str, Any]:
+def _visible(scope: Scope) -> MutableMapping[str, Any]:
     """What a body sees of the graph around it; an array is read when it is asked for."""
     for name in [*scope.pending]:
         scope.value(name)
@@ -279,14 +279,13 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     recurrent = [step for step in steps if step.kind == "recurrent"]
     time, batch = time_of(final)
     tokens = steps[0].kind == "embedding"
-    names = [f"{final.source}.{i}" for i in range(len(inputs))]
-    sequence = names if tokens else names[:-1]
+    sequence = [*inputs] if tokens else [*inputs[:-1]]
     if time is None:
         batch_first, order = False, sequence
     else:
-        order = [atom.name for axis in (time, batch or ()) for atom in axis]
+        order = [atom for axis in (time, batch or ()) for atom in axis]
         batch_first = len(order) == 2 and order == sequence[::-1]
-    if (time is not None and sorted(order) != sorted(sequence)) or (time is None and len(sequence) not in (1, 2)):
+    if (time is not None and {*order} != {*sequence}) or (time is None and len(sequence) not in (1, 2)):
         raise ValueError(f"input {final.source!r}: expected axes of time and batch, and of units last but for tokens")
     _check_lengths(steps, recurrent)
     joined = _joined(steps)
@@ -294,7 +293,7 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     apart = len(final.axes) == 3 and steps[-1].kind == "last"  # nothing is given but the node's own last state
     if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + apart:
         return _layer(group[0].options, batch_first, group[1:])
-    _check_output(final, sequence if time is None else order, sequence, batch)
+    _check_output(final, sequence, batch)
     return Sequential([*_layers(joined, batch_first)], batch_first=batch_first)
 
 
@@ -311,12 +310,12 @@ def _check_lengths(steps: Sequence[Step], recurrent: Sequence[Step]) -> None:
         raise ValueError("initial_h, initial_c: expected for each node one of its own")
 
 
-def _check_output(final: Tensor, order: Sequence[str], sequence: Sequence[str], batch: Any) -> None:
+def _check_output(final: Tensor, sequence: Sequence[Atom], batch: Any) -> None:
     """The axes of the output must be those that a model gives."""
     ends = any(step.kind == "last" for step in final.steps)
     found = [axis for axis in final.axes if axis]
-    rows = [atom.name for atom in batch or ()] if ends else [*sequence]
-    if found[-1:] != [final.units] or [atom.name for axis in found[:-1] for atom in axis] != rows:
+    rows = [*(batch or ())] if ends else [*sequence]
+    if found[-1:] != [final.units] or [atom for axis in found[:-1] for atom in axis] != rows:
         raise ValueError("output: expected the axes of the input, the units last")
     if any(len(axis) != 1 for axis in found[:-1]):
         raise ValueError("output: expected axes of time and batch of their own")
@@ -345,15 +344,15 @@ def _continues(one: Step, other: Step) -> bool:
     if b["input_size"] != directions * a["hidden_size"]:
         return False
     parts = [pair for pair in zip(a["states"], b["states"], strict=True) if pair != (None, None)]
-    return bool(parts) and all(_follows(first, second, directions) for first, second in parts)
+    return bool(parts) and all(_follows(first, second) for first, second in parts)
 
 
-def _follows(first: Any, second: Any, directions: int) -> bool:
+def _follows(first: Any, second: Any) -> bool:
     """Whether the second part of an input stands right behind the first."""
     if first is None or second is None or first[0] != second[0] or first[1] is None or second[1] is None:
         return False
-    begin, end = (part[1].name.rpartition("[")[2].rstrip("]").split(":") for part in (first, second))
-    return len(begin) == len(end) == 2 and begin[1] == end[0]
+    begin, end = first[1].part, second[1].part
+    return begin is not None and end is not None and begin[1] == end[0]
 
 
 def _layer(of: Mapping[str, Any], batch_first: bool, more: Sequence[Step] = ()) -> Layer:

@@ -8,7 +8,8 @@ not understood is `Unclear`, which matters only if the output needs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,8 +35,14 @@ class NotUnderstoodError(ValueError):
 class Atom:
     """A part of an axis; without a size where the file leaves it open."""
 
-    name: str
+    name: str  # of the input, or of the node whose units or directions these are
     size: int | None
+    place: int | None = None  # which axis of the input it is
+    part: tuple[int, int] | None = None  # only these entries of that axis
+
+    def is_of(self, source: str) -> bool:
+        """Whether it is a whole axis of this input."""
+        return self.place is not None and self.name == source and self.part is None
 
 
 Axis = tuple[Atom, ...]  # their product; none: an axis of one
@@ -165,10 +172,10 @@ class Scope:
 
     def __init__(
         self, graph: Any, version: int, read: Callable[[Any], Array], spend: Callable[[int], None],
-        outer: Mapping[str, Any] | None = None,
+        outer: MutableMapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.version, self.read, self.spend = graph, version, read, spend
-        self.values: dict[str, Any] = dict(outer or {})
+        self.values: ChainMap[str, Any] = ChainMap({}, *([] if outer is None else [outer]))
         self.inputs: dict[str, tuple[Atom, ...]] = {}
         self.pending = {tensor.name: tensor for tensor in graph.initializer}  # read when they are needed
         for given in graph.input:
@@ -202,7 +209,7 @@ class Scope:
         if not kind.HasField("shape"):
             return Unclear(f"input {given.name!r}: expected a shape, got none")
         sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
-        atoms = tuple(Atom(f"{given.name}.{i}", size) for i, size in enumerate(sizes))
+        atoms = tuple(Atom(given.name, size, i) for i, size in enumerate(sizes))
         self.inputs[given.name] = atoms
         return Tensor(given.name, tuple((atom,) for atom in atoms), int(kind.elem_type))
 
@@ -361,7 +368,9 @@ def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | 
         fits = [len(axis) <= 1 for axis in (first, batch)] + [len(value.axes[2]) == 1]
         size = first[0].size if first else 1
         units = value.axes[2][0].size if value.axes[2] else 1
-        ours = all(atom.name.startswith(value.source + ".") for axis in value.axes for atom in axis)
+        places = [atom.place for axis in value.axes for atom in axis]
+        whole = not any(atom.part for axis in (batch, value.axes[2]) for atom in axis)
+        ours = whole and None not in places and len({*places}) == len(places) and value.axes[2][0].place == 2
         if all(fits) and ours and size in (None, directions) and units in (None, of["hidden_size"]):
             return value.source, first[0] if first else None
     raise NotUnderstoodError(f"{name}: expected zeros, or an input of the graph of {directions} directions")
@@ -407,7 +416,7 @@ def time_of(x: Tensor) -> tuple[Axis | None, Axis | None]:
 
 def _check_axes(x: Tensor, time: Axis, batch: Axis) -> None:
     for name, axis in (("time", time), ("batch", batch)):
-        if len(axis) > 1 or not all(atom.name.startswith(x.source + ".") for atom in axis):
+        if len(axis) > 1 or not all(atom.is_of(x.source) for atom in axis):
             raise NotUnderstoodError(f"the axis of {name}: expected one of the input's")
     if not time:
         raise NotUnderstoodError("the axis of time: expected one of the input's, got a single step")
@@ -420,7 +429,7 @@ def _check_units(x: Tensor, axis: int, size: int) -> None:
     found = x.axes[axis]
     if x.units is not None and found != x.units:
         raise NotUnderstoodError("expected the units of the layer before on the last axis, in their order")
-    if x.units is None and (len(found) != 1 or found[0].size not in (None, size)):
+    if x.units is None and (len(found) != 1 or not found[0].is_of(x.source) or found[0].size not in (None, size)):
         raise NotUnderstoodError(f"expected {size} units")
     if x.type in WHOLE:
         raise NotUnderstoodError("expected numbers, got tokens")
@@ -559,7 +568,7 @@ def _unsqueeze(call: Call) -> Any:
 def _shape(call: Call) -> Any:
     value = call.given[0]
     if isinstance(value, Tensor):
-        entries = [_entry(axis, value.source) for axis in value.axes]
+        entries = [_entry(axis) for axis in value.axes]
     elif isinstance(value, np.ndarray):
         entries = [*value.shape]
     else:
@@ -574,8 +583,8 @@ def _objects(entries: Sequence[Any]) -> Array:
     return array
 
 
-def _entry(axis: Axis, source: str) -> Any:
-    if any(atom.name.startswith(source + ".") for atom in axis):
+def _entry(axis: Axis) -> Any:
+    if any(atom.place is not None for atom in axis):
         return Size(axis)
     return math.prod(atom.size or 0 for atom in axis)
 
@@ -789,7 +798,8 @@ def _part(x: Tensor, axis: int, first: int, end: int | None, keeps: bool) -> Ten
         end = min(end, atom.size)
     if first < 0 or end is None or end <= first:
         raise NotUnderstoodError("a part of an input that cannot be placed")
-    part = Atom(f"{atom.name}[{first}:{end}]", end - first)
+    begin = atom.part[0] if atom.part else 0
+    part = replace(atom, size=end - first, part=(begin + first, begin + end))
     if keeps:
         return replace(x, axes=(*x.axes[:axis], (part,), *x.axes[axis + 1 :]))
     # Which part it was must not be lost: the axis stays, and the next Unsqueeze would be a second one.
