@@ -315,6 +315,20 @@ def test_parts_of_the_input(path):
             formats.load(path)
 
 
+def test_outputs_beside_the_path(path):
+    """A second path is refused, even if nothing but its last state is an output; so is what comes in between."""
+    arrays = weights("GRU")
+    one = helper.make_node("GRU", ["x", "W", "R", "B"], ["y", "h"], name="one", hidden_size=6)
+    two = helper.make_node("GRU", ["x", "W", "R", "B"], ["", "other"], name="two", hidden_size=6)
+    end = helper.make_node("Relu", ["y"], ["z"])
+    for nodes, outputs in (([one, two], ("y", "other")), ([one, end], ("y", "z"))):
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, dict.fromkeys(outputs, (1, None)), arrays)
+        with pytest.raises(gw.FormatError, match="outputs"):
+            formats.load(path)
+    written(path, [one, two], {"x": (1, ["T", "B", 5])}, {"y": (1, None), "h": (1, None)}, arrays)
+    assert isinstance(formats.load(path), gw.GRU)
+
+
 @pytest.mark.parametrize("two", [False, True])
 def test_keras_through_tf2onnx(two, path):
     """Its patterns: batch first, zeros of the batch's size, all steps as lengths, the last state as the output."""

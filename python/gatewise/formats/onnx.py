@@ -241,13 +241,14 @@ def _network(file: _File) -> Sequential | Layer:
 
 def _final(graph: Any, scope: Scope) -> Tensor:
     """What the path ends with; the other outputs may be states."""
-    data, states, unclear = list[Tensor](), list[Tensor](), list[str]()
+    data, states, stacked, unclear = list[Tensor](), list[Tensor](), list[Tensor](), list[str]()
     for output in graph.output:
         value = scope.value(output.name)
         if isinstance(value, Unclear) and value.is_state:
             unclear.append(value.reason)
             continue
         if isinstance(value, Stack):
+            stacked += value.entries
             continue
         if isinstance(value, Unclear):
             raise ValueError(value.reason)
@@ -266,7 +267,11 @@ def _final(graph: Any, scope: Scope) -> Tensor:
         distinct = [ready(value) for value in states if value.state == "h"][-1:]
     if len(distinct) != 1:
         raise ValueError(f"outputs: expected one besides the last states, got {len(distinct)}")
-    return distinct[0]
+    (final,) = distinct
+    on_path = {step.node for step in final.steps}
+    if any(value.steps[-1].node not in on_path or value.source != final.source for value in (*states, *stacked)):
+        raise ValueError("outputs: expected no states but those of the layers that lead to the other output")
+    return final
 
 
 def _is_apart(value: Tensor) -> bool:
