@@ -1048,7 +1048,9 @@ def _branch(call: Call) -> Any:
     if condition.size != 1 or condition.reshape(-1)[0] is None:
         raise NotUnderstoodError("which branch is taken depends on the data")
     wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-    body = next(attribute.g for attribute in call.node.attribute if attribute.name == wanted)
+    body = next((attribute.g for attribute in call.node.attribute if attribute.name == wanted), None)
+    if body is None:
+        raise NotUnderstoodError(f"{wanted}: expected a graph, got none")
     outer = call.scope
     for name in [*outer.pending]:
         outer.value(name)
