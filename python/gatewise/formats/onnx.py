@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import blocks, files
+from gatewise import blocks
 from gatewise.arrays import Array
 from gatewise.formats.errors import reading
 from gatewise.formats.onnx_graph import (
@@ -33,6 +33,7 @@ from gatewise.formats.onnx_graph import (
     subgraphs,
     time_of,
 )
+from gatewise.formats.safetensors import write_pieces
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
 from gatewise.networks import Identity
@@ -537,7 +538,7 @@ def save(model: Sequential | Layer, path: str | os.PathLike[str]) -> None:
         raise TypeError(f"model: expected Sequential, LSTM, GRU or RNN, got {type(model).__qualname__}")
     onnx = _onnx()
     data = _Writer(onnx, model).model().SerializeToString()
-    files._write(os.fsdecode(path), [data])
+    write_pieces(os.fsdecode(path), [data])
 
 
 class _Writer:
