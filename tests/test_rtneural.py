@@ -1,6 +1,7 @@
 """RTNeural's JSON: what it says of a model, in Keras's layouts; and nothing that a file says does harm."""
 
 import json
+import os
 
 import gatewise as gw
 import numpy as np
@@ -83,6 +84,19 @@ def mutated(rng, value):
         return copied
     others = [None, True, -1, 0, 7, 2**31, 2**80, 1e300, float("nan"), "x", "relu", [], {}, [[1]], [value, value]]
     return others[rng.integers(len(others))]
+
+
+def test_no_files(tmp_path):
+    """A directory, and a pipe that nobody writes to, by any name."""
+    for ending in ("keras", "h5", "onnx", "json", "pt", "safetensors"):
+        folder, pipe = tmp_path / f"folder.{ending}", tmp_path / f"pipe.{ending}"
+        folder.mkdir()
+        os.mkfifo(pipe)
+        for path in (folder, pipe):
+            with pytest.raises(gw.FormatError, match=rf"{path.name}: expected a file"):
+                gw.load(path)
+        with pytest.raises(FileNotFoundError):
+            gw.load(tmp_path / f"missing.{ending}")
 
 
 def test_mutants(tmp_path):

@@ -6,6 +6,7 @@ Each imports its framework only when it is used, and executes nothing that comes
 from __future__ import annotations
 
 import os
+import stat
 from importlib import import_module
 from typing import Any
 
@@ -62,6 +63,8 @@ def load(source: Any, **options: Any) -> Any:
             raise TypeError(f"source: expected a path or a torch.nn.Module, got {type(source).__name__}")
         return import_module("gatewise.formats.pytorch").load_module(source, **options)
     path = os.fsdecode(source)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
+        raise FormatError(f"{path}: expected a file")
     format = _format(path)
     if format == "safetensors" and (options or safetensors.is_foreign(path)):
         format = "pytorch"
