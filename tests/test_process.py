@@ -642,3 +642,17 @@ def test_large_memory_is_used_again(environment):
         **environment,
     )
     assert first > 4 * again
+
+
+def test_import_brings_what_a_layer_needs():
+    """The rest, as files and their formats, when it is asked for."""
+    code = """
+    later = ("blocks", "sequential", "formats", "reference", "demo", "commands", "plot", "torch", "jax")
+    before = [name for name in later if f"gatewise.{name}" in sys.modules]
+    assert all(hasattr(gw, name) for name in gw.__all__), gw.__all__
+    try:
+        gw.nothing
+    except AttributeError as error:
+        print(json.dumps([before, str(error), "Dense" in dir(gw)]))
+    """
+    assert run(code) == [[], "module 'gatewise' has no attribute 'nothing'", True]

@@ -12,7 +12,7 @@ from typing import Any
 
 from gatewise.formats import safetensors
 from gatewise.formats.errors import FormatError
-from gatewise.formats.verify import Verification, verify
+from gatewise.formats.verification import Verification, verify
 from gatewise.modules import Module
 from gatewise.sequential import Sequential
 

@@ -14,7 +14,7 @@ from gatewise import blocks
 from gatewise.arrays import Array, flag, floating, shaped
 from gatewise.formats.errors import reading
 from gatewise.formats.safetensors import read_arrays
-from gatewise.formats.verify import verify
+from gatewise.formats.verification import verify
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
 from gatewise.parameters import Packable
