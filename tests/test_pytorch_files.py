@@ -1,6 +1,7 @@
 """Models from PyTorch: modules, and files of their weights."""
 
 import contextlib
+import zipfile
 
 import gatewise as gw
 import numpy as np
@@ -173,6 +174,54 @@ def test_damaged_files(tmp_path):
             gw.load(path)
 
 
+def test_hostile_files(tmp_path):
+    """Views that repeat one number for ever, and archives that grow: refused by what they would take."""
+    path = tmp_path / "weights.pt"
+    torch.save(
+        {"weight_ih_l0": torch.zeros(1).expand(256, 2**21), "weight_hh_l0": torch.zeros(1).expand(256, 64)}, path
+    )
+    with pytest.raises(gw.FormatError, match="views that repeat their numbers"):
+        gw.load(path)
+    torch.save({"weight_ih_l0": torch.zeros(256, 2**12), "weight_hh_l0": torch.zeros(256, 64)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(gw.FormatError, match="without compression"):
+        gw.load(path)
+
+
+def test_other_dtypes_in_a_file(tmp_path):
+    module = nn.ModuleDict({"lstm": nn.LSTM(3, 4), "norm": nn.BatchNorm1d(4), "wide": nn.Linear(2, 2).half()})
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    layer = gw.load(tmp_path / "weights.safetensors", prefix="lstm")
+    assert_same_bits(layer.state_dict(), weights_of(module["lstm"]))
+
+
+@pytest.mark.usefixtures("rng")
+def test_a_module_stays_as_it_was():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2))
+    module[1].eval()
+    gw.load(module)
+    assert [one.training for one in module.modules()] == [True, True, False, True]
+
+
+@pytest.mark.usefixtures("rng")
+def test_small_outputs_tell_models_apart():
+    """Of many classes each has a probability of next to nothing."""
+    one, other = (
+        gw.Sequential([cell(4, 8, seed=1), gw.Dense(8, 20000, activation="softmax", seed=2)])
+        for cell in (gw.LSTM, gw.GRU)
+    )
+    assert not gw.verify(one, other).passed
+    module = Chain(nn.LSTM(4, 8, batch_first=True, bidirectional=True), "last", nn.Linear(16, 20000), nn.Softmax(-1))
+    model = gw.load(module)
+    tokens = np.random.default_rng(0).integers(0, 20, (3, 8))
+    with torch.no_grad():
+        np.testing.assert_allclose(model(tokens), module(torch.from_numpy(tokens)).numpy(), rtol=1e-4)
+
+
 def test_verification_says_how_far():
     layer = gw.GRU(4, 5, seed=1)
     other = gw.GRU(4, 5, seed=1)
@@ -183,6 +232,10 @@ def test_verification_says_how_far():
     assert found.sequences > 1e-3
     assert found.windows > 1e-3
     assert not gw.verify(layer, lambda x: np.full((*x.shape[:2], 5), np.nan)).passed
+    calls = iter(range(9))
+    with_nan = gw.verify(layer, lambda x: layer(x)[0] * (np.nan if next(calls) else 1))  # in windows alone
+    assert with_nan.sequences == 0
+    assert not with_nan.passed
     with pytest.raises(ValueError, match="original: expected an output of shape"):
         gw.verify(layer, lambda x: x)
     with pytest.raises(TypeError, match="model: expected a Sequential or a layer, got int"):

@@ -212,7 +212,9 @@ def _ending(path: str) -> str:
 def _npy_input(path: str, of: Chain, batch_first: bool) -> Input:
     try:
         array: Array = open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a header is an expression, which may be wrong in many ways
         raise ValueError(f"{path}: expected an array as numpy.save writes it ({error})") from None
     check = partial(floating, dtype=of.dtype) if of.vocabulary is None else partial(tokens, count=of.vocabulary)
     if of.vocabulary is not None and array.dtype.kind not in "iu":

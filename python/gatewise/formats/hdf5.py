@@ -249,7 +249,7 @@ def opened(data: bytes) -> Iterator[Store]:
     try:
         import h5py
     except ImportError:
-        raise ImportError("models of Keras need h5py: pip install 'gatewise[keras]'") from None
+        raise ModuleNotFoundError("models of Keras need h5py: pip install 'gatewise[keras]'", name="h5py") from None
 
     found = _asked(lambda: h5py.File(io.BytesIO(data), "r"))
     try:

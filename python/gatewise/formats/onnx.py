@@ -50,7 +50,9 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("ONNX files need the package onnx: pip install 'gatewise[onnx]'") from error
+        raise ModuleNotFoundError(
+            "ONNX files need the package onnx: pip install 'gatewise[onnx]'", name="onnx"
+        ) from error
     return onnx
 
 
@@ -512,7 +514,7 @@ _SIMPLE: dict[str, Any] = {
 # ---- saving
 
 
-def save(model: Sequential | Layer, path: str | os.PathLike[str]) -> None:
+def save(model: Sequential | Layer | blocks.Block, path: str | os.PathLike[str]) -> None:
     """Write a network as an ONNX file that other runtimes can run.
 
     Its input is "x" and its output "y", with the axes of a call, of which those of time and batch are left open; the
@@ -522,7 +524,7 @@ def save(model: Sequential | Layer, path: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    model : Sequential, LSTM, GRU or RNN
+    model : Sequential, or any layer
     path : str or path-like
 
     Raises
@@ -534,8 +536,10 @@ def save(model: Sequential | Layer, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written; what was there is untouched.
     """
+    if isinstance(model, blocks.Block):
+        model = Sequential([model])
     if not isinstance(model, (Sequential, Layer)):
-        raise TypeError(f"model: expected Sequential, LSTM, GRU or RNN, got {type(model).__qualname__}")
+        raise TypeError(f"model: expected Sequential or a layer, got {type(model).__qualname__}")
     onnx = _onnx()
     data = _Writer(onnx, model).model().SerializeToString()
     write_pieces(os.fsdecode(path), [data])

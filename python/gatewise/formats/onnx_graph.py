@@ -48,6 +48,10 @@ class Atom:
 Axis = tuple[Atom, ...]  # their product; none: an axis of one
 
 
+MOST_AXES = 8  # whose sizes are multiplied: a batch and its steps are two
+ENTRY_BYTES = 8  # of a reference
+
+
 @dataclass(frozen=True)
 class Size:
     """How many entries an axis of the input has, as a number inside the graph."""
@@ -467,6 +471,7 @@ class Call:
         return [_whole(entry) for entry in self.array(i).reshape(-1)]
 
     def step(self, x: Tensor, kind: str, **options: Any) -> Tensor:
+        self.scope.spend(ENTRY_BYTES * len(x.steps))  # each tensor has the steps before it
         return replace(x, steps=(*x.steps, Step(kind, label(self.node), options)), state="")
 
 
@@ -659,7 +664,9 @@ def _concat(call: Call) -> Any:
         call.scope.spend(sum(value.nbytes for value in values))
         return np.concatenate(values, axis)
     if all(isinstance(value, (Tensor, Stack)) and _is_last(value) for value in values) and axis == 0:
-        return Stack(tuple(entry for value in values for entry in _entries(value)))
+        entries = [entry for value in values for entry in _entries(value)]
+        call.scope.spend(ENTRY_BYTES * len(entries))
+        return Stack(tuple(entries))
     if len(values) == 2 and isinstance(values[1], Tensor):
         if isinstance(values[0], Tensor) and values[0].direction is not None:
             return _both(values[0], values[1], axis)
@@ -1022,6 +1029,8 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
             return int(_FUNCTIONS[op](_whole(a), _whole(b))) if op != "Div" else _whole(a) // max(_whole(b), 1)
         if op == "Mul":
             if isinstance(a, Size) and isinstance(b, Size):
+                if len(a.axis) + len(b.axis) > MOST_AXES:
+                    raise NotUnderstoodError(f"expected a product of at most {MOST_AXES} sizes")
                 return Size(a.axis + b.axis)
             if 1 in (a, b):
                 return a if b == 1 else b

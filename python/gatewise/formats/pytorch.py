@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
@@ -55,6 +56,14 @@ def load(
 def _torch_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
     import torch
 
+    size = os.stat(path).st_size
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError):
+        members = []  # as torch.save wrote before version 1.6, or damaged
+    if any(member.compress_type != ZIP_STORED for member in members) or sum(m.file_size for m in members) > size:
+        raise ValueError("expected an archive as torch.save writes it, without compression")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
@@ -66,6 +75,8 @@ def _torch_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"expected a state_dict, got {type(found).__name__}")
     tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    if sum(value.numel() * value.element_size() for value in tensors.values() if value.layout == torch.strided) > size:
+        raise ValueError("expected tensors of together at most the file's size, got views that repeat their numbers")
     return {
         name: value.detach().numpy()
         for name, value in tensors.items()
@@ -148,7 +159,7 @@ def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | 
     Parameters
     ----------
     module : torch.nn.LSTM, GRU, RNN, a cell, or a module whose children, in their order, are such layers and Linear,
-        Embedding, LayerNorm, Conv1d, activations, Dropout or nn.Sequential of these
+        Embedding, LayerNorm, activations, Dropout or nn.Sequential of these
         On the CPU, in float32 or float64. Whether the last step alone goes on behind the last recurrent layer, what it
         returns tells.
     check : bool
@@ -183,8 +194,8 @@ def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | 
 
 
 def _must_pass(candidates: list[Module | Sequential], module: Any) -> Module | Sequential:
-    """The first of some models that does what the module does."""
-    reasons = []
+    """The one of some models that does what the module does."""
+    passed, reasons = [], []
     for candidate in candidates:
         try:
             found = verify(candidate, module, steps=5, batch=2)
@@ -192,9 +203,13 @@ def _must_pass(candidates: list[Module | Sequential], module: Any) -> Module | S
             reasons.append(f"{type(error).__name__}: {error}")
             continue
         if found.passed:
-            return candidate
-        reasons.append(f"outputs that differ by {max(found.sequences, found.windows):.2g}")
-    name, found_instead = type(module).__name__, "; or ".join(reasons)
+            passed.append(candidate)
+        else:
+            reasons.append(f"outputs that differ by {found.largest:.2g}")
+    if len(passed) == 1:
+        return passed[0]
+    name = type(module).__name__
+    found_instead = "; or ".join(reasons) if not passed else f"{len(passed)} models that differ less than roundings do"
     raise ValueError(
         f"module: expected {name} to do what its layers do one after the other, got {found_instead}; make a "
         "gatewise.Sequential by hand, or take a layer alone"
@@ -254,7 +269,7 @@ def _activation(module: Any) -> blocks.Activation | None:
         return blocks.Activation("leaky_relu", module.negative_slope)
     if kind is nn.GELU and module.approximate == "none":
         return blocks.Activation("gelu")
-    if kind is nn.Softplus and module.beta == 1:
+    if kind is nn.Softplus and module.beta == 1 and module.threshold >= 20:  # beyond it is x, but for 2e-9
         return blocks.Activation("softplus")
     if kind is nn.Softmax and module.dim == -1:
         return blocks.Activation("softmax")

@@ -85,6 +85,8 @@ def _weights(layer: Any, *shapes: tuple[int, ...]) -> list[Array]:
                 array = np.array(one, np.float64).astype(np.float32)
         except (ValueError, TypeError, OverflowError):
             raise ValueError(f"weights[{i}]: expected numbers of shape {shape}") from None
+        if not np.isfinite(array).all():
+            raise ValueError(f"weights[{i}]: expected finite numbers")
         arrays.append(shaped(f"weights[{i}]", array, shape))
     return arrays
 

@@ -34,6 +34,12 @@ from gatewise.sequential import Sequential
 VERSION = "1"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+# What others write besides, as so many bytes each.
+OTHERS = {
+    name: np.dtype(f"V{size}")
+    for size, names in {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "I16 U16 F16 BF16", 4: "I32 U32", 8: "I64 U64 C64"}.items()
+    for name in names.split()
+}
 MOST_HEADER = 10_000_000  # bytes: a few hundred a layer; what it describes takes up to some 45 times as much memory
 MOST_NESTED = 8  # layers in each other: an Activation in a Dense in a TimeDistributed is the third
 KINDS: dict[str, type[Module]] = {
@@ -215,9 +221,9 @@ def _parsed(text: str) -> Any:
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
-def _tensors(header: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+def _tensors(header: Mapping[str, Any], size: int, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Tensor]:
     """Every tensor of a header, checked: together they are the `size` bytes behind it, each byte of one."""
-    found = {name: _tensor(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    found = {name: _tensor(name, entry, dtypes) for name, entry in header.items() if name != "__metadata__"}
     end = 0
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != end:
@@ -228,12 +234,12 @@ def _tensors(header: Mapping[str, Any], size: int) -> dict[str, Tensor]:
     return found
 
 
-def _tensor(name: str, entry: Any) -> Tensor:
+def _tensor(name: str, entry: Any, dtypes: Mapping[str, np.dtype[Any]]) -> Tensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name}: expected a dtype of {', '.join(DTYPES)}, got {entry['dtype']!r}")
-    dtype = DTYPES[entry["dtype"]]
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in dtypes:
+        raise ValueError(f"{name}: expected a dtype of {', '.join(dtypes)}, got {entry['dtype']!r}")
+    dtype = dtypes[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or len(numbers) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
@@ -283,12 +289,13 @@ def is_foreign(path: str) -> bool:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """All tensors of a file, whoever wrote it, which must be of float32 or float64."""
+    """The tensors of float32 and float64 in a file, whoever wrote it."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         header, begin = _read_header(file, size)
-        source = Source(file, begin, _tensors(header, size - begin))
-        return {name: source.numbers(tensor) for name, tensor in source.tensors.items()}
+        source = Source(file, begin, _tensors(header, size - begin, DTYPES | OTHERS))
+        known = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype in DTYPES.values()}
+        return {name: source.numbers(tensor) for name, tensor in known.items()}
 
 
 # ---- saving and loading

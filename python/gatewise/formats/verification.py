@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -16,23 +18,29 @@ from gatewise.sequential import Sequential
 
 # As shares of the largest output: some hundred roundings of either side, through whatever comes behind them.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+LEAST = 1e-6  # of the largest output: of outputs that all but vanish the roundings are compared with this
 
 
 class Verification(NamedTuple):
-    """The largest differences between a model and its original, as shares of the original's largest output, or of 1.
+    """The largest differences between a model and its original, as shares of the original's largest output.
 
     sequences : over whole sequences
-    windows : of a stream's steps on the last few inputs and the original on these
+    windows : of a stream's steps on the last few inputs and the original on these; None where the original takes
+        sequences of one length alone
     tolerance : up to which they are taken for roundings
     """
 
     sequences: float
-    windows: float
+    windows: float | None
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        return max(self.sequences, self.windows) <= self.tolerance  # not of NaN
+        return self.largest <= self.tolerance
+
+    @property
+    def largest(self) -> float:
+        return max(self.sequences, self.windows or 0.0)
 
 
 def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: int = 0) -> Verification:
@@ -54,17 +62,18 @@ def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: 
     Verification
     """
     whole = model if isinstance(model, Sequential) else Sequential([_layer(model)])
-    steps = whole_number("steps", steps, 1, 2**20)
-    shape = (whole_number("batch", batch, 1, 2**20), steps) if whole.batch_first else (steps, batch)
+    run, fixed = _runner(original)
+    wanted = whole_number("steps", steps, 1, 2**20), whole_number("batch", batch, 1, 2**20)
+    shape = tuple(own or size for own, size in zip(fixed, wanted[::-1] if whole.batch_first else wanted, strict=True))
     of, generator = whole._chain, np.random.default_rng(whole_number("seed", seed, 0, 2**64 - 1))
     if of.vocabulary is not None:
         x = generator.integers(0, of.vocabulary, shape)
     else:
         x = generator.standard_normal((*shape, *of.units)).astype(of.dtype)
-    run = _runner(original)
-    expected = run(x)
-    sequences = _difference(whole(x), expected)
-    return Verification(sequences, _windows(whole, run, x, (steps + 1) // 2), TOLERANCES[of.dtype.name])
+    sequences = _difference(whole(x), run(x))
+    time = shape[whole.batch_first]
+    windows = None if fixed[whole.batch_first] else _windows(whole, run, x, (time + 1) // 2)
+    return Verification(sequences, windows, TOLERANCES[of.dtype.name])
 
 
 def _windows(model: Sequential, run: Callable[[Array], Array], x: Array, window: int) -> float:
@@ -92,68 +101,81 @@ def _difference(actual: Array, expected: Array) -> float:
     if actual.shape != expected.shape:
         raise ValueError(f"original: expected an output of shape {actual.shape}, got {expected.shape}")
     wide = expected.astype(np.float64)
-    scale = max(1.0, float(np.abs(wide).max(initial=0)))
-    return float(np.abs(actual - wide).max(initial=0)) / scale
+    scale = max(LEAST, float(np.abs(wide).max(initial=0)))
+    largest = float(np.abs(actual - wide).max(initial=0)) / scale
+    return largest if largest == largest else math.inf  # NaN is no agreement
 
 
-def _runner(original: Any) -> Callable[[Array], Array]:
+class _Runner(NamedTuple):
+    run: Callable[[Array], Array]
+    fixed: tuple[int | None, int | None] = (None, None)  # the first two sizes of its input, where it takes one alone
+
+
+def _runner(original: Any) -> _Runner:
     """The original as a function of arrays."""
-    if isinstance(original, (str, os.PathLike)):
+    if isinstance(original, (str, bytes, os.PathLike)):
         return _file_runner(os.fsdecode(original))
-    if type(original).__module__.startswith("torch") or _is_torch_module(original):
-        return _torch_runner(original)
+    if any(base.__module__.startswith("torch.nn") for base in type(original).__mro__):
+        return _Runner(_torch_runner(original))
     if not callable(original):
         raise TypeError(f"original: expected what can be called, or a path, got {type(original).__name__}")
-    return lambda x: np.asarray(_first(original(x)))
+    return _Runner(lambda x: np.asarray(_first(original(x))))
 
 
 def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _is_torch_module(original: Any) -> bool:
-    return any(base.__module__.startswith("torch.nn") for base in type(original).__mro__)
-
-
 def _torch_runner(module: Any) -> Callable[[Array], Array]:
     torch = import_module("torch")
 
     def run(x: Array) -> Array:
-        training = module.training
+        training = [(one, one.training) for one in module.modules()]
         module.eval()
         try:
             with torch.no_grad():
                 output = _first(module(torch.from_numpy(np.ascontiguousarray(x))))
         finally:
-            module.train(training)
+            for one, was in training:
+                one.training = was
         result: Array = output.numpy()
         return result
 
     return run
 
 
-def _file_runner(path: str) -> Callable[[Array], Array]:
+def _file_runner(path: str) -> _Runner:
     """By the framework that the file is of; by gatewise, what it wrote itself."""
     ending = os.path.splitext(path)[1].lower()
     makers = {".onnx": _onnx_runner, ".keras": _keras_runner, ".h5": _keras_runner, ".hdf5": _keras_runner}
     if ending not in makers:
         return _runner(import_module("gatewise.formats").load(path))
-    with open(path, "rb"):  # an OSError names the file
-        pass
-    try:
-        return makers[ending](path)
-    except ImportError:
-        raise
-    except Exception as error:  # the framework's own, of whatever kind
-        raise ValueError(f"original: {path}: {type(error).__name__}: {error}") from None
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
+        raise ValueError(f"original: {path}: expected a file")
+    made: _Runner = _named(path, makers[ending])(path)
+    return made._replace(run=_named(path, made.run))
 
 
-def _keras_runner(path: str) -> Callable[[Array], Array]:
+def _named(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with the framework's own errors, of whatever kind, as one that names the file."""
+
+    def run(argument: Any) -> Any:
+        try:
+            return function(argument)
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"original: {path}: {type(error).__name__}: {error}") from None
+
+    return run
+
+
+def _keras_runner(path: str) -> _Runner:
     model = import_module("keras").models.load_model(path, compile=False)
-    return lambda x: np.asarray(_first(model(x)))
+    return _Runner(lambda x: np.asarray(_first(model(x))))
 
 
-def _onnx_runner(path: str) -> Callable[[Array], Array]:
+def _onnx_runner(path: str) -> _Runner:
     """By ONNX Runtime, on the first input; the others are states, of zeros."""
     runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -165,7 +187,8 @@ def _onnx_runner(path: str) -> Callable[[Array], Array]:
         open_axes = {size: x.shape[i] for i, size in enumerate(first.shape) if isinstance(size, str)}
         for one in others:
             sizes = [size if isinstance(size, int) else open_axes.get(size, 1) for size in one.shape]
-            feeds[one.name] = np.zeros(sizes, x.dtype if x.dtype.kind == "f" else np.float32)
+            feeds[one.name] = np.zeros(sizes, np.float64 if one.type == "tensor(double)" else np.float32)
         return np.asarray(session.run(None, feeds)[0])
 
-    return run
+    sizes = [size if isinstance(size, int) else None for size in first.shape[:2]]
+    return _Runner(run, (sizes[0], sizes[1]) if len(sizes) == 2 else (None, None))
