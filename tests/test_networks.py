@@ -618,7 +618,6 @@ def test_what_does_not_fit_together():
         (ValueError, "layers: expected one at least that tells", lambda: of([gw.Activation("relu")])),
         (ValueError, r"layers\[2\]: expected a layer of its own", lambda: of([both, lstm, both])),
         (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: of([lstm], batch_first=True)),
-        (ValueError, "layers: expected a state of at most", lambda: of([gw.Conv1D(2**10, 1, 2**20, dilation=2**20)])),
         (ValueError, "layer: expected one with bidirectional=True", lambda: gw.Bidirectional(lstm)),
         (TypeError, "layer: expected LSTM, GRU or RNN, got Dense", lambda: gw.Bidirectional(dense)),
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),
@@ -638,6 +637,13 @@ def test_what_does_not_fit_together():
             (ValueError, r"pool: .*stream\(window=k\)", lambda model=model: model.pool(3)),
         ])  # fmt: skip
         model.stream(window=3)
+
+
+def test_a_state_that_no_memory_holds(monkeypatch):
+    monkeypatch.setattr(networks, "MOST_BYTES", 100)
+    gw.Sequential([gw.Conv1D(1, 1, 26)])
+    with pytest.raises(ValueError, match="layers: expected a state of at most 100 bytes a row, got 104"):
+        gw.Sequential([gw.Conv1D(1, 1, 27)])
 
 
 def test_bad_arguments_of_a_call():
