@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import is_not
 from typing import Any, Protocol
 
@@ -34,6 +33,9 @@ class Stage:
 
     looks_ahead: str | None = None  # why a step's output needs inputs that come later
     needs_time = False  # it is nothing without a sequence
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -67,9 +69,9 @@ class Stage:
         return None
 
 
-@dataclass(frozen=True)
 class RecurrentState:
-    architecture: Architecture
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
 
     def parts(self) -> list[tuple[int, int]]:
         of = self.architecture
@@ -84,13 +86,11 @@ class RecurrentState:
         return (arrays[0], arrays[1]) if self.architecture.has_cell_state else arrays[0]
 
 
-@dataclass(frozen=True)
 class History:
     """The last inputs of a convolution, the oldest first."""
 
-    steps: int
-    units: int
-    dtype: np.dtype[Any]
+    def __init__(self, steps: int, units: int, dtype: np.dtype[Any]) -> None:
+        self.steps, self.units, self.dtype = steps, units, dtype
 
     def parts(self) -> list[tuple[int, int]]:
         return [(self.steps, self.units)]
@@ -103,13 +103,13 @@ class History:
         return arrays[0]
 
 
-@dataclass(frozen=True)
 class Recurrent(Stage):
-    """A recurrent layer; the outputs of its two directions may be merged."""
+    """A recurrent layer; the outputs of its two directions may be merged: concat, add, multiply or average."""
 
-    architecture: Architecture
-    merge: str = "concat"  # or add, multiply, average
     needs_time = True
+
+    def __init__(self, architecture: Architecture, merge: str = "concat") -> None:
+        self.architecture, self.merge = architecture, merge
 
     @property
     def looks_ahead(self) -> str | None:  # type: ignore[override]
@@ -141,12 +141,10 @@ class Recurrent(Stage):
         return RecurrentState(self.architecture)
 
 
-@dataclass(frozen=True)
 class Identity(Stage):
     """What does nothing in inference."""
 
 
-@dataclass(frozen=True)
 class Last(Stage):
     """Of a sequence the last step: of each direction, right behind a layer of two."""
 
