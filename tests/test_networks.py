@@ -563,6 +563,7 @@ def test_it_shows_itself():
     assert [type(layer).__name__ for layer in model] == ["Embedding", "LSTM", "Dense"]
     assert len(model) == 3
     assert model[1] is model.layers[1]
+    assert model[1:].layers == model.layers[1:]
 
 
 def test_tokens():
@@ -628,6 +629,8 @@ def test_what_does_not_fit_together():
         (ValueError, "padding: expected 'causal' or 'same'", lambda: gw.Conv1D(2, 2, 2, padding="valid")),
         (ValueError, "p: expected a number from 0 to 1", lambda: gw.Dropout(1.5)),
         (ValueError, "in_features: expected a number from 1", lambda: gw.Dense(0, 2)),
+        (ValueError, "Dense: expected weights of at most", lambda: gw.Dense(2**31 - 1, 2**31 - 1)),
+        (ValueError, "Embedding: expected weights of at most", lambda: gw.Embedding(2**31 - 1, 2**31 - 1)),
         (ValueError, "window: expected a number from 1", lambda: lstm.stream(window=0)),
         (ValueError, "window: expected a number from 1", lambda: lstm.stream(window=2**60)),
     ])  # fmt: skip

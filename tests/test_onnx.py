@@ -495,7 +495,7 @@ def compare_with_runtime(model, path, x):
     onnx.checker.check_model(onnx.load(path), full_check=True)
     rows = x.shape[0] if model.batch_first else x.shape[1]
     given = first_states(path, rows)
-    chain = model._chain if isinstance(model, gw.Sequential) else model._chain()
+    chain = model._chain
     parts = [given[f"{kind}{i}_in"] if f"{kind}{i}_in" in given else np.zeros((0, rows, chain.parts[0][1]))
              for i, one in enumerate(chain.states)
              for kind in (("x",) if hasattr(one, "steps") else "hc"[: len(one.parts())])]  # fmt: skip

@@ -159,6 +159,11 @@ def test_damaged_files(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(gw.FormatError, match="expected a state_dict, got list"):
         gw.load(path)
+    for name, value in (("prefix", 3), ("batch_first", 3), ("nonlinearity", ["tanh"])):
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            gw.load(path, **{name: value})
+    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu', got 'x'"):
+        gw.load(path, nonlinearity="x")
     weights = nn.RNN(3, 4).state_dict()
     torch.save(weights, path)
     with pytest.raises(gw.FormatError, match="expected nonlinearity='tanh' or 'relu'"):

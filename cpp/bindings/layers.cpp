@@ -4,37 +4,12 @@
 namespace gatewise {
 namespace {
 
-void require(bool holds, const char* what) {
-  if (!holds) throw py::value_error(what);
-}
-
-Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
-
-// A C-contiguous array of `size` elements of the packed dtype; null for None.
 void* flat(const Packed& packed, const Array& array, Size size, bool writeable) {
-  if (!array) return nullptr;
-  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
-  require(PyArray_TYPE(raw) == packed.type_number() && PyArray_ISCARRAY_RO(raw) && PyArray_SIZE(raw) == size &&
-              (!writeable || PyArray_ISWRITEABLE(raw)),
-          "internal: an array of the wrong dtype, size or layout");
-  return PyArray_DATA(raw);
+  return flat(*packed.kernels, array, size, writeable);
 }
-
-// A [T, B, units] array with contiguous units and any strides else; null for None.
 Rows<void*> rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units, bool writeable) {
-  if (!array) return {nullptr, 0, 0};
-  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
-  const Size item = packed.kernels->item_bytes;
-  require(PyArray_TYPE(raw) == packed.type_number() && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
-              PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
-              PyArray_DIM(raw, 2) == units &&
-              (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
-              PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
-              (!writeable || PyArray_ISWRITEABLE(raw)),
-          "internal: rows of the wrong dtype, shape or layout");
-  return {PyArray_DATA(raw), PyArray_STRIDE(raw, 0) / item, PyArray_STRIDE(raw, 1) / item};
+  return array ? rows_of(*packed.kernels, *array, steps, batch, units, writeable) : Rows<void*>{nullptr, 0, 0};
 }
-
 Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units) {
   const Rows<void*> found = rows(packed, array, steps, batch, units, false);
   return {found.data, found.step, found.row};
@@ -184,6 +159,29 @@ struct Tape {
 };
 
 }  // namespace
+
+void* flat(const Kernels& kernels, const Array& array, Size size, bool writeable) {
+  if (!array) return nullptr;
+  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
+  require(PyArray_TYPE(raw) == type_number_of(kernels) && PyArray_ISCARRAY_RO(raw) && PyArray_SIZE(raw) == size &&
+              (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: an array of the wrong dtype, size or layout");
+  return PyArray_DATA(raw);
+}
+
+Rows<void*> rows_of(const Kernels& kernels, const py::array& array, Size steps, Size batch, Size units,
+                    bool writeable) {
+  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
+  const Size item = kernels.item_bytes;
+  require(PyArray_TYPE(raw) == type_number_of(kernels) && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
+              PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
+              PyArray_DIM(raw, 2) == units &&
+              (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
+              PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
+              (!writeable || PyArray_ISWRITEABLE(raw)),
+          "internal: rows of the wrong dtype, shape or layout");
+  return {PyArray_DATA(raw), PyArray_STRIDE(raw, 0) / item, PyArray_STRIDE(raw, 1) / item};
+}
 
 Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan) {
   require(x.ndim() == 3, "internal: x is not three-dimensional");

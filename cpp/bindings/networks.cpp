@@ -7,10 +7,6 @@
 namespace gatewise {
 namespace {
 
-void require(bool holds, const char* what) {
-  if (!holds) throw py::value_error(what);
-}
-
 const Kernels& kernels_for(const py::dtype& dtype) {
   require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
   const Backend& backend = active_backend();
@@ -193,30 +189,6 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
   return network;
 }
 
-// A [T, B, units] array with contiguous units and any strides else; behind the last step [B, units].
-Rows<void*> rows_of(const HeldNetwork& network, const py::array& array, Size steps, Size batch, Size units,
-                    bool writeable) {
-  auto* raw = reinterpret_cast<PyArrayObject*>(array.ptr());
-  const Size item = network.item();
-  require(PyArray_TYPE(raw) == network.type_number() && PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
-              PyArray_NDIM(raw) == 3 && PyArray_DIM(raw, 0) == steps && PyArray_DIM(raw, 1) == batch &&
-              PyArray_DIM(raw, 2) == units &&
-              (PyArray_STRIDE(raw, 2) == item || units <= 1 || PyArray_SIZE(raw) == 0) &&
-              PyArray_STRIDE(raw, 0) % item == 0 && PyArray_STRIDE(raw, 1) % item == 0 &&
-              (!writeable || PyArray_ISWRITEABLE(raw)),
-          "internal: rows of the wrong dtype, shape or layout");
-  return {PyArray_DATA(raw), PyArray_STRIDE(raw, 0) / item, PyArray_STRIDE(raw, 1) / item};
-}
-
-void* part_of(const HeldNetwork& network, const Array& array, const StatePart& part, Size batch, bool writeable) {
-  if (!array) return nullptr;
-  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
-  require(PyArray_TYPE(raw) == network.type_number() && PyArray_ISCARRAY_RO(raw) &&
-              PyArray_SIZE(raw) == part.count * batch * part.units && (!writeable || PyArray_ISWRITEABLE(raw)),
-          "internal: a state of the wrong dtype, size or layout");
-  return PyArray_DATA(raw);
-}
-
 // x and output as run_network has them; parts of the state before, None: zero, and after.
 void forward(const HeldNetwork& network, const py::array& x, const std::vector<Array>& before, const py::array& output,
              const std::vector<Array>& after, const Plan* plan) {
@@ -226,8 +198,9 @@ void forward(const HeldNetwork& network, const py::array& x, const std::vector<A
   std::vector<const void*> from;
   std::vector<void*> to;
   for (std::size_t i = 0; i < parts; ++i) {
-    from.push_back(part_of(network, before[i], network.state_parts[i], batch, false));
-    to.push_back(part_of(network, after[i], network.state_parts[i], batch, true));
+    const Size size = network.state_parts[i].count * batch * network.state_parts[i].units;
+    from.push_back(flat(*network.kernels, before[i], size, false));
+    to.push_back(flat(*network.kernels, after[i], size, true));
     require(to.back(), "internal: no room for a state");
   }
   run_network(network, x, from, output, to, batch, plan);
@@ -247,10 +220,10 @@ Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size unit
                         [&](std::int64_t token) { return token >= 0 && token < network.input(); }),
             "internal: a token that the table does not have");
   } else {
-    const Rows<void*> rows = rows_of(network, x, given.steps, given.batch, network.input(), false);
+    const Rows<void*> rows = rows_of(*network.kernels, x, given.steps, given.batch, network.input(), false);
     given.input.rows = {rows.data, rows.step, rows.row};
   }
-  given.output = rows_of(network, output, output.shape(0), given.batch, units, true);
+  given.output = rows_of(*network.kernels, output, output.shape(0), given.batch, units, true);
   return given;
 }
 
@@ -293,13 +266,13 @@ StateBlock::StateBlock(const HeldNetwork& network, Size batch) {
     if (__builtin_mul_overflow(part.count * part.units, batch, &elements) || elements > Size(1) << 46)
       throw std::bad_alloc();
     bytes.push_back(bytes_of_type(*network.kernels, part.count * batch * part.units));
-    total += (static_cast<std::size_t>(bytes.back()) + 63) / 64 * 64;
+    total += static_cast<std::size_t>(lines(bytes.back()));
   }
   memory_ = Buffer(total);
   char* next = static_cast<char*>(memory_.data());
   for (const Size size : bytes) {
     pointers.push_back(next);
-    next += (size + 63) / 64 * 64;
+    next += lines(size);
   }
   clear();
 }

@@ -88,7 +88,7 @@ struct Pool {
     for (std::size_t i = 0; i < parts.size(); ++i) {
       const StatePart& part = network->state_parts[i];
       parts[i] = next;
-      next += (part.count * count * part.units * item + 63) / 64 * 64;
+      next += lines(part.count * count * part.units * item);
     }
     run.place(scratch.data(), parts.data(), parts.data());
     each_row(count, [](char* row, const char* state, std::size_t bytes) { std::memcpy(row, state, bytes); });

@@ -38,6 +38,16 @@ void without_gil(Size operations, const Work& work) {
   work();
 }
 
+inline void require(bool holds, const char* what) {
+  if (!holds) throw py::value_error(what);
+}
+
+inline int type_number_of(const Kernels& kernels) { return kernels.item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
+// A C-contiguous array of `size` elements of the kernels' dtype; null for None.
+void* flat(const Kernels& kernels, const Array& array, Size size, bool writeable);
+// An array [T, B, units] with contiguous units and any strides else.
+Rows<void*> rows_of(const Kernels& kernels, const py::array& array, Size steps, Size batch, Size units, bool writeable);
+
 // A stack of layers, packed for one backend and never changed afterwards. Shared by a layer, its streams and its tapes.
 struct Packed {
   const Kernels* kernels;
@@ -55,7 +65,7 @@ struct Packed {
   void pack(const std::vector<Weights>& weights, void* packed);  // [L*D]
   void pack(const std::vector<Weights>& weights);                // in memory of its own
 
-  int type_number() const { return kernels->item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
+  int type_number() const { return type_number_of(*kernels); }
   Stack stack() const { return {layer.data(), layers, directions}; }
   Size recurrent() const { return projection ? projection : hidden; }
   Size output() const { return directions * recurrent(); }
@@ -87,7 +97,7 @@ struct HeldNetwork : Network {
   std::vector<StatePart> state_parts;
   std::vector<std::shared_ptr<const void>> owners;
 
-  int type_number() const { return kernels->item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
+  int type_number() const { return type_number_of(*kernels); }
   // Whether streams of one can go on with the other.
   bool is_like(const HeldNetwork& other) const;
 };

@@ -175,8 +175,12 @@ PyObject* run_step(Stream& stream, const Step& given) {
     return nullptr;
   if (given.resets) stream.reset(flags_of(stream, given.resets));
   const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
-  // A window has as many steps as come to it.
-  without_gil(stream.window ? gil_operations : stream.operations, [&] { stream.run_step(input, output); });
+  try {
+    // A window has as many steps as come to it.
+    without_gil(stream.window ? gil_operations : stream.operations, [&] { stream.run_step(input, output); });
+  } catch (const std::bad_alloc&) {  // a window's memory may have to grow
+    return PyErr_NoMemory();
+  }
   return Py_NewRef(given.out);
 }
 

@@ -17,7 +17,7 @@ struct WrongCall : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-void require(bool holds, const char* what) {
+void require_call(bool holds, const char* what) {
   if (!holds) throw WrongCall(std::string("gatewise: internal: ") + what);
 }
 
@@ -35,7 +35,7 @@ class Options {
   // int64
   const xla::Array& numbers(const char* name) const {
     const auto& found = *static_cast<const xla::Array*>(value(name, xla::Attribute::array));
-    require(found.dtype == xla::DataType::int64, name);
+    require_call(found.dtype == xla::DataType::int64, name);
     return found;
   }
 
@@ -50,7 +50,7 @@ class Options {
     for (std::int64_t i = 0; i < attributes_.size; ++i) {
       const xla::String& own = *attributes_.names[i];
       if (std::string_view(own.data, own.size) != name) continue;
-      require(attributes_.types[i] == type, name);
+      require_call(attributes_.types[i] == type, name);
       return attributes_.values[i];
     }
     throw WrongCall(std::string("gatewise: internal: no attribute ") + name);
@@ -65,17 +65,17 @@ class Buffers {
   explicit Buffers(const xla::Buffers& buffers) : buffers_(buffers) {}
 
   const xla::Buffer& next() {
-    require(next_ < buffers_.size, "too few arrays");
+    require_call(next_ < buffers_.size, "too few arrays");
     return *buffers_.buffers[next_++];
   }
 
   const xla::Buffer& next(xla::DataType dtype, Size count) {
     const xla::Buffer& buffer = next();
-    require(buffer.dtype == dtype && elements(buffer) == count, "an array of the wrong dtype or size");
+    require_call(buffer.dtype == dtype && elements(buffer) == count, "an array of the wrong dtype or size");
     return buffer;
   }
 
-  void end() const { require(next_ == buffers_.size, "too many arrays"); }
+  void end() const { require_call(next_ == buffers_.size, "too many arrays"); }
 
   static Size elements(const xla::Buffer& buffer) {
     Size count = 1;
@@ -111,9 +111,9 @@ static_assert(sizeof(Mark) == mark_bytes, "what stands behind it stays aligned")
 
 // A buffer of bytes that begins with a mark.
 Address behind_mark(const xla::Buffer& buffer, Size bytes) {
-  require(buffer.dtype == xla::DataType::uint8 && Buffers::elements(buffer) >= mark_bytes + bytes &&
-              address(buffer) % 64 == 0,
-          "bytes of the wrong dtype, size or alignment");
+  require_call(buffer.dtype == xla::DataType::uint8 && Buffers::elements(buffer) >= mark_bytes + bytes &&
+                   address(buffer) % 64 == 0,
+               "bytes of the wrong dtype, size or alignment");
   return address(buffer) + mark_bytes;
 }
 
@@ -127,11 +127,11 @@ struct Numbers {
 void check_sizes(const Numbers& of, double sequence_steps) {
   constexpr double most = 1LL << 46, most_size = 1LL << 31;
   for (const std::int64_t size : {of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions})
-    require(size >= 0 && static_cast<double>(size) < most_size, "a size that is none");
+    require_call(size >= 0 && static_cast<double>(size) < most_size, "a size that is none");
   const double sequences = static_cast<double>(of.num_layers) * static_cast<double>(of.directions);
   const double widest = static_cast<double>(of.input_size) + 3.0 * static_cast<double>(of.hidden_size);
-  require(sequences * 4 * static_cast<double>(of.hidden_size) * widest < most && sequences * widest < 1LL << 31,
-          "weights of more bytes than there are");
+  require_call(sequences * 4 * static_cast<double>(of.hidden_size) * widest < most && sequences * widest < 1LL << 31,
+               "weights of more bytes than there are");
   if (sequence_steps * sequences * 8 * widest >= most)
     throw WrongCall("x: expected a sequence whose tape fits into memory, got more steps and rows");
 }
@@ -147,7 +147,7 @@ struct Invocation {
   explicit Invocation(const xla::CallFrame& frame)
       : options(frame.attributes), arguments(frame.arguments), results(frame.results), dtype(first_dtype(frame)) {
     const xla::Array& given = options.numbers("numbers");
-    require(given.size * sizeof(std::int64_t) == sizeof numbers, "numbers");
+    require_call(given.size * sizeof(std::int64_t) == sizeof numbers, "numbers");
     std::memcpy(&numbers, given.data, sizeof numbers);
     check_sizes(numbers, 0);
     const Backend& backend = backend_named(options.text("backend"));
@@ -158,7 +158,7 @@ struct Invocation {
 
   static xla::DataType first_dtype(const xla::CallFrame& frame) {
     const xla::DataType dtype = Buffers(frame.arguments).next().dtype;
-    require(dtype == xla::DataType::float32 || dtype == xla::DataType::float64, "an array of the wrong dtype");
+    require_call(dtype == xla::DataType::float32 || dtype == xla::DataType::float64, "an array of the wrong dtype");
     return dtype;
   }
 
@@ -193,7 +193,7 @@ struct Walk : Invocation {
 
   explicit Walk(const xla::CallFrame& frame)
       : Invocation(frame), x(arguments.next()), batch_first(numbers.batch_first) {
-    require(x.rank == 3 && x.dims[2] == packed->input && numbers.checkpoint_every >= 0, "x of the wrong shape");
+    require_call(x.rank == 3 && x.dims[2] == packed->input && numbers.checkpoint_every >= 0, "x of the wrong shape");
     steps = x.dims[batch_first ? 1 : 0];
     batch = x.dims[batch_first ? 0 : 1];
   }
@@ -225,7 +225,7 @@ struct Walk : Invocation {
     arguments.end();
     packed->place(reinterpret_cast<const void*>(behind_mark(weights, packed->bytes())));
     const Mark mark = Invocation::mark(packed->bytes(), 0, 0);
-    require(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
+    require_call(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
     return {packed, taken, batch, plan, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
   }
 
@@ -336,7 +336,7 @@ void backward(const xla::CallFrame& frame) {
   Walk of(frame);
   const bool has_cell = of.packed->has_cell();
   const std::vector<bool> given = of.options.flags("given"), wanted = of.options.flags("wanted");
-  require(given.size() == 3 && wanted.size() == 1 + of.packed->layer.size(), "flags of the wrong number");
+  require_call(given.size() == 3 && wanted.size() == 1 + of.packed->layer.size(), "flags of the wrong number");
   const auto take = [&](Buffers& from, bool is_there, Size count) {
     return is_there ? &from.next(of.dtype, count) : nullptr;
   };

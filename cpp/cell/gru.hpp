@@ -7,10 +7,11 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Gru {
-  static constexpr bool resets_before = false;
-  static constexpr int gates = 3;  // r z n
-  static constexpr int sums = 4;   // n's input sum, r, z, n's hidden sum: r gates only the last
-  static constexpr int kept = 4;   // n r z, n's hidden sum
+  static constexpr bool trains = true;          // it has a backward
+  static constexpr bool resets_before = false;  // r * h goes into the last gate's product
+  static constexpr int gates = 3;               // r z n
+  static constexpr int sums = 4;                // n's input sum, r, z, n's hidden sum: r gates only the last
+  static constexpr int kept = 4;                // n r z, n's hidden sum
   static constexpr bool carried = true;
   static constexpr bool carries_hidden = true;
   static constexpr int first_input_sum = 0, first_hidden_sum = 1;
@@ -49,6 +50,7 @@ struct Gru {
 
 // Inference only. The hidden product of n is one with r * h, and so waits for r of all units.
 struct GruResetBefore {
+  static constexpr bool trains = false;
   static constexpr bool resets_before = true;
   static constexpr int gates = 3;  // r z n
   static constexpr int sums = 3;

@@ -9,7 +9,8 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Lstm {
-  static constexpr bool resets_before = false;
+  static constexpr bool trains = true;           // it has a backward
+  static constexpr bool resets_before = false;   // r * h goes into the last gate's product
   static constexpr int gates = 4;                // i f g o
   static constexpr int sums = 4;                 // their sums before the activation, input and hidden products together
   static constexpr int kept = 4;                 // i f g o after it

@@ -6,7 +6,8 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct RnnShape {
-  static constexpr bool resets_before = false;
+  static constexpr bool trains = true;          // it has a backward
+  static constexpr bool resets_before = false;  // r * h goes into the last gate's product
   static constexpr int gates = 1, sums = 1;
   static constexpr int kept = 1;  // h
   static constexpr bool carried = false;

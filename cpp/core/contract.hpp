@@ -16,6 +16,9 @@ namespace gatewise {
 
 using Size = std::ptrdiff_t;
 
+// Bytes, up to the end of their last cache line.
+GATEWISE_INLINE constexpr Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
+
 enum class Cell { lstm, gru, gru_reset_before, rnn_tanh, rnn_relu };
 enum class Activation { linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus, exp };
 
@@ -64,6 +67,13 @@ struct Rows {
   Pointer data;
   Size step, row;
 };
+
+// The distance of the rows of all steps, one after the other; -1: there is no single one.
+template <class Pointer>
+GATEWISE_INLINE constexpr Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
+  if (batch == 1) return rows.step;
+  return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
+}
 
 struct Stack {
   const Layer* layer;  // [L*D], direction running fastest

@@ -14,9 +14,8 @@ namespace {
 // Rows of a convolution that are brought together at a time: enough for its product, few enough for the second cache.
 constexpr Size convolution_rows = 256;
 
-constexpr Size most_steps = Size(1) << 62;
-
-Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
+// Before any step there can be.
+constexpr Size never = -(Size(1) << 62);
 
 template <class Pointer>
 auto bytes_of(Pointer* data, Size bytes) {
@@ -26,13 +25,6 @@ auto bytes_of(Pointer* data, Size bytes) {
 template <class Pointer>
 auto row_of(Rows<Pointer> rows, Size time, Size row, Size item) {
   return bytes_of(rows.data, (time * rows.step + row * rows.row) * item);
-}
-
-// The distance of rows of all times, one after the other; -1: there is no single one.
-template <class Pointer>
-Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
-  if (batch == 1) return rows.step;
-  return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
 }
 
 // What is more than any machine has, and well below where sizes would wrap around.
@@ -228,7 +220,14 @@ void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) 
 
 void Run::find_restarts() {
   for (Size i = 0; i < steps_ * batch_; ++i)
-    restarts_[i] = schedule_.resets[i] ? i / batch_ : i < batch_ ? -most_steps : restarts_[i - batch_];
+    restarts_[i] = schedule_.resets[i] ? i / batch_ : i < batch_ ? never : restarts_[i - batch_];
+}
+
+// What a convolution has of a row at a time, which may lie before this call.
+const char* Run::row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const {
+  const Node& node = *piece.node;
+  if (at >= 0) return row_of(from, at, row, item_);
+  return piece.before ? bytes_of(piece.before, ((node.left + at) * batch_ + row) * node.input * item_) : zero_row_;
 }
 
 void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
@@ -242,14 +241,8 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
       const Size time = i / batch_, row = i % batch_;
       for (Size tap = 0; tap < node.taps; ++tap, gathered += bytes) {
         const Size at = time - node.left + tap * node.dilation;
-        const char* source = zero_row_;
-        if (at >= end(row) || separated(std::min(at, time), std::max(at, time), row))
-          source = zero_row_;
-        else if (at >= 0)
-          source = row_of(from, at, row, item_);
-        else if (piece.before)
-          source = bytes_of(piece.before, ((node.left + at) * batch_ + row) * bytes);
-        std::memcpy(gathered, source, static_cast<std::size_t>(bytes));
+        const bool is_seen = at < end(row) && !separated(std::min(at, time), std::max(at, time), row);
+        std::memcpy(gathered, is_seen ? row_at(piece, from, at, row) : zero_row_, static_cast<std::size_t>(bytes));
       }
     }
     void* const out = to_row >= 0 ? bytes_of(to.data, first * to_row * item_) : row_of(to, first / batch_, 0, item_);
@@ -275,14 +268,9 @@ void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
     const Size ends = end(row);
     for (Size i = 0; i < node.left; ++i) {
       const Size at = ends - node.left + i;
-      const char* source = zero_row_;
-      if (ends > 0 && separated(at, ends - 1, row))
-        source = zero_row_;
-      else if (at >= 0)
-        source = row_of(from, at, row, item_);
-      else if (piece.before)
-        source = bytes_of(piece.before, ((node.left + at) * batch_ + row) * bytes);
-      std::memmove(bytes_of(piece.after, (i * batch_ + row) * bytes), source, static_cast<std::size_t>(bytes));
+      const bool is_seen = ends == 0 || !separated(at, ends - 1, row);
+      std::memmove(bytes_of(piece.after, (i * batch_ + row) * bytes),
+                   is_seen ? row_at(piece, from, at, row) : zero_row_, static_cast<std::size_t>(bytes));
     }
   }
 }

@@ -83,6 +83,7 @@ class Run {
   void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void clear_behind_ends(Size units, Rows<void*> rows) const;
   void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
+  const char* row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const;
   void find_restarts();
   // Whether the state of a row starts anew between two times, the first of which may be before all of them.
   bool separated(Size from, Size to, Size row) const { return restarts_ && restarts_[to * batch_ + row] > from; }

@@ -34,9 +34,7 @@ class Window {
   char* input_at(Size slot, Size row) const {
     return static_cast<char*>(inputs_.data()) + (slot * batch_ + row) * input_bytes_;
   }
-  Size part_bytes(const StatePart& part) const {
-    return (part.count * part.units * batch_ * rest_->item() + 63) / 64 * 64;
-  }
+  Size part_bytes(const StatePart& part) const { return lines(part.count * part.units * batch_ * rest_->item()); }
   bool first_is_recurrent() const { return rest_->nodes.front().kind == Node::Kind::recurrent; }
   void lay_out_rest(Size steps, const Schedule& schedule);
   void make_features(Size slot);

@@ -53,16 +53,12 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
 // The same for cells that train; the others are not asked for.
 template <class Function>
 auto with_trained_cell(Cell cell, const Function& function) {
-  switch (cell) {
-    case Cell::lstm:
-      return function(Lstm());
-    case Cell::gru:
-      return function(Gru());
-    case Cell::rnn_tanh:
-      return function(RnnTanh());
-    default:
-      return function(RnnRelu());
-  }
+  return with_cell(cell, [&](auto of) {
+    if constexpr (decltype(of)::trains)
+      return function(of);
+    else
+      return decltype(function(Lstm()))();
+  });
 }
 
 // Without rows there is nothing to walk through, be it in a number of steps that no loop can count.
@@ -126,13 +122,6 @@ void pack_rows(const RowFunction& function, const void* const* weights, void* pa
 // The system may give fewer threads than it was asked for, each with more rows.
 Size rows_scratch(const RowFunction& function, Size rows, int threads) {
   return threads * row_function_scratch(function, rows);
-}
-
-// The distance of rows of all steps, one after the other; -1: there is no single one.
-template <class Pointer>
-Size distance_of(Rows<Pointer> rows, Size steps, Size batch) {
-  if (batch == 1) return rows.step;
-  return steps == 1 || rows.step == batch * rows.row ? rows.row : -1;
 }
 
 // Where rows do not follow each other at one distance those of one place in the batch do, step after step.

@@ -29,6 +29,7 @@ from numpy.lib.format import open_memmap
 import gatewise as gw
 from gatewise.arrays import Array, describe, floating, tokens
 from gatewise.blocks import Activation, Bidirectional
+from gatewise.formats.errors import at
 from gatewise.layers import Layer
 from gatewise.layouts import Axes
 from gatewise.networks import Chain
@@ -311,7 +312,7 @@ def _whole(model: gw.Sequential, given: Input) -> Iterator[Array]:
     else:
         rows = () if given.batch is None else (given.batch,)
         piece = _nothing(model, rows)
-    with _at(given.path):
+    with at(given.path):
         y = model(piece)
     yield y
 
@@ -337,7 +338,7 @@ def _in_pieces(
     axis, first = _time_axis(model.batch_first, given.batch is None), 0
     for piece in given.pieces(size):
         steps = piece.shape[axis]
-        with _at(f"{given.path}: steps {first} to {first + steps - 1}"):
+        with at(f"{given.path}: steps {first} to {first + steps - 1}"):
             y = stream.run(piece)
         if not of.ends_at_last:
             yield y
@@ -345,16 +346,6 @@ def _in_pieces(
         advance(steps)
     if of.ends_at_last:
         yield y[(slice(None),) * axis + (-1,)]
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """What is wrong in here is wrong there."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{place}: {error}") from None
 
 
 @contextmanager

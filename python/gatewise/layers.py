@@ -13,9 +13,8 @@ from gatewise.layouts import Layout, State
 from gatewise.modules import Module
 from gatewise.networks import Chain, Recurrent
 from gatewise.parameters import MOST, Architecture, Holder, one_at_a_time
-from gatewise.pools import Pool
+from gatewise.pools import Live
 from gatewise.sequences import cut, plan, whole_lengths
-from gatewise.streams import Stream
 from gatewise.tapes import Tape, record
 from gatewise.traces import Trace, trace
 
@@ -29,7 +28,7 @@ GATES = {
 }
 
 
-class Layer(Module):
+class Layer(Module, Live):
     """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
 
     _holder: Holder[_core.Packed]
@@ -284,30 +283,12 @@ class Layer(Module):
         if self._architecture.cell == "gru_reset_before":
             raise ValueError(f"{name}: expected reset_after=True; a GRU without it is for inference alone")
 
-    def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
-        """A state that advances step by step, from zero.
-
-        Parameters
-        ----------
-        batch_size : int, optional
-            Rows of a step; None: steps are unbatched.
-        window : int, optional
-            Each step gives what a call on the last so many inputs gives at its end, with a state of zero before them,
-            instead of a state that goes on for ever. Two directions work there, too. A step takes as long as that call,
-            but for the first layer's input products, which are kept.
-        """
-        return Stream(self._chain(), self._batch_first, batch_size, window)
-
-    def pool(self, capacity: int) -> Pool:
-        """Room for so many streams, of which any advance together in one call, each at its own pace."""
-        return Pool(self._chain(), capacity)
-
     @property
     def _stage(self) -> Recurrent:
         return Recurrent(self._architecture)
 
+    @property
     def _chain(self) -> Chain:
-        """Itself, as what streams and pools run."""
         return Chain([self._stage], [self._holder], alone=True)
 
 

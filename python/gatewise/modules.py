@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gatewise.arrays import Array
-from gatewise.parameters import Holder, Packable, Parameters, Weights
+from gatewise.parameters import MOST_BYTES, Holder, Packable, Parameters, Weights
 
 
 class Module:
@@ -30,7 +31,15 @@ class Module:
 
     def _hold(self, of: Packable[Any], draw: Callable[[], Mapping[str, Array]]) -> None:
         """Start with the weights that `draw` gives, or else the source."""
-        arrays = draw() if self._source is None else self._source(of)
+        if self._source is not None:
+            arrays = self._source(of)
+        else:
+            size = sum(map(math.prod, of.shapes().values())) * np.dtype(of.dtype).itemsize
+            if size > MOST_BYTES:
+                raise ValueError(
+                    f"{type(self).__name__}: expected weights of at most {MOST_BYTES} bytes in all, got {size}"
+                )
+            arrays = draw()
         self._holder = Holder(Weights(of, {name: np.asarray(array, of.dtype) for name, array in arrays.items()}))
 
     def _options(self) -> dict[str, Any]:

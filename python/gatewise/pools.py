@@ -10,7 +10,7 @@ from gatewise import _core
 from gatewise.arrays import Array, as_array, describe, output, shaped, whole_number
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES
-from gatewise.streams import step_input
+from gatewise.streams import Stream, step_input
 
 
 class Pool(_core.Pool):
@@ -103,6 +103,37 @@ class Pool(_core.Pool):
 
     def __repr__(self) -> str:
         return f"Pool({self._chain.describe()}, capacity={self.capacity})"
+
+
+class Live:
+    """What has streams and pools: a recurrent layer, or a model."""
+
+    @property
+    def _chain(self) -> Chain:
+        """What they run."""
+        raise NotImplementedError
+
+    @property
+    def batch_first(self) -> bool:
+        raise NotImplementedError
+
+    def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
+        """A state that advances step by step, from zero.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Rows of a step; None: steps are unbatched.
+        window : int, optional
+            Each step gives what a call on the last so many inputs gives at its end, with a state of zero before them,
+            instead of a state that goes on for ever. Two directions work there, too. A step takes as long as that call,
+            but for the first layer's input products, which are kept.
+        """
+        return Stream(self._chain, self.batch_first, batch_size, window)
+
+    def pool(self, capacity: int) -> Pool:
+        """Room for so many streams, of which any advance together in one call, each at its own pace."""
+        return Pool(self._chain, capacity)
 
 
 def _slots(slots: object) -> Array:

@@ -16,12 +16,12 @@ from gatewise.layouts import Axes
 from gatewise.modules import Module, checked_names
 from gatewise.networks import Chain
 from gatewise.parameters import Parameters, one_at_a_time
-from gatewise.pools import Pool
+from gatewise.pools import Live
 from gatewise.sequences import plan, whole_lengths
-from gatewise.streams import Stream, sequence_input
+from gatewise.streams import sequence_input
 
 
-class Sequential:
+class Sequential(Live):
     """Layers one after the other, for inference: over whole sequences, step by step, in streams and pools.
 
         model = gw.Sequential([gw.Embedding(1000, 64), gw.LSTM(64, 128), gw.Dense(128, 10, activation="softmax")])
@@ -50,7 +50,12 @@ class Sequential:
         _check_once(given)
         self._layers: tuple[Layer | Block, ...] = given  # type: ignore[assignment]  # as was just asked
         self._batch_first = _batch_first(self._layers, batch_first)
-        self._chain = Chain([one._stage for one in self._layers], [one._holder for one in self._layers], alone=False)
+        stages, holders = [one._stage for one in self._layers], [one._holder for one in self._layers]
+        self._whole = Chain(stages, holders, alone=False)  # with the networks that were made of it
+
+    @property
+    def _chain(self) -> Chain:
+        return self._whole
 
     @property
     def layers(self) -> tuple[Any, ...]:
@@ -67,7 +72,10 @@ class Sequential:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
+        """A layer; of a slice, a model of the same layers."""
+        if isinstance(index, slice):
+            return Sequential(self._layers[index], batch_first=self._batch_first)
         return self._layers[index]
 
     def __iter__(self) -> Iterator[Any]:
@@ -200,24 +208,6 @@ class Sequential:
         array = array.copy()
         axes.to_time_major(array)[behind] = 0
         return sequence_input(of, array, is_exact)
-
-    def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
-        """A state that advances step by step, from zero.
-
-        Parameters
-        ----------
-        batch_size : int, optional
-            Rows of a step; None: steps are unbatched.
-        window : int, optional
-            Each step gives what a call on the last so many inputs gives at its end, with a state of zero before them,
-            instead of a state that goes on for ever. Two directions work there, too. A step takes as long as that call,
-            but for the first layer's input products, which are kept.
-        """
-        return Stream(self._chain, self._batch_first, batch_size, window)
-
-    def pool(self, capacity: int) -> Pool:
-        """Room for so many streams, of which any advance together in one call, each at its own pace."""
-        return Pool(self._chain, capacity)
 
     def __copy__(self) -> Sequential:
         return Sequential([copy(layer) for layer in self._layers], batch_first=self._batch_first)

@@ -24,3 +24,13 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         reason = reason.encode("ascii", "backslashreplace").decode()
         shown = reason if len(reason) < 1000 else reason[:1000] + " ..."
         raise FormatError(f"{os.fsdecode(path)}: {shown}") from None
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """What is wrong in here is wrong there."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{place}: {error}") from None

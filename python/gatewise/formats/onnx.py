@@ -552,7 +552,7 @@ class _Writer:
         self._helper, self._numpy, self._checker = onnx.helper, onnx.numpy_helper, onnx.checker
         self._layers: tuple[Any, ...] = (model,) if isinstance(model, Layer) else model.layers
         self._batch_first = model.batch_first
-        self._chain = model._chain() if isinstance(model, Layer) else model._chain
+        self._chain = model._chain
         self._dtype: np.dtype[Any] = model.dtype
         self._nodes: list[Any] = []
         self._arrays: dict[str, Array] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -46,11 +45,15 @@ def load(
     batch_first : bool
         Of the layer; weights do not tell.
     """
+    flag("batch_first", batch_first)
+    for name, value in (("prefix", prefix), ("nonlinearity", nonlinearity)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{name}: expected a text, got {value!r}")
+    if nonlinearity not in (None, "tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
     with reading(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("expected a file")
         arrays = read_arrays(path) if os.fsdecode(path).lower().endswith(".safetensors") else _torch_arrays(path)
-        return layer_of(arrays, prefix, nonlinearity, flag("batch_first", batch_first))
+        return layer_of(arrays, prefix, nonlinearity, batch_first)
 
 
 def _torch_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:

@@ -15,8 +15,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from typing import Any, NamedTuple, NoReturn
@@ -25,7 +24,7 @@ import numpy as np
 
 from gatewise import blocks
 from gatewise.arrays import Array, describe, flag, whole_number
-from gatewise.formats.errors import reading
+from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
 from gatewise.parameters import Packable
@@ -70,22 +69,12 @@ class Tensor(NamedTuple):
 # ---- the model in words
 
 
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """What is wrong in here is wrong there."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{place}: {error}") from None
-
-
 def _described(model: object) -> dict[str, Any]:
     if type(model) is not Sequential:
         return _described_layer(model)
     layers = []
     for i, layer in enumerate(model):
-        with _at(f"layers[{i}]"):
+        with at(f"layers[{i}]"):
             layers.append(_described_layer(layer))
     return {"kind": "Sequential", "batch_first": model.batch_first, "layers": layers}
 
@@ -99,7 +88,7 @@ def _described_layer(layer: object, depth: int = 1) -> dict[str, Any]:
     for name, value in layer._options().items():
         if name in LATER and value == LATER[name]:
             continue
-        with _at(name):
+        with at(name):
             description[name] = _described_layer(value, depth + 1) if isinstance(value, Module) else value
     return description | ({"call_count": layer.call_count} if isinstance(layer, Layer) else {})
 
@@ -119,7 +108,7 @@ def _made_model(description: Mapping[str, Any], source: Source) -> Sequential:
         raise TypeError(f"layers: expected a list, got {type(description['layers']).__name__}")
     layers = []
     for i, (layer, own) in enumerate(zip(description["layers"], source.split(len(description["layers"])), strict=True)):
-        with _at(f"layers[{i}]"):
+        with at(f"layers[{i}]"):
             layers.append(_made_layer(layer, own))
             own.check_empty()
     return Sequential(layers, batch_first=batch_first)
@@ -131,7 +120,7 @@ def _made_layer(description: Any, source: Source, depth: int = 1) -> Module:
     _check_depth(depth)
     options: dict[str, Any] = {}
     for name, value in description.items():
-        with _at(name):
+        with at(name):
             options[name] = _made_layer(value, source, depth + 1) if isinstance(value, dict) else value
     if options.get("dtype", "float32") not in (*NAMES,):
         raise ValueError(f"dtype: expected float32 or float64, got {options['dtype']!r}")
@@ -320,7 +309,7 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     ValueError
         If `model` has so many layers, some ten thousand, that `load` would not take it.
     """
-    with _at("model"):
+    with at("model"):
         metadata = {"gatewise": VERSION, "model": json.dumps(_described(model))}
     arrays = model.state_dict()
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -388,5 +377,5 @@ def load(path: str | os.PathLike[str]) -> Any:
             header, begin = _read_header(file, size)
             source = Source(file, begin, _tensors(header, size - begin))
             description = _description(header)
-            with _at("model"):
+            with at("model"):
                 return _made(description, source)
