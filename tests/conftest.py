@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +140,17 @@ def make_layer(cell, input_size, hidden_size, num_layers=1, **options):
 def cell_of(layer) -> str:
     if isinstance(layer, gw.GRU):
         return "gru" if layer.reset_after else "gru_reset_before"
-    return "lstm" if isinstance(layer, gw.LSTM) else f"rnn_{layer.nonlinearity}"
+    return "lstm" if isinstance(layer, gw.LSTM) else "rnn_relu" if layer.nonlinearity == "relu" else "rnn_tanh"
+
+
+def functions_of(layer):
+    """Those of the reference that a layer has in place of its cell's own, or None."""
+    formula = layer._architecture.formula
+    if formula is None:
+        return None
+    own = (partial(reference.ACTIVATIONS[name], **dict(zip(("alpha", "beta"), numbers, strict=False)))
+           for name, numbers in ((f.name, f.numbers) for f in formula[:3]))  # fmt: skip
+    return reference.Functions(*own, formula.clip)
 
 
 def output_width(layer) -> int:

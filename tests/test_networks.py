@@ -9,7 +9,7 @@ import gatewise as gw
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_bits, cell_of, make_layer, make_state, random
+from conftest import assert_same_bits, cell_of, functions_of, make_layer, make_state, random
 from gatewise import networks, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +17,7 @@ from tolerances import assert_close
 
 NORMS = (gw.LayerNorm, gw.BatchNorm, gw.Normalization)
 RECURRENT = (gw.LSTM, gw.GRU, gw.RNN)
+NO_SIZES = (gw.Activation, gw.Dropout, gw.Last, gw.Masking, gw.Reverse)  # of as many units as come in
 ACTIVATIONS = [name for name in reference.ACTIVATIONS if name != "exp"]
 
 
@@ -38,24 +39,30 @@ def inner(layer):
 
 
 def activated(activation, x):
-    function = reference.ACTIVATIONS[activation.name]
-    return function(x, activation.alpha) if activation.name in ("elu", "leaky_relu") else function(x)
+    return reference.ACTIVATIONS[activation.name](x, *activation.function.numbers)
 
 
 def run_reference(model, x, states=None, lengths=None, resets=None):
     """The output and the states of each layer that has one, in float64; x (T, B, I) or tokens (T, B)."""
     states = list(states or [])
-    after, ended = [], False
+    after, ended, masked = [], False, None
     directions, mode = None, "concat"  # the outputs of two directions before they are merged, for a Last behind them
     for layer in model.layers:
         of = inner(layer)
         weights = {name: value.astype(np.float64) for name, value in of.parameters.items()}
         weight, bias = weights.get("weight"), weights.get("bias")
+        if isinstance(of, gw.Masking) or getattr(of, "mask_zero", False):
+            masked = x == 0 if isinstance(of, gw.Embedding) else (x == of.mask_value).all(-1)
+            if lengths is not None:
+                masked |= np.arange(len(x))[:, None] >= np.asarray(lengths)
+            rows = x[..., None] if isinstance(of, gw.Embedding) else x
+            rows, lengths = reference.leave_out(rows, masked)
+            x = rows[..., 0] if isinstance(of, gw.Embedding) else rows
         if isinstance(of, RECURRENT):
             before = states.pop(0) if states else None
             x, state, _ = reference.forward(
                 cell_of(of), x, before, weights, num_layers=of.num_layers, bidirectional=of.bidirectional,
-                lengths=lengths, resets=resets,
+                lengths=lengths, resets=resets, functions=functions_of(of),
             )  # fmt: skip
             after.append(state)
             directions = None
@@ -68,8 +75,10 @@ def run_reference(model, x, states=None, lengths=None, resets=None):
             else:
                 x = reference.merge(reference.last(directions, lengths, both_ends=True), mode)
             ended = True
-        elif isinstance(of, gw.Dropout):
+        elif isinstance(of, (gw.Dropout, gw.Masking)):
             continue
+        elif isinstance(of, gw.Reverse):
+            x, directions = reference.reverse(x, lengths), None
         else:
             directions = None
             if isinstance(of, gw.Embedding):
@@ -99,11 +108,28 @@ def run_reference(model, x, states=None, lengths=None, resets=None):
                 x = reference.normalize(x, weights["mean"], deviation)
     if lengths is not None and not ended:
         x = np.where(np.arange(len(x))[:, None, None] < np.asarray(lengths)[:, None], x, 0)
+        x = x if masked is None else reference.put_back(x, masked)
     return x, after
 
 
 # -----------------------------------------------------------------------------------------------------------
 # Random models
+
+
+@st.composite
+def formulas(draw, kind):
+    """Options that make a recurrent layer another one than PyTorch's, or none."""
+    if draw(st.booleans()):
+        return {}
+    names = st.sampled_from(sorted(set(ACTIVATIONS) - {"softmax", "linear"}))
+    if kind is gw.RNN:
+        options = {"nonlinearity": draw(st.sampled_from(["relu", "sigmoid", "softsign", "hard_sigmoid"]))}
+    else:
+        gate = draw(st.sampled_from(["sigmoid", "hard_sigmoid", gw.Activation("hard_sigmoid", 0.2, 0.5)]))
+        options = {"activation": draw(names), "recurrent_activation": gate}
+    if kind is gw.LSTM:
+        options |= {"peepholes": draw(st.booleans()), "output_activation": draw(st.sampled_from([None, "tanh"]))}
+    return options | {"clip": draw(st.sampled_from([None, 0.5, 3.0]))}
 
 
 @st.composite
@@ -113,9 +139,11 @@ def models(draw, streams=False):
     size = st.integers(1, 21)
     layers, units, ended = [], draw(size), False
     if draw(st.booleans()):
-        layers.append(gw.Embedding(draw(st.integers(1, 30)), units, dtype=dtype))
+        layers.append(gw.Embedding(draw(st.integers(1, 30)), units, mask_zero=draw(st.booleans()), dtype=dtype))
+    elif draw(st.booleans()):
+        layers.append(gw.Masking(draw(st.sampled_from([0.0, -1.5]))))
     kinds = ["dense", "activation", "layer_norm", "batch_norm", "normalization", "dropout"]
-    timed = ["lstm", "gru", "rnn", "last", "convolution"] + ([] if streams else ["both", "same"])
+    timed = ["lstm", "gru", "rnn", "last", "convolution"] + ([] if streams else ["both", "same", "reverse"])
     for _ in range(draw(st.integers(1, 5))):
         kind = draw(st.sampled_from(kinds if ended else kinds + timed * 2))
         wide = draw(size)
@@ -128,6 +156,7 @@ def models(draw, streams=False):
         elif kind in ("lstm", "gru", "rnn"):
             cell = {"lstm": gw.LSTM, "gru": gw.GRU, "rnn": gw.RNN}[kind]
             options = {"reset_after": draw(st.booleans())} if kind == "gru" else {}
+            options |= draw(formulas(cell))
             layers.append(cell(units, wide, draw(st.integers(1, 2)), bias=draw(st.booleans()), dtype=dtype, **options))
             units = wide
         elif kind == "both":
@@ -146,6 +175,8 @@ def models(draw, streams=False):
             units = wide
         elif kind == "activation":
             layers.append(activation)
+        elif kind == "reverse":
+            layers.append(gw.Reverse())
         elif kind == "dropout":
             layers.append(gw.Dropout(0.3))
         elif kind == "last":
@@ -160,21 +191,33 @@ def models(draw, streams=False):
             layers.append(gw.BatchNorm(units, affine=draw(st.booleans()), dtype=dtype))
         else:
             layers.append(gw.Normalization(units, dtype=dtype))
-    if all(isinstance(layer, (gw.Activation, gw.Dropout, gw.Last)) for layer in layers):
+    if all(isinstance(layer, NO_SIZES) for layer in layers):
         layers.append(gw.Dense(units, 3, dtype=dtype))
     return fill(gw.Sequential(layers))
 
 
 def input_of(model, steps, batch, seed=0):
     """(T, B, I) or tokens (T, B); batch None: without the B."""
-    first = next(layer for layer in model.layers if not isinstance(layer, (gw.Dropout, gw.Activation, gw.Last)))
+    first = next(layer for layer in model.layers if not isinstance(layer, NO_SIZES))
     rows = (steps,) if batch is None else (steps, batch)
     if isinstance(first, gw.Embedding):
-        return np.random.default_rng(seed).integers(0, first.num_embeddings, rows)
+        tokens = np.random.default_rng(seed).integers(0, first.num_embeddings, rows)
+        return np.where(np.random.default_rng(seed + 1).random(rows) < 0.2, 0, tokens)  # which may be masked
     of = inner(first)
     names = ("input_size", "in_features", "in_channels", "normalized_shape", "num_features")
     units = next(getattr(of, name) for name in names if hasattr(of, name))
-    return random((*rows, units), model.dtype, seed)
+    x = random((*rows, units), model.dtype, seed)
+    if isinstance(model[0], gw.Masking):
+        x[np.random.default_rng(seed + 1).random(rows) < 0.3] = model[0].mask_value
+    return x
+
+
+def masks(model):
+    return any(isinstance(layer, gw.Masking) or getattr(layer, "mask_zero", False) for layer in model)
+
+
+def refuses_resets(model):
+    return masks(model) or any(isinstance(layer, gw.Reverse) for layer in model)
 
 
 def ends(model):
@@ -209,7 +252,7 @@ def test_any_model_is_its_reference(model, data):
     options = {}
     if data.draw(st.booleans()):
         options["lengths"] = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
-    if data.draw(st.booleans()):
+    if data.draw(st.booleans()) and not refuses_resets(model):
         options["resets"] = np.random.default_rng(1).random((steps, batch)) < 0.3
     state = random_state(model, batch) if data.draw(st.booleans()) else None
     y, after = model(x, state, return_state=True, **options)
@@ -312,20 +355,25 @@ def test_streams_and_pools_have_the_bits_of_the_call(model, data):
     steps, batch = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     x = input_of(model, steps, batch)
     resets = np.random.default_rng(1).random((steps, batch)) < 0.2
+
+    def at(part):
+        return None if refuses_resets(model) else resets[part]
+
     start = random_state(model, batch)
     stream = model.stream(batch)
     stream.state = start
-    outputs = np.stack([stream.step(x[t], resets=resets[t]) for t in range(steps)])
+    outputs = np.stack([stream.step(x[t], resets=at(t)) for t in range(steps)])
     for t in range(steps):
-        y, after = model(x[: t + 1], start, resets=resets[: t + 1], return_state=True)
-        assert_same_bits(outputs[t], y if ends(model) else y[-1])
+        y, after = model(x[: t + 1], start, resets=at(slice(t + 1)), return_state=True)
+        if not (ends(model) and masks(model)):  # of a step that is left out the stream has no output
+            assert_same_bits(outputs[t], y if ends(model) else y[-1])
     assert_same_bits(tuple(flat(stream.state)), tuple(flat(after)))
     block = model.stream(batch)
     block.state = start
     half = steps // 2
-    first, second = block.run(x[:half], resets=resets[:half]), block.run(x[half:], resets=resets[half:])
+    first, second = block.run(x[:half], resets=at(slice(half))), block.run(x[half:], resets=at(slice(half, None)))
     assert_same_bits(np.concatenate([first, second]), outputs)
-    for row in range(batch):
+    for row in range(0 if ends(model) and masks(model) else batch):
         alone = model.stream()
         assert_same_bits(np.stack([alone.step(one) for one in x[:, row]]), model_steps(model, x[:, row]))
     pool = model.pool(2)
@@ -554,7 +602,8 @@ def test_copies():
 def test_it_shows_itself():
     model = gw.Sequential([gw.Embedding(9, 4), gw.LSTM(4, 6), gw.Dense(6, 2, activation="softmax")])
     assert repr(model) == (
-        "Sequential(\n  (0): Embedding(num_embeddings=9, embedding_dim=4, dtype='float32')\n  (1): LSTM(4, 6)\n"
+        "Sequential(\n  (0): Embedding(num_embeddings=9, embedding_dim=4, mask_zero=False, dtype='float32')\n"
+        "  (1): LSTM(4, 6)\n"
         "  (2): Dense(in_features=6, out_features=2, bias=True, activation=Activation(name='softmax'), "
         "dtype='float32')\n)"
     )
@@ -624,7 +673,7 @@ def test_what_does_not_fit_together():
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),
         (TypeError, "layer: expected one .*, got LSTM", lambda: gw.TimeDistributed(lstm)),
         (TypeError, "layer: expected one .*, got Conv1D", lambda: gw.TimeDistributed(gw.Conv1D(2, 2, 2))),
-        (ValueError, "activation: expected linear, relu", lambda: gw.Dense(2, 2, activation="swish")),
+        (ValueError, "activation: expected linear, affine", lambda: gw.Dense(2, 2, activation="swish")),
         (ValueError, "alpha: expected none, since relu has none", lambda: gw.Activation("relu", 0.3)),
         (ValueError, "padding: expected 'causal' or 'same'", lambda: gw.Conv1D(2, 2, 2, padding="valid")),
         (ValueError, "p: expected a number from 0 to 1", lambda: gw.Dropout(1.5)),

@@ -15,25 +15,43 @@ Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps
   return {found.data, found.step, found.row};
 }
 
-// One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction; None where there is none.
+// gate, candidate and output, clip, peepholes.
+using FormulaTuple = std::tuple<NamedFunction, NamedFunction, NamedFunction, double, bool>;
+
+Formula formula_of(const FormulaTuple& given) {
+  const auto& [gate, candidate, output, clip, peepholes] = given;
+  const Formula formula{function_of(gate), function_of(candidate), function_of(output), clip, peepholes};
+  for (const Function& one : {formula.gate, formula.candidate, formula.output})
+    require(one.activation != Activation::softmax, "internal: a function of rows within a cell");
+  return formula;
+}
+
+// One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_ch) a layer and direction; None where there is
+// none.
 std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden,
                                   Size projection, Size layers, Size directions,
-                                  const std::vector<std::vector<Array>>& weights) {
+                                  const std::vector<std::vector<Array>>& weights,
+                                  const std::optional<FormulaTuple>& given) {
   require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
   const Backend& backend = active_backend();
   const auto packed = std::make_shared<Packed>(dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64,
-                                               cell_of(cell), input, hidden, projection, layers, directions);
+                                               cell_of(cell), input, hidden, projection, layers, directions,
+                                               given ? std::optional(formula_of(*given)) : std::nullopt);
+  const bool peepholes = packed->formula && packed->formula->peepholes;
+  require(!peepholes || packed->has_cell(), "internal: peepholes of a cell without c");
   require(weights.size() == packed->layer.size(), "internal: a set of weights a layer and direction");
   std::vector<Weights> canonical;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const std::vector<Array>& from = weights[i];
     const Size rows_of = gates_of(packed->layer[i].cell) * hidden;
-    require(from.size() == 5 && from[0] && from[1] && from[4].has_value() == (projection > 0),
-            "internal: five weights a layer and direction");
+    require(from.size() == 6 && from[0] && from[1] && from[4].has_value() == (projection > 0) &&
+                from[5].has_value() == peepholes,
+            "internal: six weights a layer and direction");
     canonical.push_back({flat(*packed, from[0], rows_of * packed->layer[i].input, false),
                          flat(*packed, from[1], rows_of * packed->recurrent(), false),
                          flat(*packed, from[2], rows_of, false), flat(*packed, from[3], rows_of, false),
-                         flat(*packed, from[4], projection * hidden, false)});
+                         flat(*packed, from[4], projection * hidden, false),
+                         flat(*packed, from[5], 3 * hidden, false)});
   }
   without_gil(packed->operations(1), [&] { packed->pack(canonical); });
   return packed;
@@ -81,7 +99,7 @@ struct Tape {
         dropout{probability, seed, call_count},
         checkpoint_every(checkpoint_every) {
     require(checkpoint_every >= 0, "internal: a negative distance of checkpoints");
-    require(trains(packed->layer[0].cell), "internal: a cell that does not train");
+    require(trains(packed->layer[0]), "internal: a cell that does not train");
     Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after, plan.get());
     call.dropout = dropout;
     call.checkpoint_every = checkpoint_every;
@@ -145,8 +163,8 @@ struct Tape {
       const Layer& layer = packed->layer[i];
       const Size rows_of = gates_of(layer.cell) * layer.hidden;
       const std::vector<Array>& to = gradients[i];
-      require(to.size() == 5 && to[0] && to[1] && to[4].has_value() == (layer.projection > 0),
-              "internal: five gradients a layer and direction");
+      require(to.size() == 6 && to[0] && to[1] && to[4].has_value() == (layer.projection > 0),
+              "internal: six gradients a layer and direction");
       of_layer.push_back({flat(*packed, to[0], rows_of * layer.input, true),
                           flat(*packed, to[1], rows_of * recurrent, true), flat(*packed, to[2], rows_of, true),
                           flat(*packed, to[3], rows_of, true),
@@ -228,12 +246,19 @@ Cell cell_of(const std::string& name) {
 }
 
 Packed::Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers,
-               Size directions)
-    : kernels(&kernels), input(input), hidden(hidden), projection(projection), layers(layers), directions(directions) {
+               Size directions, std::optional<Formula> given)
+    : kernels(&kernels),
+      input(input),
+      hidden(hidden),
+      projection(projection),
+      layers(layers),
+      directions(directions),
+      formula(std::move(given)) {
   require(input > 0 && hidden > 0 && projection >= 0 && layers > 0 && (directions == 1 || directions == 2),
           "internal: sizes do not fit");
   for (Size i = 0; i < layers * directions; ++i)
-    layer.push_back({cell, i < directions ? input : output(), hidden, projection, nullptr});
+    layer.push_back(
+        {cell, i < directions ? input : output(), hidden, projection, nullptr, formula ? &*formula : nullptr});
 }
 
 Size Packed::bytes() const {
@@ -265,7 +290,7 @@ void bind_layers(py::module_& module) {
   using namespace py::literals;
   py::class_<Packed, std::shared_ptr<Packed>>(module, "Packed")
       .def(py::init(&packed_of), "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a,
-           "weights"_a)
+           "weights"_a, "formula"_a = std::nullopt)
       .def_property_readonly("backend", [](const Packed& packed) { return packed.kernels->level; })
       .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a,
            "plan"_a = nullptr);

@@ -36,10 +36,10 @@ Operation operation_of(const std::string& name) {
 
 // weights as Kernels::pack_rows has them, None where there is none.
 std::shared_ptr<RowWeights> row_weights_of(const std::string& operation, const py::dtype& dtype, Size input,
-                                           Size output, const std::string& activation, double alpha, double epsilon,
+                                           Size output, const NamedFunction& activation, double epsilon,
                                            const std::vector<Array>& weights) {
   const Kernels& kernels = kernels_for(dtype);
-  RowFunction function{operation_of(operation), input, output, activation_of(activation), alpha, epsilon, nullptr};
+  RowFunction function{operation_of(operation), input, output, function_of(activation), epsilon, nullptr};
   const Operation kind = function.operation;
   const bool halves = kind == Operation::add || kind == Operation::multiply || kind == Operation::average;
   require(input > 0 && output > 0 && (kind == Operation::dense || input == (halves ? 2 * output : output)),
@@ -114,16 +114,19 @@ std::shared_ptr<Sums> sums_of(const std::shared_ptr<const Packed>& packed, const
 // ---- networks ---------------------------------------------------------------------------------------------------
 
 Node::Kind kind_of(const std::string& name) {
-  return name == "lookup"        ? Node::Kind::lookup
+  return name == "mask"          ? Node::Kind::mask
+         : name == "lookup"      ? Node::Kind::lookup
          : name == "recurrent"   ? Node::Kind::recurrent
          : name == "rows"        ? Node::Kind::rows
          : name == "convolution" ? Node::Kind::convolution
+         : name == "reverse"     ? Node::Kind::reverse
          : name == "last"        ? Node::Kind::last
                                  : throw py::value_error("internal: an unknown node");
 }
 
-// nodes: ("lookup", Table), ("recurrent", Packed), ("rows", RowWeights), ("convolution", RowWeights, taps, dilation,
-// left) or ("last", units, both_ends); sums: of the table and the layer behind it.
+// nodes: ("mask", units or tokens, value), ("lookup", Table), ("recurrent", Packed), ("rows", RowWeights),
+// ("convolution", RowWeights, taps, dilation, left), ("reverse", units) or ("last", units, both_ends, in_time); sums:
+// of the table and the layer behind it.
 std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& nodes,
                                         const std::shared_ptr<Sums>& sums) {
   auto network = std::make_shared<HeldNetwork>();
@@ -136,9 +139,14 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
     const auto fields = py::cast<py::tuple>(handle);
     Node node{};
     node.kind = kind_of(py::cast<std::string>(fields[0]));
-    if (node.kind == Node::Kind::lookup) {
+    if (node.kind == Node::Kind::mask) {
+      require(network->nodes.empty(), "internal: a mask that is not the first node");
+      node.input = node.output = py::cast<Size>(fields[1]);
+      node.masked = py::cast<double>(fields[2]);
+    } else if (node.kind == Node::Kind::lookup) {
       const auto table = py::cast<std::shared_ptr<Table>>(fields[1]);
-      require(network->nodes.empty(), "internal: a table that is not the first node");
+      require(network->nodes.empty() || (network->masks() && network->nodes.size() == 1),
+              "internal: a table that is not the first node");
       node.input = table->rows, node.output = table->units, node.table = table->array.data();
       require(table->array.dtype().num() == dtype.num(), "internal: a table of another dtype");
       network->owners.push_back(table);
@@ -147,9 +155,12 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
       node.input = packed->input, node.output = packed->output(), node.stack = packed->stack();
       use(packed->kernels);
       network->owners.push_back(packed);
+    } else if (node.kind == Node::Kind::reverse) {
+      node.input = node.output = py::cast<Size>(fields[1]);
     } else if (node.kind == Node::Kind::last) {
       node.input = node.output = py::cast<Size>(fields[1]);
       node.both_ends = py::cast<bool>(fields[2]);
+      node.in_time = py::cast<bool>(fields[3]);
       require(!node.both_ends || node.input % 2 == 0, "internal: two halves that differ");
     } else {
       const auto weights = py::cast<std::shared_ptr<RowWeights>>(fields[1]);
@@ -167,10 +178,12 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
       network->owners.push_back(weights);
     }
     require(network->nodes.empty() || network->nodes.back().output == node.input, "internal: units that do not fit");
+    require(node.input > 0 && node.output > 0, "internal: a row of no units");
     network->nodes.push_back(node);
   }
   if (!network->kernels) network->kernels = &kernels_for(dtype);
-  require(!network->nodes.empty() && network->type_number() == dtype.num(),
+  require(network->nodes.size() > std::size_t(!network->nodes.empty() && network->masks()) &&
+              network->type_number() == dtype.num(),
           "internal: a network of no nodes, or of another dtype");
   bool ended = false;
   for (const Node& node : network->nodes) {
@@ -178,9 +191,11 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
     ended = ended || node.kind == Node::Kind::last;
   }
   if (sums) {
-    require(network->nodes.size() > 1 && network->nodes[0].kind == Node::Kind::lookup &&
-                network->nodes[1].kind == Node::Kind::recurrent &&
-                network->nodes[1].stack.layer == sums->packed->layer.data() && sums->rows == network->nodes[0].input,
+    const std::size_t first = network->first();
+    require(network->nodes.size() > first + 1 && network->nodes[first].kind == Node::Kind::lookup &&
+                network->nodes[first + 1].kind == Node::Kind::recurrent &&
+                network->nodes[first + 1].stack.layer == sums->packed->layer.data() &&
+                sums->rows == network->nodes[first].input,
             "internal: sums of something else");
     for (int d = 0; d < 2; ++d) network->sums[d] = sums->memory[d].data();
     network->owners.push_back(sums);
@@ -235,6 +250,7 @@ void run_network(const HeldNetwork& network, const py::array& x, const std::vect
   const Size steps = given.steps;
   require(given.batch == batch && output.shape(0) == (ends ? 1 : steps), "internal: another batch, or other steps");
   const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
+  require(!schedule.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
   if (batch == 0) return;
   without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&] {
     Run run;
@@ -311,8 +327,8 @@ void bind_networks(py::module_& module) {
   using namespace py::literals;
   const auto backend_of = [](const auto& packed) { return packed.kernels->level; };
   py::class_<RowWeights, std::shared_ptr<RowWeights>>(module, "RowWeights")
-      .def(py::init(&row_weights_of), "operation"_a, "dtype"_a, "input"_a, "output"_a, "activation"_a, "alpha"_a,
-           "epsilon"_a, "weights"_a)
+      .def(py::init(&row_weights_of), "operation"_a, "dtype"_a, "input"_a, "output"_a, "function"_a, "epsilon"_a,
+           "weights"_a)
       .def_property_readonly("backend", [=](const RowWeights& weights) { return backend_of(weights); });
   py::class_<Table, std::shared_ptr<Table>>(module, "Table")
       .def(py::init(&table_of), "array"_a)

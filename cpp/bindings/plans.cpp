@@ -1,7 +1,6 @@
 // Which rows take which steps, and where their state starts anew, as the core wants to have it.
 #include <algorithm>
 #include <functional>
-#include <numeric>
 
 #include "python.hpp"
 
@@ -26,25 +25,12 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
   if (packed && !(lengths && std::is_sorted(lengths, lengths + batch, std::greater<>())))
     throw py::value_error("internal: packed rows must be sorted by their lengths");
   if (lengths) {
-    order_.resize(static_cast<std::size_t>(batch));
-    std::iota(order_.begin(), order_.end(), Size(0));
-    std::stable_sort(order_.begin(), order_.end(), [&](Size a, Size b) { return lengths[a] > lengths[b]; });
-    ends_.assign(lengths, lengths + batch);
-    for (const Size row : order_) lengths_.push_back(lengths[row]);
-    if (steps != (batch ? lengths_.front() : 0) || (batch && lengths_.back() < 0))
+    const std::vector<Size> ends(lengths, lengths + batch);
+    const auto [least, most] = std::minmax_element(ends.begin(), ends.end());
+    if (steps != (batch ? *most : 0) || (batch && *least < 0))
       throw py::value_error("internal: lengths do not fit the steps");
-    Size active = batch;
-    taken_.push_back(0);
-    for (Size time = 0; time < steps; ++time) {
-      while (lengths_[static_cast<std::size_t>(active - 1)] <= time) --active;
-      active_.push_back(active);
-      taken_.push_back(taken_.back() + active);
-    }
-    schedule_.order = order_.data();
-    schedule_.lengths = lengths_.data();
-    schedule_.ends = ends_.data();
-    schedule_.active = active_.data();
-    schedule_.taken = taken_.data();
+    rows_.resize(steps, batch);
+    schedule_ = rows_.make(ends.data(), steps);
     schedule_.packed = packed;
   }
   if (resets) {

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "../core/memory.hpp"
@@ -52,11 +54,13 @@ Rows<void*> rows_of(const Kernels& kernels, const py::array& array, Size steps, 
 struct Packed {
   const Kernels* kernels;
   Size input, hidden, projection, layers, directions;
+  std::optional<Formula> formula;
   std::vector<Layer> layer;  // [L*D]
   Buffer memory;
 
   // The sizes alone; `pack`, or `place` in memory that was packed before, is to follow.
-  Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers, Size directions);
+  Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers, Size directions,
+         std::optional<Formula> formula = std::nullopt);
   Packed(const Packed&) = delete;
   Packed& operator=(const Packed&) = delete;
 
@@ -75,7 +79,10 @@ struct Packed {
 };
 
 Cell cell_of(const std::string& name);
-Activation activation_of(const std::string& name);
+
+// By its name, with alpha and beta.
+using NamedFunction = std::tuple<std::string, double, double>;
+Function function_of(const NamedFunction& named);
 
 // Owns what a Schedule points to, for T steps of B rows.
 class Plan {
@@ -87,7 +94,7 @@ class Plan {
 
  private:
   Size steps_, batch_;
-  std::vector<Size> order_, lengths_, ends_, active_, taken_;
+  RowSchedule rows_;
   std::vector<std::uint8_t> resets_;
   Schedule schedule_{};
 };

@@ -34,16 +34,16 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   return py::array(dtype, shape, data, owner);
 }
 
-py::array evaluate(const std::string& name, const py::array& x) {
-  const Activation activation = activation_of(name);
-  if (activation == Activation::softmax)
+py::array evaluate(const std::string& name, const py::array& x, double alpha, double beta) {
+  const Function function = function_of({name, alpha, beta});
+  if (function.activation == Activation::softmax)
     throw py::value_error("name: softmax is a function of rows, expected one of elements");
   const bool is_double = x.dtype().num() == NPY_DOUBLE;
   if (!is_double && x.dtype().num() != NPY_FLOAT) throw py::type_error("x: expected float32 or float64");
   const py::array contiguous = py::array::ensure(x, py::array::c_style);
   py::array y(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   const Backend& backend = active_backend();
-  (is_double ? backend.float64 : backend.float32)->evaluate(activation, x.size(), contiguous.data(), y.mutable_data());
+  (is_double ? backend.float64 : backend.float32)->evaluate(function, x.size(), contiguous.data(), y.mutable_data());
   return y;
 }
 
@@ -70,22 +70,28 @@ Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
 
 }  // namespace
 
-Activation activation_of(const std::string& name) {
-  if (name == "linear") return Activation::linear;
-  if (name == "relu") return Activation::relu;
-  if (name == "tanh") return Activation::tanh;
-  if (name == "sigmoid") return Activation::sigmoid;
-  if (name == "softmax") return Activation::softmax;
-  if (name == "hard_sigmoid") return Activation::hard_sigmoid;
-  if (name == "elu") return Activation::elu;
-  if (name == "leaky_relu") return Activation::leaky_relu;
-  if (name == "gelu") return Activation::gelu;
-  if (name == "softplus") return Activation::softplus;
-  if (name == "exp") return Activation::exp;
-  throw py::value_error(
-      "name: expected linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus or exp, "
-      "got " +
-      name);
+Function function_of(const NamedFunction& named) {
+  const std::pair<const char*, Activation> known[] = {{"linear", Activation::linear},
+                                                      {"affine", Activation::affine},
+                                                      {"relu", Activation::relu},
+                                                      {"leaky_relu", Activation::leaky_relu},
+                                                      {"thresholded_relu", Activation::thresholded_relu},
+                                                      {"elu", Activation::elu},
+                                                      {"selu", Activation::selu},
+                                                      {"tanh", Activation::tanh},
+                                                      {"scaled_tanh", Activation::scaled_tanh},
+                                                      {"sigmoid", Activation::sigmoid},
+                                                      {"hard_sigmoid", Activation::hard_sigmoid},
+                                                      {"softmax", Activation::softmax},
+                                                      {"softplus", Activation::softplus},
+                                                      {"softsign", Activation::softsign},
+                                                      {"silu", Activation::silu},
+                                                      {"gelu", Activation::gelu},
+                                                      {"exp", Activation::exp}};
+  const auto& [name, alpha, beta] = named;
+  for (const auto& [text, activation] : known)
+    if (name == text) return {activation, alpha, beta};
+  throw py::value_error("internal: an unknown activation, " + name);
 }
 
 void bind_settings(py::module_& module) {
@@ -102,7 +108,7 @@ void bind_settings(py::module_& module) {
   module.def("get_num_threads", threads);
   module.def("set_threading_threshold", set_threading_threshold, py::arg("operations"));
   module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
-  module.def("evaluate", evaluate, py::arg("name"), py::arg("x"));
+  module.def("evaluate", evaluate, py::arg("name"), py::arg("x"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   module.def("multiply_add", multiply_add, py::arg("dtype"), py::arg("repetitions"));
   module.def("read", read, py::arg("dtype"), py::arg("bytes"), py::arg("repetitions"));
 #if defined(__x86_64__)

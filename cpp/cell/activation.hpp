@@ -21,6 +21,7 @@ struct Exponential<float> {
   static constexpr float lowest = -104, highest = 89;     // exp is zero below and infinite above
   static constexpr float one_power = 88.3f;               // up to here 2^n is a number, 1 / exp(x) zero from here on
   static constexpr float tanh_is_one = 10;
+  static constexpr float softsign_is_one = 0x1p+26f;
 };
 
 template <>
@@ -36,6 +37,7 @@ struct Exponential<double> {
   static constexpr double lowest = -746, highest = 710;
   static constexpr double one_power = 709;
   static constexpr double tanh_is_one = 20;
+  static constexpr double softsign_is_one = 0x1p+55;
 };
 
 // exp(x) in parts: 2^n (1 + p).
@@ -128,9 +130,43 @@ GATEWISE_INLINE V leaky_relu(V x, V slope) {
 }
 
 template <class V>
+GATEWISE_INLINE V thresholded_relu(V x, V threshold) {
+  const V zero = V::broadcast(0);
+  return where_less(threshold, x, x, minimum(maximum(x, zero), zero));  // zero that keeps NaN
+}
+
+// (x + 3) / 6, cut off.
+template <class V>
 GATEWISE_INLINE V hard_sigmoid(V x) {
   const V six = V::broadcast(6);
   return minimum(maximum(x + V::broadcast(3), V::broadcast(0)), six) / six;
+}
+
+// alpha x + beta, cut off.
+template <class V>
+GATEWISE_INLINE V hard_sigmoid(V x, V alpha, V beta) {
+  return minimum(maximum(fused(alpha, x, beta), V::broadcast(0)), V::broadcast(1));
+}
+
+// x / (1 + |x|); at infinity its limit, where that would be none.
+template <class V>
+GATEWISE_INLINE V softsign(V x) {
+  const V magnitude = absolute(x), one = V::broadcast(1);
+  const V large = V::broadcast(Exponential<typename V::Scalar>::softsign_is_one);
+  return where_less(magnitude, large, x / (one + magnitude), copy_sign(minimum(magnitude, one), x));
+}
+
+// x sigmoid(x) = x e / (1 + e) to the left, x / (1 + e) to the right, e = exp(-|x|) = 2^n (1 + p). To the left 2^n
+// comes last and in two halves, as x e is a number where e no longer is one.
+template <class V>
+GATEWISE_INLINE V silu(V x) {
+  using E = Exponential<typename V::Scalar>;
+  const V zero = V::broadcast(0), one = V::broadcast(1), lowest = V::broadcast(E::lowest);
+  const auto [n, p] = exponential_parts(maximum(zero - absolute(x), lowest));
+  const V half = fused(n, V::broadcast(0.5), V::broadcast(E::round)) - V::broadcast(E::round);
+  const V first = power_of_two(half), second = power_of_two(n - half), left = maximum(x, lowest);
+  const V below = one + fused(first, p, first) * second;
+  return where_less(x, zero, fused(left, p, left) / below * first * second, x / below);
 }
 
 // exp(x) - 1 below zero is 2^n - 1 + 2^n p: p itself where n = 0, so that small x lose nothing. Lanes above zero may
@@ -141,6 +177,14 @@ GATEWISE_INLINE V elu(V x, V alpha) {
   const auto [n, p] = exponential_parts(bounded);
   const V scale = power_of_two(n);
   return where_less(x, V::broadcast(0), alpha * fused(scale, p, scale - V::broadcast(1)), x);
+}
+
+// scale x to the right, scale alpha (exp(x) - 1) to the left, with the numbers of Klambauer et al. 2017.
+template <class V>
+GATEWISE_INLINE V selu(V x) {
+  const V scale = V::broadcast(typename V::Scalar(1.0507009873554805)),
+          left = V::broadcast(typename V::Scalar(1.7580993408473768));
+  return where_less(x, V::broadcast(0), elu(x, left), x * scale);
 }
 
 // log(1 + e) = t + t^3 q(t^2) with t = 2 e / (2 + e), as log(1 + e) = 2 artanh(t / 2); q fitted for 0 <= e <= 1 and the
@@ -230,5 +274,21 @@ GATEWISE_INLINE V gelu(V x) {
   const V left = maximum(x, zero - limit) * tail * scale, right = x * fused(zero - tail, scale, V::broadcast(1));
   return where_less(x, zero, left, right);
 }
+
+// What the cells have unless they are told otherwise.
+struct OwnFunctions {
+  template <class V>
+  GATEWISE_INLINE static V gate(V sum) {
+    return sigmoid(sum);
+  }
+  template <class V>
+  GATEWISE_INLINE static V candidate(V sum) {
+    return tanh(sum);
+  }
+  template <class V>
+  GATEWISE_INLINE static V output(V state) {
+    return tanh(state);
+  }
+};
 
 }  // namespace gatewise::GATEWISE_KERNEL

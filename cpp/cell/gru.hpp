@@ -7,6 +7,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Gru {
+  using Own = OwnFunctions;
   static constexpr bool trains = true;          // it has a backward
   static constexpr bool resets_before = false;  // r * h goes into the last gate's product
   static constexpr int gates = 3;               // r z n
@@ -18,9 +19,9 @@ struct Gru {
   static constexpr int input_gate(int slot) { return (slot + 2) % 3; }  // n r z
   static constexpr int hidden_gate(int slot) { return slot; }           // r z n
 
-  template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[Gru::kept]) {
-    const V r = sigmoid(sum[1]), z = sigmoid(sum[2]), n = tanh(fused(r, sum[3], sum[0]));
+  template <class V, class Functions>
+  GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[Gru::kept]) {
+    const V r = f.gate(sum[1]), z = f.gate(sum[2]), n = f.candidate(fused(r, sum[3], sum[0]));
     kept[0] = n, kept[1] = r, kept[2] = z, kept[3] = sum[3];
   }
 
@@ -29,8 +30,8 @@ struct Gru {
     return fused(kept[2], before - kept[0], kept[0]);
   }
 
-  template <class V>
-  GATEWISE_INLINE static V hidden(const V (&)[Gru::kept], V after) {
+  template <class V, class Functions>
+  GATEWISE_INLINE static V hidden(const Functions&, const V (&)[Gru::kept], V after) {
     return after;
   }
 
@@ -50,6 +51,7 @@ struct Gru {
 
 // Inference only. The hidden product of n is one with r * h, and so waits for r of all units.
 struct GruResetBefore {
+  using Own = OwnFunctions;
   static constexpr bool trains = false;
   static constexpr bool resets_before = true;
   static constexpr int gates = 3;  // r z n
@@ -62,14 +64,14 @@ struct GruResetBefore {
   static constexpr int hidden_gate(int slot) { return slot; }
 
   // r * h, from r's sum.
-  template <class V>
-  GATEWISE_INLINE static V reset(V sum, V before) {
-    return sigmoid(sum) * before;
+  template <class V, class Functions>
+  GATEWISE_INLINE static V reset(const Functions& f, V sum, V before) {
+    return f.gate(sum) * before;
   }
 
-  template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[GruResetBefore::kept]) {
-    kept[0] = tanh(sum[2]), kept[1] = sigmoid(sum[1]);
+  template <class V, class Functions>
+  GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[GruResetBefore::kept]) {
+    kept[0] = f.candidate(sum[2]), kept[1] = f.gate(sum[1]);
   }
 
   template <class V>
@@ -77,8 +79,8 @@ struct GruResetBefore {
     return fused(kept[1], before - kept[0], kept[0]);
   }
 
-  template <class V>
-  GATEWISE_INLINE static V hidden(const V (&)[GruResetBefore::kept], V after) {
+  template <class V, class Functions>
+  GATEWISE_INLINE static V hidden(const Functions&, const V (&)[GruResetBefore::kept], V after) {
     return after;
   }
 };

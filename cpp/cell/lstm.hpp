@@ -9,6 +9,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Lstm {
+  using Own = OwnFunctions;                      // those of the equations; others take their place for inference
   static constexpr bool trains = true;           // it has a backward
   static constexpr bool resets_before = false;   // r * h goes into the last gate's product
   static constexpr int gates = 4;                // i f g o
@@ -20,9 +21,20 @@ struct Lstm {
   static constexpr int input_gate(int slot) { return slot; }
   static constexpr int hidden_gate(int slot) { return slot; }
 
+  template <class V, class Functions>
+  GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[Lstm::kept]) {
+    kept[0] = f.gate(sum[0]), kept[1] = f.gate(sum[1]), kept[2] = f.candidate(sum[2]), kept[3] = f.gate(sum[3]);
+  }
+
+  // Peepholes (Gers and Schmidhuber 2000): i and f see c before the step, o after it. peephole: of i f o.
   template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[Lstm::kept]) {
-    kept[0] = sigmoid(sum[0]), kept[1] = sigmoid(sum[1]), kept[2] = tanh(sum[2]), kept[3] = sigmoid(sum[3]);
+  GATEWISE_INLINE static void peep_before(const V (&peephole)[3], V before, V (&sum)[sums]) {
+    sum[0] = fused(peephole[0], before, sum[0]), sum[1] = fused(peephole[1], before, sum[1]);
+  }
+  template <class V, class Functions>
+  GATEWISE_INLINE static void peep_after(const Functions& f, const V (&peephole)[3], V after, const V (&sum)[sums],
+                                         V (&kept)[Lstm::kept]) {
+    kept[3] = f.gate(fused(peephole[2], after, sum[3]));
   }
 
   // The carried state after the step, from what was kept and the one before.
@@ -32,9 +44,9 @@ struct Lstm {
   }
 
   // The hidden unit, from what was kept and the carried state after the step.
-  template <class V>
-  GATEWISE_INLINE static V hidden(const V (&kept)[Lstm::kept], V after) {
-    return kept[3] * tanh(after);
+  template <class V, class Functions>
+  GATEWISE_INLINE static V hidden(const Functions& f, const V (&kept)[Lstm::kept], V after) {
+    return kept[3] * f.output(after);
   }
 
   // In: what was kept, the carried state before and after, and the gradients of h and of the carried state after the

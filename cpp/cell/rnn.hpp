@@ -16,21 +16,22 @@ struct RnnShape {
   static constexpr int input_gate(int slot) { return slot; }
   static constexpr int hidden_gate(int slot) { return slot; }
 
+  template <class V, class Functions>
+  GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
+    kept[0] = f.candidate(sum[0]);
+  }
   template <class V>
   GATEWISE_INLINE static V after(const V (&)[RnnShape::kept], V before) {
     return before;
   }
-  template <class V>
-  GATEWISE_INLINE static V hidden(const V (&kept)[RnnShape::kept], V) {
+  template <class V, class Functions>
+  GATEWISE_INLINE static V hidden(const Functions&, const V (&kept)[RnnShape::kept], V) {
     return kept[0];
   }
 };
 
 struct RnnTanh : RnnShape {
-  template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
-    kept[0] = tanh(sum[0]);
-  }
+  using Own = OwnFunctions;
 
   template <class V>
   GATEWISE_INLINE static void backward(const V (&kept)[RnnShape::kept], V, V, V grad_hidden, V, V (&grad_sum)[sums],
@@ -40,10 +41,12 @@ struct RnnTanh : RnnShape {
 };
 
 struct RnnRelu : RnnShape {
-  template <class V>
-  GATEWISE_INLINE static void forward(const V (&sum)[sums], V (&kept)[RnnShape::kept]) {
-    kept[0] = relu(sum[0]);
-  }
+  struct Own {
+    template <class V>
+    GATEWISE_INLINE static V candidate(V sum) {
+      return relu(sum);
+    }
+  };
 
   template <class V>
   GATEWISE_INLINE static void backward(const V (&kept)[RnnShape::kept], V, V, V grad_hidden, V, V (&grad_sum)[sums],

@@ -20,23 +20,60 @@ using Size = std::ptrdiff_t;
 GATEWISE_INLINE constexpr Size lines(Size bytes) { return (bytes + 63) / 64 * 64; }
 
 enum class Cell { lstm, gru, gru_reset_before, rnn_tanh, rnn_relu };
-enum class Activation { linear, relu, tanh, sigmoid, softmax, hard_sigmoid, elu, leaky_relu, gelu, softplus, exp };
+enum class Activation {
+  linear,
+  affine,  // alpha x + beta
+  relu,
+  leaky_relu,        // alpha: the slope to the left
+  thresholded_relu,  // alpha: up to there it is zero
+  elu,               // alpha: its value far to the left, but for the sign
+  selu,
+  tanh,
+  scaled_tanh,  // alpha tanh(beta x)
+  sigmoid,
+  hard_sigmoid,  // alpha x + beta, cut off at 0 and 1
+  softmax,       // of a row
+  softplus,
+  softsign,
+  silu,
+  gelu,
+  exp,
+};
+
+// A function of one element, with the numbers that it has.
+struct Function {
+  Activation activation;
+  double alpha, beta;
+};
 
 GATEWISE_INLINE constexpr Size gates_of(Cell cell) {
   return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
 }
-// Whether it is recorded, and has a backward.
-GATEWISE_INLINE constexpr bool trains(Cell cell) { return cell != Cell::gru_reset_before; }
 // Values of a unit and step that a tape keeps beside the carried state.
 GATEWISE_INLINE constexpr Size kept_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 1; }
+
+// Where a cell has other functions than its own, or what else Keras and ONNX vary.
+struct Formula {
+  Function gate;       // LSTM i f o, GRU r z; RNN has none
+  Function candidate;  // LSTM g, GRU n, RNN h
+  Function output;     // LSTM: of c, on its way into h
+  double clip;         // the sums before gates and candidate are cut off at +-clip; infinity: they are not
+  bool peepholes;      // LSTM: the gates see c
+};
 
 // One layer in one direction.
 struct Layer {
   Cell cell;
   Size input, hidden;
-  Size projection;     // 0: none
-  const void* packed;  // what Kernels::pack wrote
+  Size projection;                   // 0: none
+  const void* packed;                // what Kernels::pack wrote
+  const Formula* formula = nullptr;  // null: the cell's own
 };
+
+// Whether it is recorded, and has a backward.
+GATEWISE_INLINE constexpr bool trains(const Layer& layer) {
+  return layer.cell != Cell::gru_reset_before && !layer.formula;
+}
 
 GATEWISE_INLINE constexpr Size output_of(const Layer& layer) {
   return layer.projection ? layer.projection : layer.hidden;
@@ -52,11 +89,12 @@ constexpr Size rows_alone(Size hidden) { return hidden <= 256 ? 10 : 16; }
 // Weights (or their gradients) of one layer and direction as PyTorch stores them, row by row; gates i f g o or r z n.
 template <class Pointer>
 struct Canonical {
-  Pointer weight_ih;  // [G*H, I]
-  Pointer weight_hh;  // [G*H, R]
-  Pointer bias_ih;    // [G*H]; null: none
-  Pointer bias_hh;    // [G*H]; null: none
-  Pointer weight_hr;  // [P, H]; null: none
+  Pointer weight_ih;            // [G*H, I]
+  Pointer weight_hh;            // [G*H, R]
+  Pointer bias_ih;              // [G*H]; null: none
+  Pointer bias_hh;              // [G*H]; null: none
+  Pointer weight_hr;            // [P, H]; null: none
+  Pointer weight_ch = nullptr;  // [3*H], from c to i f o; null: no peepholes
 };
 using Weights = Canonical<const void*>;
 using Gradients = Canonical<void*>;
@@ -94,9 +132,8 @@ enum class Operation {
 struct RowFunction {
   Operation operation;
   Size input, output;  // units of a row
-  Activation activation;
-  double alpha;    // elu: its value far to the left, but for the sign; leaky_relu: its slope there
-  double epsilon;  // layer_norm: added to the variance
+  Function function;   // of dense and activate
+  double epsilon;      // layer_norm: added to the variance
   const void* packed;
 };
 
@@ -192,8 +229,8 @@ struct Kernels {
   Size (*rows_scratch)(const RowFunction&, Size rows, int threads);  // of all steps
   void (*apply_rows)(const RowFunction&, Size steps, Size batch, Rows<const void*> input, Rows<void*> output,
                      void* scratch, int threads);
-  // Each element by itself, so not softmax. alpha of elu is 1, the slope of leaky_relu 0.01.
-  void (*evaluate)(Activation, Size count, const void* x, void* y);
+  // Each element by itself, so not softmax.
+  void (*evaluate)(const Function&, Size count, const void* x, void* y);
   // Only multiplies and adds, in registers: the machine's limit, for benchmarks. Returns how many operations it did.
   Size (*multiply_add)(Size repetitions);
   // Only reads `count` elements, again and again: a cache's bandwidth, for benchmarks. Returns how many bytes it read.

@@ -67,6 +67,11 @@ int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batc
                      std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / rows_alone(hidden)));
 }
 
+bool Network::masks_or_reverses() const {
+  return masks() ||
+         std::any_of(nodes.begin(), nodes.end(), [](const Node& node) { return node.kind == Node::Kind::reverse; });
+}
+
 std::vector<StatePart> Network::parts() const {
   std::vector<StatePart> parts;
   for (const Node& node : nodes) {
@@ -91,10 +96,17 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
                   const void* const* looked_up) {
   kernels_ = network.kernels;
   item_ = network.item();
-  steps_ = steps;
+  most_steps_ = steps_ = steps;
   batch_ = batch;
-  schedule_ = schedule;
+  given_schedule_ = schedule_ = schedule;
   ends_with_time_ = true;
+  ends_in_time_ = false;
+  mask_ = network.masks() ? &network.nodes.front() : nullptr;
+  if (mask_) {
+    require_possible(*mask_, steps, batch);
+    rows_.resize(steps, batch);
+    ends_.resize(static_cast<std::size_t>(batch));
+  }
   const void* const* const sums = looked_up ? looked_up : network.sums[0] ? network.sums : nullptr;
   looks_up_ = sums != nullptr;
   pieces_.clear();
@@ -102,7 +114,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   Size widest = 0, scratch = 0, part = 0;
   gathered_ = zeros_ = restart_bytes_ = 0;
   const bool passes_table_by = looks_up_ && !looked_up;
-  for (std::size_t i = passes_table_by; i < network.nodes.size(); ++i) {
+  for (std::size_t i = network.first() + passes_table_by; i < network.nodes.size(); ++i) {
     const Node& node = network.nodes[i];
     const Size now = ends_with_time_ ? steps : 1, rows = now * batch;
     Piece piece{};
@@ -119,6 +131,11 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       call.threads = threads_of(*kernels_, node.stack, steps, batch);
       if (most_threads) call.threads = std::min(call.threads, most_threads);
       piece.scratch = kernels_->forward_scratch(call) * item_;
+      if (mask_) {  // as many bytes as either way needs
+        Forward uneven = call;
+        uneven.schedule = rows_.any();
+        piece.scratch = std::max(piece.scratch, kernels_->forward_scratch(uneven) * item_);
+      }
       if (looks_up_ && pieces_.empty()) call.lookup = {nullptr, {sums[0], sums[1]}};
       part += node.stack.layer->cell == Cell::lstm ? 2 : 1;
     } else if (node.kind == Node::Kind::rows || node.kind == Node::Kind::convolution) {
@@ -136,6 +153,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
     } else if (node.kind == Node::Kind::last) {
       zeros_ = std::max(zeros_, node.input * item_);
       ends_with_time_ = false;
+      ends_in_time_ = node.in_time;
     }
     widest = std::max(widest, rows * node.output);
     scratch = std::max(scratch, piece.scratch);
@@ -145,7 +163,13 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   buffer_ = buffers_in_all_ ? lines(widest * item_) : 0;
   gathered_ = lines(gathered_);
   zeros_ = lines(zeros_);
-  bytes_ = buffers_in_all_ * buffer_ + gathered_ + zeros_ + restart_bytes_ + scratch;
+  const Size each = mask_ ? steps * batch : 0;
+  kept_bytes_ = lines(each);
+  kept_input_bytes_ =
+      lines(each * (network.takes_tokens() ? static_cast<Size>(sizeof(std::int64_t)) : network.input() * item_));
+  kept_output_bytes_ = ends_with_time_ ? lines(each * network.output() * item_) : 0;
+  bytes_ = buffers_in_all_ * buffer_ + gathered_ + zeros_ + restart_bytes_ + kept_bytes_ + kept_input_bytes_ +
+           kept_output_bytes_ + scratch;
 }
 
 void Run::place(void* memory, const void* const* before, void* const* after) {
@@ -156,6 +180,9 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
   zero_row_ = take(zeros_);
   std::memset(zero_row_, 0, static_cast<std::size_t>(zeros_));
   restarts_ = restart_bytes_ ? reinterpret_cast<Size*>(take(restart_bytes_)) : nullptr;
+  kept_ = reinterpret_cast<std::uint8_t*>(take(kept_bytes_));
+  kept_input_ = take(kept_input_bytes_);
+  kept_output_ = take(kept_output_bytes_);
   scratch_ = next;
   for (Piece& piece : pieces_) {
     if (piece.node->kind == Node::Kind::recurrent) {
@@ -174,6 +201,101 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
 }
 
 void Run::operator()(const NetworkInput& input, Rows<void*> output) {
+  if (mask_)
+    run_masked(input, output);
+  else
+    run(input, output);
+}
+
+// Steps that are left out are left out of the sequence: what is behind them moves up.
+void Run::run_masked(const NetworkInput& input, Rows<void*> output) {
+  use(given_schedule_, most_steps_);
+  if (!find_masked(input)) return run(input, output);
+  const NetworkInput kept = without_masked(input);
+  const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
+  use(rows_.make(ends_.data(), steps), steps);
+  const Size units = pieces_.back().node->output;
+  run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
+  use(given_schedule_, most_steps_);
+  if (ends_with_time_)
+    put_back(output);
+  else if (ends_in_time_)
+    clear_masked_ends(output);
+}
+
+void Run::use(const Schedule& schedule, Size steps) {
+  schedule_ = schedule;
+  steps_ = steps;
+  bool has_time = true;
+  for (Piece& piece : pieces_) {
+    piece.forward.schedule = schedule;
+    piece.forward.steps = steps;
+    piece.steps = has_time ? steps : 1;
+    if (piece.node->kind == Node::Kind::last) has_time = false;
+  }
+}
+
+// Whether there are any.
+bool Run::find_masked(const NetworkInput& input) {
+  const auto is_masked = [&](Size t, Size b) {
+    if (input.tokens) return static_cast<double>(input.tokens[t * batch_ + b]) == mask_->masked;
+    const auto all_of = [&](const auto* row) {
+      using Real = std::decay_t<decltype(*row)>;
+      return std::all_of(row, row + mask_->input,
+                         [value = static_cast<Real>(mask_->masked)](Real x) { return x == value; });
+    };
+    const auto* row = row_of(input.rows, t, b, item_);
+    return item_ == 4 ? all_of(reinterpret_cast<const float*>(row)) : all_of(reinterpret_cast<const double*>(row));
+  };
+  bool found = false;
+  for (Size t = 0; t < steps_; ++t)
+    for (Size b = 0; b < batch_; ++b) {
+      const bool masked = t < end(b) && is_masked(t, b);
+      kept_[t * batch_ + b] = t < end(b) && !masked;
+      found = found || masked;
+    }
+  return found;
+}
+
+// Behind the end of a row there are zeros, which are tokens, too.
+NetworkInput Run::without_masked(const NetworkInput& input) {
+  const Size bytes = input.tokens ? static_cast<Size>(sizeof(std::int64_t)) : mask_->input * item_;
+  std::memset(kept_input_, 0, static_cast<std::size_t>(steps_ * batch_ * bytes));
+  std::fill(ends_.begin(), ends_.end(), 0);
+  for (Size t = 0; t < steps_; ++t)
+    for (Size b = 0; b < batch_; ++b) {
+      if (!kept_[t * batch_ + b]) continue;
+      const void* from =
+          input.tokens ? bytes_of<const void>(input.tokens, (t * batch_ + b) * bytes) : row_of(input.rows, t, b, item_);
+      Size& count = ends_[static_cast<std::size_t>(b)];
+      std::memcpy(kept_input_ + (count++ * batch_ + b) * bytes, from, static_cast<std::size_t>(bytes));
+    }
+  if (input.tokens) return {{}, reinterpret_cast<const std::int64_t*>(kept_input_)};
+  return {{kept_input_, batch_ * mask_->input, mask_->input}, nullptr};
+}
+
+// The outputs of the steps that were kept, each at its time.
+void Run::put_back(Rows<void*> output) const {
+  const Size bytes = pieces_.back().node->output * item_;
+  for (Size b = 0; b < batch_; ++b) {
+    Size count = 0;
+    for (Size t = 0; t < steps_; ++t) {
+      char* to = row_of(output, t, b, item_);
+      if (kept_[t * batch_ + b])
+        std::memcpy(to, kept_output_ + (count++ * batch_ + b) * bytes, static_cast<std::size_t>(bytes));
+      else
+        std::memset(to, 0, static_cast<std::size_t>(bytes));
+    }
+  }
+}
+
+void Run::clear_masked_ends(Rows<void*> output) const {
+  const auto bytes = static_cast<std::size_t>(pieces_.back().node->output * item_);
+  for (Size b = 0; b < batch_; ++b)
+    if (end(b) == 0 || !kept_[(end(b) - 1) * batch_ + b]) std::memset(row_of(output, 0, b, item_), 0, bytes);
+}
+
+void Run::run(const NetworkInput& input, Rows<void*> output) {
   if (restarts_) find_restarts();
   Rows<const void*> from = input.rows;
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
@@ -182,6 +304,8 @@ void Run::operator()(const NetworkInput& input, Rows<void*> output) {
     const Rows<void*> to =
         i + 1 == pieces_.size() ? output : Rows<void*>{buffers_[i % 2], batch_ * node.output, node.output};
     switch (node.kind) {
+      case Node::Kind::mask:
+        break;  // done before
       case Node::Kind::recurrent:
         piece.forward.input = from;
         piece.forward.output = to;
@@ -196,6 +320,9 @@ void Run::operator()(const NetworkInput& input, Rows<void*> output) {
         break;
       case Node::Kind::convolution:
         convolve(piece, from, to);
+        break;
+      case Node::Kind::reverse:
+        reverse(piece, from, to);
         break;
       case Node::Kind::last:
         take_last(piece, from, to);
@@ -273,6 +400,14 @@ void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
                    is_seen ? row_at(piece, from, at, row) : zero_row_, static_cast<std::size_t>(bytes));
     }
   }
+}
+
+void Run::reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {
+  const auto bytes = static_cast<std::size_t>(piece.node->input * item_);
+  for (Size row = 0; row < batch_; ++row)
+    for (Size t = 0, ends = end(row); t < ends; ++t)
+      std::memcpy(row_of(to, t, row, item_), row_of(from, ends - 1 - t, row, item_), bytes);
+  if (schedule_.ends) clear_behind_ends(piece.node->input, to);
 }
 
 void Run::take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {

@@ -4,19 +4,29 @@
 
 #include <vector>
 
-#include "contract.hpp"
+#include "schedule.hpp"
 
 namespace gatewise {
 
 struct Node {
-  enum class Kind { lookup, recurrent, rows, convolution, last };
+  enum class Kind {
+    mask,  // only as the first: steps whose input is one value everywhere are left out, and their output is zero
+    lookup,
+    recurrent,
+    rows,
+    convolution,
+    reverse,  // of each row the last step first; not with resets
+    last,
+  };
 
   Kind kind;
   Size input, output;           // units of a row before and behind it; lookup: rows of its table, units
+  double masked{};              // mask: the value, or the token
   Stack stack{};                // recurrent
   RowFunction function{};       // rows; convolution: of its taps one after the other
   Size taps = 1, dilation = 1;  // convolution: the row of time t is made of those of t - left, t - left + dilation ...
   Size left = 0;
+  bool in_time = false;    // last: that of a window, whose output is zero where this very step is masked
   bool both_ends = false;  // last: the second half of a row is the reverse direction's, whose last step is the first
   const void* table = nullptr;  // lookup: [input, output]
 
@@ -31,11 +41,15 @@ struct StatePart {
 struct Network {
   const Kernels* kernels;
   std::vector<Node> nodes;
-  // Where the first node looks up what the second one, which is recurrent, multiplies: the products themselves.
+  // Where the first node that is no mask looks up what the second one, which is recurrent, multiplies: the products
+  // themselves.
   const void* sums[2] = {};
 
   Size item() const { return kernels->item_bytes; }
-  bool takes_tokens() const { return !nodes.empty() && nodes.front().kind == Node::Kind::lookup; }
+  bool masks() const { return nodes.front().kind == Node::Kind::mask; }
+  std::size_t first() const { return masks(); }  // the node that reads the input
+  bool takes_tokens() const { return nodes.size() > first() && nodes[first()].kind == Node::Kind::lookup; }
+  bool masks_or_reverses() const;
   Size input() const { return nodes.front().input; }
   Size output() const { return nodes.back().output; }
   std::vector<StatePart> parts() const;
@@ -77,9 +91,17 @@ class Run {
     int part;  // of the state, its first
   };
 
+  void run(const NetworkInput& input, Rows<void*> output);
+  void use(const Schedule& schedule, Size steps);
+  void run_masked(const NetworkInput& input, Rows<void*> output);
+  bool find_masked(const NetworkInput& input);
+  NetworkInput without_masked(const NetworkInput& input);
+  void put_back(Rows<void*> output) const;
+  void clear_masked_ends(Rows<void*> output) const;
   void look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const;
   void convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to);
   void keep_history(const Piece& piece, Rows<const void*> from) const;
+  void reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void clear_behind_ends(Size units, Rows<void*> rows) const;
   void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
@@ -96,6 +118,15 @@ class Run {
   Schedule schedule_{};
   bool looks_up_ = false, ends_with_time_ = true;
   Size* restarts_ = nullptr;  // [T, B] the last time up to here at which the state starts anew; null: never
+  const Node* mask_ = nullptr;
+  bool ends_in_time_ = false;
+  Schedule given_schedule_{};  // the caller's
+  Size most_steps_ = 0;        // as many as it was laid out for
+  RowSchedule rows_;           // those that are not masked
+  std::vector<Size> ends_;     // [B] how many they are
+  Size kept_bytes_ = 0, kept_input_bytes_ = 0, kept_output_bytes_ = 0;
+  std::uint8_t* kept_ = nullptr;                         // [T, B] 1: not masked
+  char *kept_input_ = nullptr, *kept_output_ = nullptr;  // [T, B, .] one behind the other
   char *buffers_[2] = {}, *scratch_ = nullptr, *gathered_rows_ = nullptr, *zero_row_ = nullptr;
 };
 

@@ -8,6 +8,10 @@ namespace {
 
 std::size_t size(Size value) { return static_cast<std::size_t>(value); }
 
+Size input_bytes_of(const Network& network) {
+  return network.takes_tokens() ? static_cast<Size>(sizeof(std::int64_t)) : network.input() * network.item();
+}
+
 }  // namespace
 
 Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
@@ -15,19 +19,13 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       rest_(&rest),
       steps_(steps),
       batch_(batch),
-      input_bytes_(!head                  ? rest.input() * rest.item()
-                   : head->takes_tokens() ? static_cast<Size>(sizeof(std::int64_t))
-                                          : head->input() * head->item()),
+      input_bytes_(input_bytes_of(head ? *head : rest)),
       features_(rest.input()),
-      feature_bytes_(features_ * rest.item()),
+      feature_bytes_(input_bytes_of(rest)),
       counts_(size(batch)),
       inputs_(size(steps * batch * input_bytes_)),
-      places_(size(steps * batch)),
-      order_(size(batch)),
-      lengths_(size(batch)),
-      ends_(size(batch)),
-      active_(size(steps)),
-      taken_(size(steps + 1)) {
+      places_(size(steps * batch)) {
+  rows_.resize(steps, batch);
   std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
   Size state_bytes = 0;
   for (const StatePart& part : rest.parts()) state_bytes += part_bytes(part);
@@ -43,6 +41,7 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       sums_[d] = Buffer(size(steps * batch * rest.kernels->input_sums_size(stack.layer[d]) * rest.item()));
   } else {
     gathered_ = Buffer(size(steps * batch * feature_bytes_));
+    std::memset(gathered_.data(), 0, gathered_.bytes());  // a token, too, behind the end of a row
   }
   if (head) {
     feature_rows_ = Buffer(size(steps * batch * feature_bytes_));
@@ -51,11 +50,8 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
     head_run_.place(head_scratch_.data(), nullptr, nullptr);
   }
   // Room for a full window, in one schedule or the other.
-  Schedule uneven{};
-  uneven.order = order_.data(), uneven.lengths = lengths_.data(), uneven.ends = ends_.data();
-  uneven.active = active_.data(), uneven.taken = taken_.data();
   Size most = 0;
-  for (const Schedule& schedule : {Schedule{}, uneven}) {
+  for (const Schedule& schedule : {Schedule{}, rows_.any()}) {
     lay_out_rest(steps, schedule);
     most = std::max(most, run_.bytes());
   }
@@ -105,27 +101,6 @@ void Window::remember(const void* inputs, Size row_bytes) {
   for (Size& count : counts_) count = std::min(count + 1, steps_);
 }
 
-// Rows of different counts, the most first.
-Schedule Window::schedule_rows(Size most) {
-  taken_[0] = 0;
-  for (Size t = 0; t < most; ++t) {
-    active_[size(t)] = std::count_if(counts_.begin(), counts_.end(), [&](Size count) { return count > t; });
-    taken_[size(t + 1)] = taken_[size(t)] + active_[size(t)];
-  }
-  for (Size row = 0; row < batch_; ++row) order_[size(row)] = row;
-  std::sort(order_.begin(), order_.end(), [&](Size a, Size b) {
-    return counts_[size(a)] != counts_[size(b)] ? counts_[size(a)] > counts_[size(b)] : a < b;
-  });
-  for (Size i = 0; i < batch_; ++i) {
-    lengths_[size(i)] = counts_[size(order_[size(i)])];
-    ends_[size(i)] = counts_[size(i)];
-  }
-  Schedule schedule{};
-  schedule.order = order_.data(), schedule.lengths = lengths_.data(), schedule.ends = ends_.data();
-  schedule.active = active_.data(), schedule.taken = taken_.data();
-  return schedule;
-}
-
 void Window::operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets) {
   for (Size t = 0; t < steps; ++t) {
     for (Size row = 0; row < batch_; ++row)
@@ -143,7 +118,7 @@ void Window::step(Rows<void*> output) {
   const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
   const Size steps = *most;
   if (*least < steps || steps != laid_out_steps_) {
-    lay_out_rest(steps, *least < steps ? schedule_rows(steps) : Schedule{});
+    lay_out_rest(steps, *least < steps ? rows_.make(counts_.data(), steps) : Schedule{});
     if (size(run_.bytes()) > scratch_.bytes()) scratch_ = Buffer(size(run_.bytes()));
     run_.place(scratch_.data(), nullptr, state_after_.data());
     laid_out_steps_ = *least < steps ? 0 : steps;
@@ -164,7 +139,10 @@ void Window::step(Rows<void*> output) {
         const Size count = counts_[size(row)];
         if (t < count) std::memcpy(to, from + (slot(count - t) * batch_ + row) * feature_bytes_, size(feature_bytes_));
       }
-    window.rows = {gathered_.data(), batch_ * features_, features_};
+    if (rest_->takes_tokens())
+      window.tokens = static_cast<const std::int64_t*>(gathered_.data());
+    else
+      window.rows = {gathered_.data(), batch_ * features_, features_};
   }
   run_(window, output);
 }

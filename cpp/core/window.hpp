@@ -39,20 +39,20 @@ class Window {
   void lay_out_rest(Size steps, const Schedule& schedule);
   void make_features(Size slot);
   void step(Rows<void*> output);
-  Schedule schedule_rows(Size most);
 
   const Network *head_, *rest_;
-  Size steps_, batch_, input_bytes_, features_, feature_bytes_;
-  Size next_ = 0;                 // the slot of the next input
-  std::vector<Size> counts_;      // [B]
-  Buffer inputs_, feature_rows_;  // [steps, B, I], [steps, B, F]
-  Buffer sums_[2];                // [steps, B, sums of the first layer], each direction
-  Buffer gathered_;               // [steps, B, F] in the order of time
+  Size steps_, batch_, input_bytes_;
+  Size features_, feature_bytes_;  // what the rest reads of each input
+  Size next_ = 0;                  // the slot of the next input
+  std::vector<Size> counts_;       // [B]
+  Buffer inputs_, feature_rows_;   // [steps, B, I], [steps, B, F]
+  Buffer sums_[2];                 // [steps, B, sums of the first layer], each direction
+  Buffer gathered_;                // [steps, B, F] in the order of time; or tokens [steps, B]
   Buffer scratch_, head_scratch_;
   Buffer state_;
   std::vector<void*> state_after_;  // of a call, not used further
   std::vector<std::int64_t> places_;
-  std::vector<Size> order_, lengths_, ends_, active_, taken_;
+  RowSchedule rows_;
   Run run_, head_run_;
   Size laid_out_steps_ = 0;  // of run_, without a schedule; 0: another one
 };

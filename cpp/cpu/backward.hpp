@@ -124,7 +124,8 @@ template <class Cell>
         only_first(grad_sum_of[i], count).store(grad_sum + i * lanes);
       });
       if constexpr (Cell::carried) grad_before.store(grad_carried + state);
-      if (cell_hidden) store_first(Cell::hidden(kept, after), cell_hidden + b * units + panel * lanes, count);
+      if (cell_hidden)
+        store_first(Cell::hidden(typename Cell::Own(), kept, after), cell_hidden + b * units + panel * lanes, count);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Forward through time, one layer and direction.
 #pragma once
 
+#include "activate.hpp"
 #include "sequence.hpp"
 
 namespace gatewise::GATEWISE_KERNEL {
@@ -194,11 +195,14 @@ void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows 
                       Team::Share share, Real* sums, Size sums_panel, const Real* carried, Size carried_rows,
                       Real* reset, const Team& team) {
   add_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel);
-  for (Size panel = share.begin; panel < share.end; ++panel)
-    for (Size b = 0; b < rows; ++b)
-      store_first(Cell::reset(Register::load(sums + panel * sums_panel + b * Cell::sums * lanes),
-                              Register::load(carried + (panel * carried_rows + b) * lanes)),
-                  reset + b * layer.hidden + panel * lanes, units_in(panel, layer.hidden));
+  const auto reset_rows = [&](const auto& functions) {
+    for (Size panel = share.begin; panel < share.end; ++panel)
+      for (Size b = 0; b < rows; ++b)
+        store_first(Cell::reset(functions, Register::load(sums + panel * sums_panel + b * Cell::sums * lanes),
+                                Register::load(carried + (panel * carried_rows + b) * lanes)),
+                    reset + b * layer.hidden + panel * lanes, units_in(panel, layer.hidden));
+  };
+  layer.formula ? reset_rows(OfFormula{*layer.formula}) : reset_rows(typename Cell::Own());
   team.wait();
   add_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending, share, sums, sums_panel);
 }
@@ -216,7 +220,10 @@ template <class Cell, bool record>
   Register kept_of[Cell::kept], after_of{};
   Real* out_of = nullptr;
   Size count_of = 0;
-  const auto finish = [&]() GATEWISE_LAMBDA { store_first(Cell::hidden(kept_of, after_of), out_of, count_of); };
+  const typename Cell::Own functions;
+  const auto finish = [&]() GATEWISE_LAMBDA {
+    store_first(Cell::hidden(functions, kept_of, after_of), out_of, count_of);
+  };
   for (Size panel = share.begin; panel < share.end; ++panel) {
     const Real* sum = sums + panel * sums_panel;
     Real* state = carried + panel * carried_rows * lanes;
@@ -225,7 +232,7 @@ template <class Cell, bool record>
       Register sum_of[Cell::sums], before{}, kept[Cell::kept];
       repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
       if constexpr (Cell::carried) before = Register::load(state);
-      Cell::forward(sum_of, kept);
+      Cell::forward(functions, sum_of, kept);
       const Register after = Cell::after(kept, before);
       if constexpr (Cell::carried) after.store(state);
       if constexpr (record) {
@@ -240,6 +247,35 @@ template <class Cell, bool record>
     }
   }
   if (out_of) finish();
+}
+
+// The same with the functions of a formula, for inference. peepholes [panel][i f o][lane], null: none.
+template <class Cell>
+[[gnu::noinline]] void update_by_formula(const Formula& formula, const Real* peepholes, Team::Share share, Size units,
+                                         Size rows, const Real* sums, Size sums_panel, Real* carried, Size carried_rows,
+                                         Real* out, Size out_row) {
+  const OfFormula functions{formula};
+  for (Size panel = share.begin; panel < share.end; ++panel)
+    for (Size b = 0; b < rows; ++b) {
+      const Real* sum = sums + panel * sums_panel + b * Cell::sums * lanes;
+      Real* state = carried + (panel * carried_rows + b) * lanes;
+      Register sum_of[Cell::sums], kept[Cell::kept], before{}, peephole[3];
+      repeat<Cell::sums>([&](int i) GATEWISE_LAMBDA { sum_of[i] = Register::load(sum + i * lanes); });
+      if constexpr (Cell::carried) before = Register::load(state);
+      constexpr bool may_peep = Cell::carried && !Cell::carries_hidden;  // at c
+      if constexpr (may_peep)
+        if (peepholes) {
+          repeat<3>([&](int i) GATEWISE_LAMBDA { peephole[i] = Register::load(peepholes + (panel * 3 + i) * lanes); });
+          Cell::peep_before(peephole, before, sum_of);
+        }
+      Cell::forward(functions, sum_of, kept);
+      const Register after = Cell::after(kept, before);
+      if constexpr (may_peep)
+        if (peepholes) Cell::peep_after(functions, peephole, after, sum_of, kept);
+      if constexpr (Cell::carried) after.store(state);
+      if (out)
+        store_first(Cell::hidden(functions, kept, after), out + b * out_row + panel * lanes, units_in(panel, units));
+    }
 }
 
 // h after the i-th step goes from the rows that the next product reads to the caller's, in the columns of `share`;
@@ -320,9 +356,14 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
         const Team::Share share{panel, panel + width};
         if constexpr (!Cell::resets_before)
           add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel);
-        const auto walk = tape.kept ? update<Cell, true> : update<Cell, false>;
-        walk(share, hidden, rows, sums, sums_panel, s.carried, batch, tape,
-             layer.projection ? s.cell_hidden : after.data, layer.projection ? hidden : after.row);
+        Real* const out = layer.projection ? s.cell_hidden : after.data;
+        const Size out_row = layer.projection ? hidden : after.row;
+        if (layer.formula)
+          update_by_formula<Cell>(*layer.formula, packed.peephole, share, hidden, rows, sums, sums_panel, s.carried,
+                                  batch, out, out_row);
+        else
+          (tape.kept ? update<Cell, true> : update<Cell, false>)(share, hidden, rows, sums, sums_panel, s.carried,
+                                                                 batch, tape, out, out_row);
       }
       if (layer.projection) {
         team.wait();

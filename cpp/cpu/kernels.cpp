@@ -142,11 +142,11 @@ void apply_rows(const RowFunction& function, Size steps, Size batch, Rows<const 
   });
 }
 
-void evaluate(Activation activation, Size count, const void* x, void* y) {
+void evaluate(const Function& function, Size count, const void* x, void* y) {
   const FloatingPointMode mode;
-  with_activation(activation, Real(activation == Activation::leaky_relu ? 0.01 : 1), [&](const auto& function) {
+  with_activation(function, [&](const auto& activation) {
     each_register(count, [&](Size i, Size left) {
-      store_first(function(load_first(static_cast<const Real*>(x) + i, left)), static_cast<Real*>(y) + i, left);
+      store_first(activation(load_first(static_cast<const Real*>(x) + i, left)), static_cast<Real*>(y) + i, left);
     });
   });
 }

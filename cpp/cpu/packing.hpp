@@ -28,6 +28,7 @@ struct Panels {
   Real* hidden;      // [panel of H][R][gate][lane]
   Real* bias;        // [panel of H][sum][lane]
   Real* projection;  // [panel of P][H][lane]
+  Real* peephole;    // [panel of H][i f o][lane]; null: none
 
   Panels(Arena& arena, const Layer& layer) {
     const Size panels = panels_of(layer.hidden);
@@ -35,6 +36,7 @@ struct Panels {
     hidden = arena.take(panels * output_of(layer) * Cell::gates * lanes);
     bias = arena.take(panels * Cell::sums * lanes);
     projection = arena.take(panels_of(layer.projection) * layer.hidden * lanes);
+    peephole = layer.formula && layer.formula->peepholes ? arena.take(panels * 3 * lanes) : nullptr;
   }
 };
 
@@ -91,6 +93,9 @@ void pack_weights(const Layer& layer, const Weights& weights, Real* packed) {
           bias[(Cell::first_hidden_sum + slot) * lanes + lane] +=
               real(weights.bias_hh)[first_row(Cell::hidden_gate(slot)) + lane];
       }
+    for (Size i = 0; i < 3 && panels.peephole; ++i)
+      load_first(real(weights.weight_ch) + i * hidden + panel * lanes, units)
+          .store(panels.peephole + (panel * 3 + i) * lanes);
   }
   for (Size panel = 0; panel < panels_of(layer.projection); ++panel)
     pack_panel(real(weights.weight_hr), hidden, panel * lanes, units_in(panel, layer.projection), 1, 0,

@@ -151,8 +151,8 @@ inline void apply_to_rows(const RowFunction& function, Size rows, const Real* in
   Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(function.packed))}, arena{scratch};
   const RowPanels packed(packed_arena, function);
   const Size units = function.output;
-  const bool ends_with_softmax = function.activation == Activation::softmax;
-  const Activation activation_of_unit = ends_with_softmax ? Activation::linear : function.activation;
+  const bool ends_with_softmax = function.function.activation == Activation::softmax;
+  const Function of_unit = ends_with_softmax ? Function{Activation::linear, 0, 0} : function.function;
   const auto each_row = [&](const auto& body) {
     for (Size row = 0; row < rows; ++row) body(input + row * input_row, output + row * output_row);
   };
@@ -166,7 +166,7 @@ inline void apply_to_rows(const RowFunction& function, Size rows, const Real* in
   switch (function.operation) {
     case Operation::dense: {
       const DenseScratch s(arena, function, rows);
-      with_activation(activation_of_unit, Real(function.alpha), [&](const auto& activation) {
+      with_activation(of_unit, [&](const auto& activation) {
         each_dense_block(function, packed, rows, input, input_row, s,
                          [&](Size first_row, Size row_count, Size first_panel, Size panel_count) {
                            for (Size panel = 0; panel < panel_count; ++panel) {
@@ -182,7 +182,7 @@ inline void apply_to_rows(const RowFunction& function, Size rows, const Real* in
       break;
     }
     case Operation::activate:
-      with_activation(activation_of_unit, Real(function.alpha), [&](const auto& activation) {
+      with_activation(of_unit, [&](const auto& activation) {
         each_row([&](const Real* from, Real* to) {
           each_register(units, [&](Size unit, Size count) {
             store_first(activation(load_first(from + unit, count)), to + unit, count);
@@ -208,7 +208,7 @@ inline void apply_to_rows(const RowFunction& function, Size rows, const Real* in
     case Operation::average:
       return halves([](Register a, Register b) { return (a + b) * Register::broadcast(Real(0.5)); });
   }
-  if (function.activation == Activation::softmax) each_row([&](const Real*, Real* to) { softmax(to, units); });
+  if (ends_with_softmax) each_row([&](const Real*, Real* to) { softmax(to, units); });
 }
 
 inline Size row_function_scratch(const RowFunction& function, Size rows) {

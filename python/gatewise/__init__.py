@@ -31,7 +31,9 @@ if TYPE_CHECKING:
         Embedding,
         Last,
         LayerNorm,
+        Masking,
         Normalization,
+        Reverse,
         TimeDistributed,
     )
     from gatewise.formats import FormatError, Verification, load, save, verify
@@ -56,9 +58,11 @@ __all__ = [
     "LSTMTrace",
     "Last",
     "LayerNorm",
+    "Masking",
     "Normalization",
     "Pool",
     "RNNTrace",
+    "Reverse",
     "Sequential",
     "Stream",
     "Tape",
@@ -84,7 +88,7 @@ _LATER = {
     **dict.fromkeys(
         (
             "Activation", "BatchNorm", "Bidirectional", "Conv1D", "Dense", "Dropout", "Embedding", "Last", "LayerNorm",
-            "Normalization", "TimeDistributed",
+            "Masking", "Normalization", "Reverse", "TimeDistributed",
         ),
         "blocks",
     ),

@@ -15,17 +15,14 @@ from typing import Any, Final
 import numpy as np
 
 from gatewise import _core
+from gatewise.activations import Function, function_of
 from gatewise.arrays import Array, flag, number, real_dtype, whole_number
 from gatewise.layers import Layer
 from gatewise.modules import Module
-from gatewise.networks import History, Identity, LayerState, Node, Recurrent, Stage, rows
+from gatewise.networks import LINEAR, History, Identity, LayerState, Node, Recurrent, Stage, rows
 from gatewise.networks import Last as LastStage
 from gatewise.parameters import MOST
 
-ACTIVATIONS = (
-    "linear", "relu", "tanh", "sigmoid", "softmax", "hard_sigmoid", "elu", "leaky_relu", "gelu", "softplus",
-)  # fmt: skip
-ALPHAS = {"elu": 1.0, "leaky_relu": 0.01}
 MERGES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}
 
 
@@ -74,40 +71,52 @@ class Activation(Block):
     Parameters
     ----------
     name : str
-        linear, relu, tanh, sigmoid, softmax, hard_sigmoid (relu6(x + 3) / 6), elu, leaky_relu, gelu (the exact one) or
-        softplus, with torch.nn.functional's equations.
-    alpha : float, optional
-        elu: minus its value far to the left, 1 by default; leaky_relu: its slope there, 0.01 by default.
+        linear, relu, leaky_relu, elu, selu, tanh, sigmoid, softmax, softplus, softsign, silu or gelu (the exact one),
+        with torch.nn.functional's equations; and with alpha = a and beta = b
+
+            affine            a x + b                              1 and 0 by default
+            scaled_tanh       a tanh(b x)                          1 and 1
+            hard_sigmoid      a x + b, cut off at 0 and 1          1/6 and 0.5, as in PyTorch and Keras 3
+            thresholded_relu  x above a, else zero                 1
+            leaky_relu        x, to the left a x                   0.01
+            elu               x, to the left a (exp(x) - 1)        1
+    alpha, beta : float, optional
+        Of those that have them.
     """
 
-    def __init__(self, name: str, alpha: float | None = None) -> None:
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise ValueError(f"name: expected {', '.join(ACTIVATIONS)}, got {name!r}")
-        if alpha is not None and name not in ALPHAS:
-            raise ValueError(f"alpha: expected none, since {name} has none, got {alpha!r}")
-        self.name: Final = name
-        self.alpha: Final = number("alpha", ALPHAS.get(name, 0.0) if alpha is None else alpha)
-        self._start(_Activate(self.name, self.alpha))
+    def __init__(self, name: str, alpha: float | None = None, beta: float | None = None) -> None:
+        self.function: Final = function_of(name, alpha, beta)
+        self._start(_Activate(self.function))
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+    @property
+    def alpha(self) -> float:
+        return self.function.alpha
+
+    @property
+    def beta(self) -> float:
+        return self.function.beta
 
     def _options(self) -> dict[str, Any]:
-        return {"name": self.name, "alpha": self.alpha if self.name in ALPHAS else None}
+        alpha, beta = (*self.function.numbers, None, None)[:2]
+        return {"name": self.name, "alpha": alpha, "beta": beta}
 
 
 def _activation(activation: object) -> Activation:
     if isinstance(activation, Activation):
         return activation
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected {', '.join(ACTIVATIONS)} or an Activation, got {activation!r}")
-    return Activation(activation)
+    return Activation(*function_of(activation, argument="activation")[:1])
 
 
 @dataclass(frozen=True)
 class _Activate(Stage):
-    name: str
-    alpha: float
+    function: Function
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        return [rows("activate", dtype, units, units, self.name, self.alpha)]
+        return [rows("activate", dtype, units, units, self.function)]
 
 
 # ---- products
@@ -135,7 +144,7 @@ class Dense(Block):
         self.bias: Final = flag("bias", bias)
         self.activation: Final = _activation(activation)
         shape = self.out_features, self.in_features
-        stage = _Product(shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype))
+        stage = _Product(shape, self.bias, self.activation.function, real_dtype(dtype))
         self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_features))
 
     def _options(self) -> dict[str, Any]:
@@ -180,9 +189,7 @@ class Conv1D(Block):
         self.bias: Final = flag("bias", bias)
         self.activation: Final = _activation(activation)
         shape = self.out_channels, self.in_channels, self.kernel_size
-        stage = _Product(
-            shape, self.bias, self.activation.name, self.activation.alpha, real_dtype(dtype), self.dilation, padding
-        )
+        stage = _Product(shape, self.bias, self.activation.function, real_dtype(dtype), self.dilation, padding)
         self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_channels * self.kernel_size))
 
     def _options(self) -> dict[str, Any]:
@@ -199,8 +206,7 @@ class _Product(Stage):
 
     shape: tuple[int, ...]  # (out, in) or (out, in, taps)
     bias: bool
-    activation: str
-    alpha: float
+    function: Function
     type: np.dtype[Any]
     dilation: int = 1
     padding: str = "causal"
@@ -244,7 +250,7 @@ class _Product(Stage):
         if weight.ndim == 3:
             weight = np.ascontiguousarray(weight.swapaxes(1, 2))  # [out, taps, in]
         return _core.RowWeights(
-            "dense", self.type, self.taps * self.shape[1], self.shape[0], self.activation, self.alpha, 0.0,
+            "dense", self.type, self.taps * self.shape[1], self.shape[0], self.function, 0.0,
             [weight, arrays.get("bias")],
         )  # fmt: skip
 
@@ -273,22 +279,26 @@ class Embedding(Block):
     ----------
     num_embeddings, embedding_dim : int
         Tokens are from 0 to num_embeddings - 1.
+    mask_zero : bool
+        Whether steps whose token is 0 are left out, as `Masking` does it.
     dtype : "float32" or "float64"
     seed : int, optional
         Of the initial table, weight (num_embeddings, embedding_dim); None draws one.
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype: object = "float32", seed: int | None = None
-    ) -> None:
+        self, num_embeddings: int, embedding_dim: int, *, mask_zero: bool = False, dtype: object = "float32",
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
         self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MOST)
         self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MOST)
-        stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype))
+        self.mask_zero: Final = flag("mask_zero", mask_zero)
+        stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype), self.mask_zero)
         self._start(stage, lambda: _normal(seed, stage.shapes()))
 
     def _options(self) -> dict[str, Any]:
         return {
-            "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim,
+            "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim, "mask_zero": self.mask_zero,
             "dtype": _name(self._stage.dtype),
         }  # fmt: skip
 
@@ -298,6 +308,7 @@ class _Lookup(Stage):
     rows: int
     units: int
     type: np.dtype[Any]
+    masks: bool
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -318,7 +329,7 @@ class _Lookup(Stage):
         return _core.Table(arrays["weight"])
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        return [("lookup", packed)]
+        return [*([("mask", self.rows, 0.0)] if self.masks else []), ("lookup", packed)]
 
 
 # ---- normalisations
@@ -430,9 +441,7 @@ class _Normalize(Stage):
     def pack(self, arrays: Mapping[str, Array]) -> _core.RowWeights:
         if self.kind == "layer_norm":
             values = [arrays.get("weight"), arrays.get("bias")]
-            return _core.RowWeights(
-                "layer_norm", self.type, self.units, self.units, "linear", 0.0, self.epsilon, values
-            )
+            return _core.RowWeights("layer_norm", self.type, self.units, self.units, LINEAR, self.epsilon, values)
         wide = {name: array.astype(np.float64) for name, array in arrays.items()}  # rounded once, at the end
         with np.errstate(all="ignore"):
             if self.kind == "normalization":
@@ -442,7 +451,7 @@ class _Normalize(Stage):
                 mean, shift = wide["running_mean"], wide.get("bias", np.zeros(self.units))
                 scale = wide.get("weight", np.ones(self.units)) / np.sqrt(wide["running_var"] + self.epsilon)
             weights = [value.astype(self.type) for value in (mean, scale, shift)]
-        return _core.RowWeights("normalize", self.type, self.units, self.units, "linear", 0.0, 0.0, weights)
+        return _core.RowWeights("normalize", self.type, self.units, self.units, LINEAR, 0.0, weights)
 
 
 def _identity(stage: _Normalize) -> dict[str, Array]:
@@ -522,6 +531,55 @@ class Dropout(Block):
 
     def _options(self) -> dict[str, Any]:
         return {"p": self.p}
+
+
+class Masking(Block):
+    """Leave out the steps whose input is one value everywhere, as Keras's Masking. The first layer of a model.
+
+    A sequence is worked on as if it did not have these steps: the state goes on from the step before to the step
+    behind. The output of a step that is left out is zero, also in a stream, whatever it may be in Keras.
+
+    Parameters
+    ----------
+    mask_value : float
+        Compared with the input in the model's dtype.
+    """
+
+    def __init__(self, mask_value: float = 0.0) -> None:
+        self.mask_value: Final = number("mask_value", mask_value)
+        self._start(_Mask(self.mask_value))
+
+    def _options(self) -> dict[str, Any]:
+        return {"mask_value": self.mask_value}
+
+
+@dataclass(frozen=True)
+class _Mask(Stage):
+    value: float
+    masks = True
+    needs_time = True
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        return [("mask", units, self.value)]
+
+
+class Reverse(Block):
+    """Each row's steps in the other order, the last first; with `lengths` within the row's own.
+
+    A layer between two of them reads backwards, as with Keras's go_backwards and ONNX's direction "reverse".
+    """
+
+    def __init__(self) -> None:
+        self._start(_Reverse())
+
+
+class _Reverse(Stage):
+    needs_time = True
+    reverses = True
+    looks_ahead = "expected no Reverse, which needs the end of the sequence first"
+
+    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
+        return [("reverse", units)]
 
 
 class Last(Block):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gatewise import _core
+from gatewise.activations import Function, function_in_cell
 from gatewise.arrays import Array, empty, exact, flag, floating, number, output, real_dtype, rows, whole_number
 from gatewise.layouts import Layout, State
 from gatewise.modules import Module
 from gatewise.networks import Chain, Recurrent
-from gatewise.parameters import MOST, Architecture, Holder, one_at_a_time
+from gatewise.parameters import MOST, Architecture, Formula, Holder, one_at_a_time
 from gatewise.pools import Live
 from gatewise.sequences import cut, plan, whole_lengths
 from gatewise.tapes import Tape, record
 from gatewise.traces import Trace, trace
+
+if TYPE_CHECKING:
+    from gatewise.blocks import Activation
 
 # In the order of PyTorch's weights.
 GATES = {
@@ -27,6 +32,12 @@ GATES = {
     "rnn_relu": ("candidate",),
 }
 
+# What not every layer has, and what it is by default.
+OWN_OPTIONS = {
+    "proj_size": 0, "nonlinearity": "tanh", "reset_after": True, "activation": "tanh", "output_activation": None,
+    "recurrent_activation": "sigmoid", "clip": None, "peepholes": False,
+}  # fmt: skip
+
 
 class Layer(Module, Live):
     """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
@@ -35,7 +46,7 @@ class Layer(Module, Live):
 
     def __init__(
         self, cell: str, input_size: int, hidden_size: int, num_layers: int, *, bias: bool, batch_first: bool,
-        dropout: float, bidirectional: bool, proj_size: int, dtype: object, seed: int | None,
+        dropout: float, bidirectional: bool, proj_size: int, dtype: object, seed: int | None, formula: Formula,
     ) -> None:  # fmt: skip
         hidden_size = whole_number("hidden_size", hidden_size, 1, MOST)
         architecture = Architecture(
@@ -47,6 +58,7 @@ class Layer(Module, Live):
             bidirectional=flag("bidirectional", bidirectional),
             proj_size=_projection(proj_size, hidden_size),
             dtype=real_dtype(dtype),
+            formula=None if formula == Formula() else formula,
         )
         architecture.check_size()
         self._architecture = architecture
@@ -105,7 +117,7 @@ class Layer(Module, Live):
         self._call_count = whole_number("call_count", value, 0, 2**64 - 1)
 
     def _options(self) -> dict[str, Any]:
-        own = [name for name in ("proj_size", "nonlinearity", "reset_after") if hasattr(self, name)]
+        own = [name for name in OWN_OPTIONS if hasattr(self, name)]
         names = (
             "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed", *own,
         )  # fmt: skip
@@ -116,12 +128,11 @@ class Layer(Module, Live):
         options = {
             "num_layers": (of.num_layers, 1), "bias": (of.bias, True), "batch_first": (self.batch_first, False),
             "dropout": (self.dropout, 0.0), "bidirectional": (of.bidirectional, False),
-            "proj_size": (of.proj_size, 0), "dtype": (of.dtype.name, "float32"),
+            "dtype": (of.dtype.name, "float32"),
         }  # fmt: skip
-        if of.cell == "rnn_relu":
-            options["nonlinearity"] = ("relu", "tanh")
-        if of.cell == "gru_reset_before":
-            options["reset_after"] = (False, True)
+        options |= {
+            name: (getattr(self, name), default) for name, default in OWN_OPTIONS.items() if hasattr(self, name)
+        }
         shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return f"{type(self).__name__}({', '.join([str(of.input_size), str(of.hidden_size), *shown])})"
 
@@ -280,8 +291,19 @@ class Layer(Module, Live):
         return tape.backward(grad_output).input
 
     def _check_trains(self, name: str) -> None:
-        if self._architecture.cell == "gru_reset_before":
-            raise ValueError(f"{name}: expected reset_after=True; a GRU without it is for inference alone")
+        if not self._architecture.trains:
+            own = "reset_after=True" if self._architecture.formula is None else "a cell of PyTorch's equations"
+            raise ValueError(f"{name}: expected {own}; {self!r} is for inference alone")
+
+    # -- what is not PyTorch's: for inference alone -------------------------------------------------------------
+
+    @property
+    def _formula(self) -> Formula:
+        return self._architecture.formula or Formula()
+
+    @property
+    def clip(self) -> float | None:
+        return None if self._formula.clip == math.inf else self._formula.clip
 
     @property
     def _stage(self) -> Recurrent:
@@ -290,6 +312,31 @@ class Layer(Module, Live):
     @property
     def _chain(self) -> Chain:
         return Chain([self._stage], [self._holder], alone=True)
+
+
+class Gated(Layer):
+    """What LSTM and GRU share."""
+
+    @property
+    def activation(self) -> str | Activation:
+        return shown(self._formula.candidate)
+
+    @property
+    def recurrent_activation(self) -> str | Activation:
+        return shown(self._formula.gate)
+
+
+def shown(function: Function) -> str | Activation:
+    """A name, if it says all."""
+    if function.is_default:
+        return function.name
+    from gatewise.blocks import Activation
+
+    return Activation(function.name, *function.numbers)
+
+
+def _clip(value: float | None) -> float:
+    return math.inf if value is None else number("clip", value, least=0.0)
 
 
 def place(name: str, value: object, count: int) -> int:
@@ -307,7 +354,7 @@ def _projection(value: object, hidden_size: int) -> int:
     return size
 
 
-class LSTM(Layer):
+class LSTM(Gated):
     """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000), with torch.nn.LSTM's equations.
 
         i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
@@ -337,24 +384,53 @@ class LSTM(Layer):
         Of weights, states and results.
     seed : int, optional
         Of the initial weights and of dropout; None draws one.
+
+    The rest is what Keras and ONNX have beyond PyTorch. Where it is used the layer is for inference alone: `record`,
+    `trace` and `input_gradient` refuse it.
+
+    activation : str or Activation
+        In place of tanh, with names as `Activation` has them.
+    output_activation : str or Activation, optional
+        In place of that of c'; None: as `activation`.
+    recurrent_activation : str or Activation
+        In place of sigmoid. Keras before TensorFlow 2 had Activation("hard_sigmoid", 0.2, 0.5).
+    clip : float, optional
+        The sums before i, f, g and o are cut off at +-clip, as ONNX Runtime does it.
+    peepholes : bool
+        Whether w_ci c is added to the sum of i, w_cf c to that of f, and w_co c' to that of o (Gers and Schmidhuber
+        2000): weight_ch_l0 (3 * hidden_size,) and so on, in the order i, f, o.
     """
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
-        dtype: object = "float32", seed: int | None = None,
+        dtype: object = "float32", seed: int | None = None, activation: str | Activation = "tanh",
+        output_activation: str | Activation | None = None, recurrent_activation: str | Activation = "sigmoid",
+        clip: float | None = None, peepholes: bool = False,
     ) -> None:  # fmt: skip
+        candidate = function_in_cell("activation", activation)
+        output = candidate if output_activation is None else function_in_cell("output_activation", output_activation)
+        gate = function_in_cell("recurrent_activation", recurrent_activation)
         super().__init__(
             "lstm", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, proj_size=proj_size, dtype=dtype, seed=seed,
+            formula=Formula(gate, candidate, output, _clip(clip), flag("peepholes", peepholes)),
         )  # fmt: skip
 
     @property
     def proj_size(self) -> int:
         return self._architecture.proj_size
 
+    @property
+    def output_activation(self) -> str | Activation | None:
+        return None if self._formula.output == self._formula.candidate else shown(self._formula.output)
 
-class GRU(Layer):
+    @property
+    def peepholes(self) -> bool:
+        return self._formula.peepholes
+
+
+class GRU(Gated):
     """Gated recurrent unit (Cho et al. 2014), reset gate after the product, with torch.nn.GRU's equations.
 
         r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
@@ -366,18 +442,22 @@ class GRU(Layer):
 
     reset_after : bool
         False: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as in the paper, in ONNX by default and in Keras before
-        version 2. For inference alone: `record`, `trace` and `input_gradient` refuse it.
+        version 2. For inference alone, as activation, recurrent_activation and clip are.
     """
 
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, *, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, reset_after: bool = True,
-        dtype: object = "float32", seed: int | None = None,
+        dtype: object = "float32", seed: int | None = None, activation: str | Activation = "tanh",
+        recurrent_activation: str | Activation = "sigmoid", clip: float | None = None,
     ) -> None:  # fmt: skip
         cell = "gru" if flag("reset_after", reset_after) else "gru_reset_before"
+        candidate = function_in_cell("activation", activation)
+        gate = function_in_cell("recurrent_activation", recurrent_activation)
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
             bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
+            formula=Formula(gate, candidate, clip=_clip(clip)),
         )  # fmt: skip
 
     @property
@@ -390,21 +470,25 @@ class RNN(Layer):
 
         h' = tanh(W_ih x + b_ih + W_hh h + b_hh)            or relu in place of tanh
 
-    The parameters are those of `LSTM`, without proj_size, and nonlinearity: "tanh" or "relu".
+    The parameters are those of `LSTM`, without proj_size, and
+
+    nonlinearity : str or Activation
+        "tanh" or "relu"; for inference alone any other that `Activation` names, too, and clip.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str | Activation = "tanh",
         bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
-        dtype: object = "float32", seed: int | None = None,
+        dtype: object = "float32", seed: int | None = None, clip: float | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(nonlinearity, str) or nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        function, most = function_in_cell("nonlinearity", nonlinearity), _clip(clip)
+        is_relu = function == Function("relu") and most == math.inf  # which is a cell of its own, and trains
         super().__init__(
-            f"rnn_{nonlinearity}", input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first,
-            dropout=dropout, bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
+            "rnn_relu" if is_relu else "rnn_tanh", input_size, hidden_size, num_layers, bias=bias,
+            batch_first=batch_first, dropout=dropout, bidirectional=bidirectional, proj_size=0, dtype=dtype, seed=seed,
+            formula=Formula() if is_relu else Formula(candidate=function, clip=most),
         )  # fmt: skip
 
     @property
-    def nonlinearity(self) -> str:
-        return self._architecture.cell.removeprefix("rnn_")
+    def nonlinearity(self) -> str | Activation:
+        return "relu" if self._architecture.cell == "rnn_relu" else shown(self._formula.candidate)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from operator import is_not
 from typing import Any, Protocol
 
 import numpy as np
 
 from gatewise import _core
+from gatewise.activations import Function
 from gatewise.arrays import Array, describe, floating, shaped
 from gatewise.layouts import Layout, State
 from gatewise.parameters import MOST_BYTES, Architecture, Holder, Weights, one_at_a_time
 
 Node = tuple[Any, ...]  # as _core.Network takes it
+
+LINEAR = Function("linear")
 
 # Up to here an embedding and the recurrent layer behind it become one table for streams and pools: of 64 MB, made in
 # a tenth of a second or so. A larger one would cost a service more memory than the products cost time.
@@ -33,6 +37,8 @@ class Stage:
 
     looks_ahead: str | None = None  # why a step's output needs inputs that come later
     needs_time = False  # it is nothing without a sequence
+    masks = False  # it leaves out steps of the model's input
+    reverses = False  # what it gives out has another order of time
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -152,12 +158,10 @@ class Last(Stage):
 
 
 def rows(
-    operation: str, dtype: np.dtype[Any], inputs: int, outputs: int, activation: str = "linear", alpha: float = 0.0,
-    epsilon: float = 0.0, weights: Sequence[Array | None] = (),
+    operation: str, dtype: np.dtype[Any], inputs: int, outputs: int, function: Function = LINEAR
 ) -> Node:  # fmt: skip
-    """The node of a function of rows."""
-    packed = _core.RowWeights(operation, dtype, inputs, outputs, activation, alpha, epsilon, list(weights))
-    return ("rows", packed)
+    """The node of a function of rows without weights."""
+    return ("rows", _core.RowWeights(operation, dtype, inputs, outputs, function, 0.0, []))
 
 
 class Chain:
@@ -181,6 +185,7 @@ class Chain:
         self.output_size = self.sizes[-1]
         self.ends_at_last = any(isinstance(stage, Last) for stage in self.stages)  # then the output has no time
         self.looks_ahead = self._why_it_looks_ahead()
+        self.refuses_resets = self._why_it_refuses_resets()
         self.states = [stage.state for stage in self.stages if stage.state is not None]
         self.parts = [part for state in self.states for part in state.parts()]
         self.state_bytes = sum(count * units for count, units in self.parts) * self.dtype.itemsize
@@ -193,6 +198,14 @@ class Chain:
             if stage.looks_ahead:
                 where = "" if self.alone else f"layers[{i}]: "
                 return f"{where}{stage.looks_ahead}; stream(window=k) gives what a call on the last k inputs gives"
+        return None
+
+    def _why_it_refuses_resets(self) -> str | None:
+        """They are of times, which some layers change."""
+        for i, stage in enumerate(self.stages):
+            if stage.masks or stage.reverses:
+                what = "leaves steps out" if stage.masks else "changes their order"
+                return f"resets: expected none, since layers[{i}] {what}"
         return None
 
     def _dtype(self) -> np.dtype[Any]:
@@ -216,6 +229,8 @@ class Chain:
                 raise ValueError(f"layers[{i}]: expected {units} units, as they come in, got one of {stage.input_size}")
             if stage.vocabulary is not None and not all(isinstance(one, Identity) for one in self.stages[:i]):
                 raise ValueError(f"layers[{i}]: expected an embedding only as the first")
+            if stage.masks and not all(isinstance(one, Identity) for one in self.stages[:i]):
+                raise ValueError(f"layers[{i}]: expected what leaves steps out only as the first")
             if stage.needs_time and ended:
                 raise ValueError(f"layers[{i}]: expected no layer that needs time behind Last()")
             ended = ended or isinstance(stage, Last)
@@ -302,13 +317,13 @@ class Chain:
 
     def _parted(self, form: str, weights: tuple[Weights[Any], ...]) -> list[_core.Network]:
         nodes = self._nodes(weights, form)
-        first = next(i for i, node in enumerate(nodes) if node[0] in ("recurrent", "convolution", "last"))
+        first = next(i for i, node in enumerate(nodes) if node[0] not in ("lookup", "rows"))
         return [_core.Network(self.dtype, part) for part in (nodes[first:], nodes[:first]) if part]
 
     def _nodes(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
         while True:  # another thread may change the backend meanwhile
             nodes = self._made(weights, form)
-            if len({node[1].backend for node in nodes if node[0] != "last"}) <= 1:
+            if len({node[1].backend for node in nodes if hasattr(node[1], "backend")}) <= 1:
                 return nodes
 
     def _made(self, weights: tuple[Weights[Any], ...], form: str) -> list[Node]:
@@ -317,25 +332,26 @@ class Chain:
         with_time = max((i for i, stage in enumerate(self.stages) if stage.needs_time), default=-1)
         for i, (stage, held, units) in enumerate(zip(self.stages, weights, self.sizes, strict=False)):
             if isinstance(stage, Last) and form != "steps":
-                at_end: Node = ("last", units, False) if two is None else ("last", two.output_size, True)
+                at_end: Node = ("last", units, False, False) if two is None else ("last", two.output_size, True, False)
                 nodes.insert(len(nodes) if two is None else behind, at_end)
             elif own := stage.nodes(held.packed() if held.arrays else None, units, self.dtype):
                 behind = len(nodes) + 1
                 two = stage.architecture if isinstance(stage, Recurrent) and stage.architecture.bidirectional else None
                 nodes += own
             if form == "window" and i == with_time and not self.ends_at_last:
-                nodes.append(("last", self.sizes[i + 1], False))  # what comes behind needs no other step
+                nodes.append(("last", self.sizes[i + 1], False, True))  # what comes behind needs no other step
         if form == "window" and with_time < 0:
-            nodes.append(("last", self.output_size, False))
+            nodes.append(("last", self.output_size, False, True))
         return nodes
 
     def _sums(self, nodes: list[Node]) -> _core.Sums | None:
-        if len(nodes) < 2 or nodes[0][0] != "lookup" or nodes[1][0] != "recurrent":
+        table, layer = next(((a, b) for a, b in pairwise(nodes) if a[0] == "lookup"), ((), ()))
+        if not layer or layer[0] != "recurrent":
             return None
         of = next(stage for stage in self.stages if isinstance(stage, Recurrent)).architecture
         assert self.vocabulary is not None
-        table = self.vocabulary * of.directions * 4 * of.hidden_size * of.dtype.itemsize
-        return _core.Sums(nodes[1][1], nodes[0][1]) if table <= MOST_SUMS else None
+        size = self.vocabulary * of.directions * 4 * of.hidden_size * of.dtype.itemsize
+        return _core.Sums(layer[1], table[1]) if size <= MOST_SUMS else None
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.stages, self.holders, self.alone

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from gatewise import _core
+from gatewise.activations import Function
 from gatewise.arrays import Array, floating, read_only, shaped
 
 GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
-KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
 
 MOST = 2**31 - 1  # of a size; and of the bytes of all weights together:
 MOST_BYTES = 2**46
+
+
+class Formula(NamedTuple):
+    """Other functions than a cell's own, and what else Keras and ONNX vary; as the core takes it."""
+
+    gate: Function = Function("sigmoid")
+    candidate: Function = Function("tanh")
+    output: Function = Function("tanh")  # LSTM: of c, on its way into h
+    clip: float = math.inf  # of the sums before gates and candidate
+    peepholes: bool = False  # LSTM: the gates see c
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,11 @@ class Architecture:
     bidirectional: bool
     proj_size: int
     dtype: np.dtype[Any]
+    formula: Formula | None = None  # None: the cell's own
+
+    @property
+    def trains(self) -> bool:
+        return self.cell != "gru_reset_before" and self.formula is None
 
     @property
     def directions(self) -> int:
@@ -70,6 +87,8 @@ class Architecture:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        if self.formula and self.formula.peepholes:
+            shapes["weight_ch"] = (3 * self.hidden_size,)
         return {kind + suffix: shape for kind, shape in shapes.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -95,11 +114,11 @@ class Architecture:
     def pack(self, arrays: Mapping[str, Array]) -> _core.Packed:
         return _core.Packed(
             self.cell, self.dtype, self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.directions,
-            self.grouped(arrays),
+            self.grouped(arrays), self.formula,
         )  # fmt: skip
 
     def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
-        """One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) a layer and direction, as the core asks."""
+        """One list of weights a layer and direction, in the order of KINDS, as the core asks."""
         return [[arrays.get(kind + suffix) for kind in KINDS] for suffix, _ in self.sequences()]
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "ACTIVATIONS", "CELLS", "backward", "convolution", "dense", "dropout_mask", "forward", "last", "layer_norm",
-    "merge", "normalize", "sigmoid",
+    "ACTIVATIONS", "CELLS", "Functions", "backward", "convolution", "dense", "dropout_mask", "forward", "last",
+    "layer_norm", "leave_out", "merge", "normalize", "put_back", "reverse", "sigmoid",
 ]  # fmt: skip
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -60,6 +60,11 @@ def linear(x: Array) -> Array:
     return x
 
 
+def affine(x: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+    y: Array = alpha * x + beta
+    return y
+
+
 def softmax(x: Array) -> Array:
     """exp(x) by its sum over the last axis, after taking off the largest x: no overflow."""
     with np.errstate(under="ignore"):
@@ -68,14 +73,41 @@ def softmax(x: Array) -> Array:
     return y
 
 
-def hard_sigmoid(x: Array) -> Array:
-    """The line (x + 3) / 6, cut off at 0 and 1, as in PyTorch and Keras 3."""
-    y: Array = np.minimum(np.maximum(x + 3, 0), 6) / 6
+def hard_sigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
+    """The line alpha x + beta, cut off at 0 and 1: in PyTorch and Keras 3 (x + 3) / 6, before 0.2 x + 0.5."""
+    line = (x + 3) / 6 if (alpha, beta) == (1 / 6, 0.5) else alpha * x + beta
+    y: Array = np.minimum(np.maximum(line, 0), 1)
     return y
+
+
+def scaled_tanh(x: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    y: Array = alpha * np.tanh(beta * x)
+    return y
+
+
+def softsign(x: Array) -> Array:
+    """x / (1 + |x|), and its limits."""
+    size = np.abs(x)
+    return np.where(np.isinf(x), np.sign(x), x / (1 + np.where(np.isinf(x), 0, size)))
+
+
+def silu(x: Array) -> Array:
+    """x sigmoid(x), zero at minus infinity."""
+    y: Array = np.maximum(x, -1000) * sigmoid(x)
+    return y
+
+
+def selu(x: Array) -> Array:
+    """With the numbers of Klambauer et al. 2017: a slope of 1.05070099 to the right, and 1.6732632 times that."""
+    return np.where(x > 0, 1.0507009873554805 * x, 1.7580993408473768 * np.expm1(np.minimum(x, 0)))
 
 
 def elu(x: Array, alpha: float = 1.0) -> Array:
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def thresholded_relu(x: Array, alpha: float = 1.0) -> Array:
+    return np.where(x <= alpha, 0, x)
 
 
 def leaky_relu(x: Array, alpha: float = 0.01) -> Array:
@@ -101,10 +133,16 @@ def softplus(x: Array) -> Array:
     return y
 
 
-# By name, as functions of x, or of x and alpha.
+# By name, as functions of x, or of x, alpha and beta.
 ACTIVATIONS: dict[str, Activation] = {
     "linear": linear,
+    "affine": affine,
     "relu": relu,
+    "thresholded_relu": thresholded_relu,
+    "selu": selu,
+    "scaled_tanh": scaled_tanh,
+    "softsign": softsign,
+    "silu": silu,
     "tanh": np.tanh,
     "sigmoid": sigmoid,
     "softmax": softmax,
@@ -117,20 +155,43 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+class Functions(NamedTuple):
+    """Of the sums before gates and candidate, which are cut off at +-clip, and of c."""
+
+    gate: Activation = sigmoid
+    candidate: Activation = np.tanh
+    output: Activation = np.tanh
+    clip: float = np.inf
+
+    def of_gate(self, sums: Array) -> Array:
+        return self.gate(np.clip(sums, -self.clip, self.clip))
+
+    def of_candidate(self, sums: Array) -> Array:
+        return self.candidate(np.clip(sums, -self.clip, self.clip))
+
+
 # ---- cells
-# forward:  input sums x W_ih^T + b_ih [B, G*H], hidden sums h W_hh^T + b_hh [B, G*H], state before
+# forward:  functions, weights, input sums x W_ih^T + b_ih [B, G*H], hidden sums h W_hh^T + b_hh [B, G*H], state before
 #           -> state after (its h [B, H] not yet projected), what backward needs
 # backward: what forward kept, state before, gradient of the state after
 #           -> gradients of input sums, of hidden sums, of the state before (where it enters directly)
 
 
-def lstm(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+def lstm(
+    f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, before: Arrays
+) -> tuple[Arrays, Arrays]:
     _, c_before = before  # [B, P], [B, H]
     sums = np.split(input_sums + hidden_sums, 4, axis=-1)  # [B, H] each
-    input_gate, forget_gate, output_gate = sigmoid(sums[0]), sigmoid(sums[1]), sigmoid(sums[3])
-    candidate = np.tanh(sums[2])
+    # Peepholes (Gers and Schmidhuber 2000): i and f see c before the step, o after it.
+    peepholes = np.split(weights["weight_ch"], 3) if "weight_ch" in weights else None  # [H] each, of i f o
+    if peepholes:
+        sums[0], sums[1] = sums[0] + peepholes[0] * c_before, sums[1] + peepholes[1] * c_before
+    input_gate, forget_gate, candidate = f.of_gate(sums[0]), f.of_gate(sums[1]), f.of_candidate(sums[2])
     c = forget_gate * c_before + input_gate * candidate
-    tanh_c = np.tanh(c)
+    if peepholes:
+        sums[3] = sums[3] + peepholes[2] * c
+    output_gate = f.of_gate(sums[3])
+    tanh_c = f.output(c)
     h = output_gate * tanh_c
     return (h, c), (input_gate, forget_gate, candidate, output_gate, tanh_c)
 
@@ -148,12 +209,12 @@ def lstm_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Arr
     return grad_sums, grad_sums, (np.zeros_like(h_before), grad_c * forget_gate)
 
 
-def gru(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+def gru(f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
     (h_before,) = before  # [B, H]
     reset_x, update_x, candidate_x = np.split(input_sums, 3, axis=-1)  # [B, H] each
     reset_h, update_h, candidate_h = np.split(hidden_sums, 3, axis=-1)
-    reset, update = sigmoid(reset_x + reset_h), sigmoid(update_x + update_h)
-    candidate = np.tanh(candidate_x + reset * candidate_h)  # reset after the product with W_hh, as PyTorch
+    reset, update = f.of_gate(reset_x + reset_h), f.of_gate(update_x + update_h)
+    candidate = f.of_candidate(candidate_x + reset * candidate_h)  # reset after the product with W_hh, as PyTorch
     h = (1 - update) * candidate + update * h_before
     return (h,), (reset, update, candidate, candidate_h)
 
@@ -169,16 +230,18 @@ def gru_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Arra
     return grad_input_sums, grad_hidden_sums, (grad_h * update,)
 
 
-def gru_reset_before(input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+def gru_reset_before(
+    f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, before: Arrays
+) -> tuple[Arrays, Arrays]:
     """Reset before the product: the last part of hidden_sums is that of reset * h (see hidden_product)."""
     (h_before,) = before  # [B, H]
     _, update_sum, candidate_sum = np.split(input_sums + hidden_sums, 3, axis=-1)  # [B, H] each
-    update, candidate = sigmoid(update_sum), np.tanh(candidate_sum)
+    update, candidate = f.of_gate(update_sum), f.of_candidate(candidate_sum)
     return ((1 - update) * candidate + update * h_before,), ()
 
 
-def rnn(f: Activation, input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
-    h = f(input_sums + hidden_sums)  # [B, H]
+def rnn(f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, before: Arrays) -> tuple[Arrays, Arrays]:
+    h = f.of_candidate(input_sums + hidden_sums)  # [B, H]
     return (h,), (h,)
 
 
@@ -192,16 +255,17 @@ def rnn_backward(
 class Cell(NamedTuple):
     gates: int  # G
     states: int  # arrays in its state
-    forward: Callable[[Array, Array, Arrays], tuple[Arrays, Arrays]]
+    functions: Functions
+    forward: Callable[[Functions, Weights, Array, Array, Arrays], tuple[Arrays, Arrays]]
     backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]] | None  # None: for inference alone
 
 
 CELLS = {
-    "lstm": Cell(4, 2, lstm, lstm_backward),
-    "gru": Cell(3, 1, gru, gru_backward),
-    "gru_reset_before": Cell(3, 1, gru_reset_before, None),
-    "rnn_tanh": Cell(1, 1, partial(rnn, np.tanh), partial(rnn_backward, tanh_backward)),
-    "rnn_relu": Cell(1, 1, partial(rnn, relu), partial(rnn_backward, relu_backward)),
+    "lstm": Cell(4, 2, Functions(), lstm, lstm_backward),
+    "gru": Cell(3, 1, Functions(), gru, gru_backward),
+    "gru_reset_before": Cell(3, 1, Functions(), gru_reset_before, None),
+    "rnn_tanh": Cell(1, 1, Functions(), rnn, partial(rnn_backward, tanh_backward)),
+    "rnn_relu": Cell(1, 1, Functions(candidate=relu), rnn, partial(rnn_backward, relu_backward)),
 }
 
 
@@ -218,7 +282,7 @@ def hidden_product(cell: Cell, weights: Weights, input_sums: Array, h: Array) ->
     if cell.forward is not gru_reset_before:
         return sums
     units = h.shape[-1]
-    reset = sigmoid(input_sums[:, :units] + sums[:, :units])
+    reset = cell.functions.of_gate(input_sums[:, :units] + sums[:, :units])
     return np.concatenate([sums[:, : 2 * units], product("hh", weights, reset * h)[:, 2 * units :]], axis=-1)
 
 
@@ -278,7 +342,7 @@ def sequence(
         state = select(reset, zeros_like(state), state)
         input_sums = product("ih", weights, x_t)
         hidden_sums = hidden_product(cell, weights, input_sums, state[0])
-        (hidden, *others), kept = cell.forward(input_sums, hidden_sums, state)
+        (hidden, *others), kept = cell.forward(cell.functions, weights, input_sums, hidden_sums, state)
         steps.append(Step(t, active, reset, x_t, state, hidden, kept))
         h = product("hr", weights, hidden) if "weight_hr" in weights else hidden
         output[t] = np.where(active, h, 0)
@@ -358,7 +422,7 @@ def drop(x: Array, mask: Array) -> Array:  # its own backward
 
 
 class Tape(NamedTuple):
-    cell: str
+    cell: Cell
     directions: int
     parameters: dict[str, Array]
     output: Array  # [T, B, D*P]
@@ -379,6 +443,7 @@ def forward(
     call_count: int = 0,
     lengths: npt.ArrayLike | None = None,
     resets: npt.ArrayLike | None = None,
+    functions: Functions | None = None,
 ) -> tuple[Array, Any, Tape]:
     """Run a stack of recurrent layers over a sequence.
 
@@ -391,7 +456,8 @@ def forward(
     x : floating array (T, B, I); its dtype is that of everything computed and returned
     state : (h, c) for "lstm", h for the others; h (L*D, B, P), c (L*D, B, H). None, whole or in part, is zero
     parameters : mapping name -> array, as PyTorch's: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, P);
-        with biases bias_ih_l0 and bias_hh_l0 (G*H), with a projection weight_hr_l0 (P, H); for the reverse
+        with biases bias_ih_l0 and bias_hh_l0 (G*H), with a projection weight_hr_l0 (P, H), with peepholes
+        weight_ch_l0 (3*H), of i f o; for the reverse
         direction ..._l0_reverse; for the next layer ..._l1, with D*P inputs; and so on
     num_layers, bidirectional : L, and whether D is 2
     dropout : share dropped of the output of each layer but the last; 0 for inference
@@ -399,6 +465,7 @@ def forward(
     lengths : integers (B,), how many steps each row has; None: all have T. Behind its end a row's output is zero,
         the state after the last step is the one at its end, and the reverse direction starts there
     resets : booleans (T, B), where the state is set to zero before step t, in the reverse direction after it
+    functions : in place of the cell's own, which alone have a backward, as peepholes have none
 
     Returns
     -------
@@ -411,7 +478,10 @@ def forward(
         raise TypeError(f"x: expected a floating array (T, B, I), got {x.dtype} {x.shape}")
     directions = 2 if bidirectional else 1
     weights = {name: np.array(value, x.dtype) for name, value in parameters.items()}
-    starts = places("state", state, cell, weights, num_layers * directions, x.shape[1])
+    kind = CELLS[cell]
+    if functions is not None or "weight_ch_l0" in weights:
+        kind = kind._replace(functions=functions or kind.functions, backward=None)
+    starts = places("state", state, kind, weights, num_layers * directions, x.shape[1])
     schedule = schedule_of(x.shape[0], x.shape[1], lengths, resets)
     ends: list[Arrays] = []
     steps, masks = [], []
@@ -419,7 +489,7 @@ def forward(
         outputs = []
         for reverse in (False, True)[:directions]:
             own = of_place(weights, layer, reverse)
-            output, end, kept = sequence(CELLS[cell], own, x, starts[len(ends)], schedule, reverse)
+            output, end, kept = sequence(kind, own, x, starts[len(ends)], schedule, reverse)
             outputs.append(output)
             ends.append(end)
             steps.append(kept)
@@ -427,7 +497,7 @@ def forward(
         if dropout and layer < num_layers - 1:
             masks.append(dropout_mask(dropout, seed, call_count, layer, *x.shape).astype(x.dtype))
             x = drop(x, masks[layer])
-    return x, joined(ends), Tape(cell, directions, weights, x, steps, masks)
+    return x, joined(ends), Tape(kind, directions, weights, x, steps, masks)
 
 
 def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Array, Any, dict[str, Array]]:
@@ -456,9 +526,7 @@ def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Arra
         for direction, grad_direction in enumerate(np.split(grad, directions, axis=-1)):
             place = layer * directions + direction
             own, grad_own = (of_place(p, layer, direction == 1) for p in (parameters, grad_parameters))
-            grad_x, grads[place] = sequence_backward(
-                CELLS[cell], own, steps[place], grad_direction, grads[place], grad_own
-            )
+            grad_x, grads[place] = sequence_backward(cell, own, steps[place], grad_direction, grads[place], grad_own)
             grad_inputs.append(grad_x)
         grad = np.sum(grad_inputs, axis=0)  # [T, B, I of this layer]
     return grad, joined(grads), grad_parameters
@@ -480,10 +548,10 @@ def of_place(parameters: Mapping[str, Array], layer: int, reverse: bool) -> Weig
     return {name.removesuffix(suffix): value for name, value in parameters.items() if name.endswith(suffix)}
 
 
-def places(name: str, state: Any, cell: str, parameters: Weights, count: int, batch: int) -> list[Arrays]:
+def places(name: str, state: Any, cell: Cell, parameters: Weights, count: int, batch: int) -> list[Arrays]:
     """Take a caller's state (h, c) or h [L*D, B, units], None for zeros, apart into one for each place."""
     (sums, projected), dtype = parameters["weight_hh_l0"].shape, parameters["weight_hh_l0"].dtype
-    shapes = [(count, batch, projected), (count, batch, sums // CELLS[cell].gates)][: CELLS[cell].states]
+    shapes = [(count, batch, projected), (count, batch, sums // cell.gates)][: cell.states]
     members = [state] if len(shapes) == 1 else [None] * len(shapes) if state is None else state
     pairs = zip(members, shapes, strict=True)
     arrays = [np.zeros(shape, dtype) if array is None else np.array(array, dtype) for array, shape in pairs]
@@ -593,3 +661,30 @@ def last(x: Array, lengths: npt.ArrayLike | None = None, *, both_ends: bool = Fa
         if both_ends:
             y[row, units // 2 :] = x[0, row, units // 2 :]
     return y
+
+
+def reverse(x: Array, lengths: npt.ArrayLike | None = None) -> Array:
+    """The steps of each row in the other order, within its length; zero behind it."""
+    steps, batch, _ = x.shape
+    y = np.zeros_like(x)
+    for row, end in enumerate(np.full(batch, steps) if lengths is None else np.asarray(lengths)):
+        y[:end, row] = x[:end, row][::-1]
+    return y
+
+
+def leave_out(x: Array, masked: Flags) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The sequence without the steps flagged in masked (T, B), zeros behind it; and how long each row is then."""
+    kept = ~masked
+    y = np.zeros_like(x)
+    for row in range(x.shape[1]):
+        y[: kept[:, row].sum(), row] = x[kept[:, row], row]
+    return y, kept.sum(axis=0)
+
+
+def put_back(y: Array, masked: Flags) -> Array:
+    """The inverse for what was made of it: each step at its time again, zero where one was left out."""
+    x = np.zeros_like(y)
+    for row in range(y.shape[1]):
+        kept = ~masked[:, row]
+        x[kept, row] = y[: kept.sum(), row]
+    return x

@@ -31,7 +31,7 @@ class Sequential(Live):
     ----------
     layers : iterable of layers
         LSTM, GRU, RNN, Bidirectional; Dense, Activation, Embedding, Conv1D, LayerNorm, BatchNorm, Normalization,
-        Dropout, TimeDistributed, Last. All of one dtype. They are kept, not copied.
+        Dropout, TimeDistributed, Masking, Reverse, Last. All of one dtype. They are kept, not copied.
     batch_first : bool, optional
         Whether sequences are (B, T, ...) instead of (T, B, ...). By default as the recurrent layers have it, which must
         agree; False where there are none.
@@ -154,7 +154,8 @@ class Sequential(Live):
             (B,), unbatched (): how many steps each row has. What x holds behind a row's end does not matter, and the
             output there is zero.
         resets : array_like of bools or of numbers that are 0 or 1, optional
-            (T, B) in the order of x's axes, unbatched (T,): where all state is set to zero before the step.
+            (T, B) in the order of x's axes, unbatched (T,): where all state is set to zero before the step. Not where
+            a layer leaves steps out or changes their order.
         out : ndarray, optional
             Where to write the output: C-contiguous, writable, of the model's dtype and memory of its own. x must then
             have exactly the model's dtype, if it is no tokens.
@@ -179,6 +180,8 @@ class Sequential(Live):
         else:
             states = zip(of.part_names("state"), before, strict=True)
             y = output("out", out, of.dtype, shape, ("x", array), *states)
+        if resets is not None and of.refuses_resets:
+            raise ValueError(of.refuses_resets)
         timetable, steps = plan(axes, lengths, resets)
         given = axes.to_time_major(array)[:steps]
         if of.ends_at_last:

@@ -111,6 +111,8 @@ class Stream(_core.Stream):
         axes_of = Axes(self._batch_first, self._batch_size is None, steps, self._batch_size or 1)
         shape = axes_of.shape(of.output_size)
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
+        if resets is not None and self._window is None and of.refuses_resets:
+            raise ValueError(of.refuses_resets)
         timetable = None if resets is None else plan(axes_of, None, resets)[0]
         given = axes_of.to_time_major(array)
         self._run(rows(given) if of.units else np.ascontiguousarray(given), axes_of.to_time_major(y), timetable)

@@ -64,7 +64,7 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
     for first in range(0, len(arrays), count):
         own = arrays[first : first + count]
         biases = own[2:4] if bias else [None, None]
-        grouped.append([own[0], own[1], *biases, own[-1] if projection else None])
+        grouped.append([own[0], own[1], *biases, own[-1] if projection else None, None])
     dtype = DTYPES[weights[0].dtype]
     return _core.Packed(cell, dtype, of.input_size, of.hidden_size, projection, layers, directions, grouped)
 

@@ -772,7 +772,7 @@ class _Writer:
             half = self._node("Mul", [value, self._array("half", np.array(0.5))])
             return self._node("Mul", [half, wave])
         op = {"elu": "Elu", "leaky_relu": "LeakyRelu", "hard_sigmoid": "HardSigmoid"}.get(name, name.capitalize())
-        options: dict[str, Any] = {"alpha": alpha} if name in blocks.ALPHAS else {}
+        options: dict[str, Any] = {"alpha": alpha} if name in ("elu", "leaky_relu") else {}
         if name == "hard_sigmoid":
             options = {"alpha": 1 / 6, "beta": 0.5}
         if name == "softmax":

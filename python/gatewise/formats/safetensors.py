@@ -45,10 +45,19 @@ KINDS: dict[str, type[Module]] = {
     kind.__name__: kind
     for kind in (
         LSTM, GRU, RNN, blocks.Activation, blocks.BatchNorm, blocks.Bidirectional, blocks.Conv1D, blocks.Dense,
-        blocks.Dropout, blocks.Embedding, blocks.Last, blocks.LayerNorm, blocks.Normalization, blocks.TimeDistributed,
+        blocks.Dropout, blocks.Embedding, blocks.Last, blocks.LayerNorm, blocks.Masking, blocks.Normalization,
+        blocks.Reverse, blocks.TimeDistributed,
     )
 }  # fmt: skip
-LATER = {"reset_after": True}  # options that the first files do not have, and what they are there
+# Options that the first files do not have, and what they are there.
+GATED_LATER: dict[str, Any] = {"activation": "tanh", "recurrent_activation": "sigmoid", "clip": None}
+LATER: dict[str, dict[str, Any]] = {
+    "LSTM": GATED_LATER | {"output_activation": None, "peepholes": False},
+    "GRU": GATED_LATER | {"reset_after": True},
+    "RNN": {"clip": None},
+    "Activation": {"beta": None},
+    "Embedding": {"mask_zero": False},
+}
 # What a description says of a layer. Only of recurrent layers is the seed more than that of weights which are here.
 OPTIONS = {
     name: {*inspect.signature(kind).parameters} - {"seed"}
@@ -85,8 +94,9 @@ def _described_layer(layer: object, depth: int = 1) -> dict[str, Any]:
         raise TypeError(f"expected a Sequential or a layer, of gatewise's own, got {type(layer).__qualname__}")
     _check_depth(depth)
     description: dict[str, Any] = {"kind": kind}
+    later = LATER.get(kind, {})
     for name, value in layer._options().items():
-        if name in LATER and value == LATER[name]:
+        if name in later and value == later[name]:
             continue
         with at(name):
             description[name] = _described_layer(value, depth + 1) if isinstance(value, Module) else value
@@ -116,7 +126,7 @@ def _made_model(description: Mapping[str, Any], source: Source) -> Sequential:
 
 def _made_layer(description: Any, source: Source, depth: int = 1) -> Module:
     kind = _kind(description, (*KINDS,))
-    _check_names(description, {"kind", *OPTIONS[kind]} - (LATER.keys() - description.keys()))
+    _check_names(description, {"kind", *OPTIONS[kind]} - (LATER.get(kind, {}).keys() - description.keys()))
     _check_depth(depth)
     options: dict[str, Any] = {}
     for name, value in description.items():

@@ -1,0 +1,67 @@
+"""Functions of one element, by name: what blocks and cells choose from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gatewise.arrays import number
+
+# The numbers that some have, alpha and beta, and what they are by default; equations in reference.py.
+NUMBERS: dict[str, tuple[float, ...]] = {
+    "linear": (),
+    "affine": (1.0, 0.0),
+    "relu": (),
+    "leaky_relu": (0.01,),
+    "thresholded_relu": (1.0,),
+    "elu": (1.0,),
+    "selu": (),
+    "tanh": (),
+    "scaled_tanh": (1.0, 1.0),
+    "sigmoid": (),
+    "hard_sigmoid": (1 / 6, 0.5),
+    "softmax": (),  # of a row, and so not in a cell
+    "softplus": (),
+    "softsign": (),
+    "silu": (),
+    "gelu": (),
+}
+
+
+class Function(NamedTuple):
+    """As the core takes it."""
+
+    name: str
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.alpha, self.beta)[: len(NUMBERS[self.name])]
+
+    @property
+    def is_default(self) -> bool:
+        return self.numbers == NUMBERS[self.name]
+
+
+def function_of(name: object, alpha: object = None, beta: object = None, argument: str = "name") -> Function:
+    """By its name; None: the number that it has by default."""
+    if not isinstance(name, str) or name not in NUMBERS:
+        raise ValueError(f"{argument}: expected {', '.join(NUMBERS)}, got {name!r}")
+    numbers = list(NUMBERS[name])
+    for i, (which, given) in enumerate((("alpha", alpha), ("beta", beta))):
+        if given is None:
+            continue
+        if i >= len(numbers):
+            raise ValueError(f"{which}: expected none, since {name} has none, got {given!r}")
+        numbers[i] = number(which, given)
+    return Function(name, *numbers)
+
+
+def function_in_cell(argument: str, value: Any) -> Function:
+    """Of a gate or a state: a name, or an Activation."""
+    function = function_of(value, argument=argument) if isinstance(value, str) else getattr(value, "function", None)
+    if not isinstance(function, Function):
+        raise TypeError(f"{argument}: expected a name or an Activation, got {type(value).__name__}")
+    if function.name == "softmax":
+        raise ValueError(f"{argument}: expected a function of one element, got 'softmax'")
+    return function
