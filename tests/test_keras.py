@@ -27,7 +27,8 @@ h5py = pytest.importorskip("h5py")
 DATA = Path(__file__).parent / "data"
 NAMES = (
     "stack", "around", "affine", "activations", "plain", "cells", "steps", "both_concat", "both_sum", "both_mul",
-    "both_ave", "chain", "trained", "wide",
+    "both_ave", "chain", "trained", "wide", "masked", "masked_tokens", "masks_that_end", "unused_mask", "backwards",
+    "functions", "masked_graph", "masked_graphs",
 )  # fmt: skip
 
 
@@ -156,19 +157,19 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def keras_lstm(x: np.ndarray, weights: Arrays) -> np.ndarray:
+def keras_lstm(x: np.ndarray, weights: Arrays, gate: Any = sigmoid) -> np.ndarray:
     """As Keras documents it: gates i, f, c, o along the last axis. x (B, T, I)."""
     h = c = np.zeros((len(x), weights["recurrent_kernel"].shape[0]))
     steps = []
     for sample in x.swapaxes(0, 1):
         i, f, g, o = np.split(sample @ weights["kernel"] + h @ weights["recurrent_kernel"] + weights["bias"], 4, -1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+        c = gate(f) * c + gate(i) * np.tanh(g)
+        h = gate(o) * np.tanh(c)
         steps.append(h)
     return np.stack(steps, 1)
 
 
-def keras_gru(x: np.ndarray, weights: Arrays) -> np.ndarray:
+def keras_gru(x: np.ndarray, weights: Arrays, gate: Any = sigmoid) -> np.ndarray:
     """Gates z, r, h; the reset before the product, unless there are two biases."""
     kernel, recurrent, bias = (weights[name].astype("float64") for name in ("kernel", "recurrent_kernel", "bias"))
     h = np.zeros((len(x), recurrent.shape[0]))
@@ -178,7 +179,7 @@ def keras_gru(x: np.ndarray, weights: Arrays) -> np.ndarray:
         z, r, n = np.split(sample @ kernel + (bias[0] if after else bias), 3, -1)
         uz, ur, un = np.split(recurrent, 3, -1)
         bz, br, bn = np.split(bias[1] if after else np.zeros(bias.shape), 3, -1)
-        z, r = sigmoid(z + h @ uz + bz), sigmoid(r + h @ ur + br)
+        z, r = gate(z + h @ uz + bz), gate(r + h @ ur + br)
         n = np.tanh(n + (r * (h @ un + bn) if after else (r * h) @ un))
         h = z * h + (1 - z) * n
         steps.append(h)
@@ -207,6 +208,28 @@ def test_lstm_of_keras_2(tmp_path: Path, style: str) -> None:
         write(tmp_path / "weights.h5", layers, whole=False)
         assert_close(keras.load(tmp_path / "weights.h5", config)(x), expected, "keras_float32")
         assert_close(keras.load(tmp_path / "weights.h5", json.dumps(config["config"]))(x), expected, "keras_float32")
+
+
+def hard_sigmoid(x: np.ndarray) -> np.ndarray:
+    """As it was before Keras 3."""
+    return np.clip(0.2 * x + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_gates_of_keras_before_tensorflow_2(tmp_path: Path, kind: str) -> None:
+    """Whose default they were; and a dense layer's."""
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    weights = draw(1, kernel=(3, 5 * gates), recurrent_kernel=(5, 5 * gates), bias=(5 * gates,))
+    dense = draw(2, kernel=(5, 2), bias=(2,))
+    layers = [
+        (recurrent(kind, "a", 5, recurrent_activation="hard_sigmoid"), named("a", weights)),
+        (entry("Dense", "d", units=2, activation="hard_sigmoid"), named("d", dense)),
+    ]
+    write(tmp_path / "m.h5", layers)
+    x = 2 * numbers(4, 9, 3)
+    y = (keras_lstm if kind == "LSTM" else keras_gru)(x, weights, hard_sigmoid)
+    expected = hard_sigmoid(y @ dense["kernel"] + dense["bias"])
+    assert_close(keras.load(tmp_path / "m.h5")(x), expected, "keras_float32")
 
 
 @pytest.mark.parametrize("reset_after", [None, False, True])
@@ -315,27 +338,27 @@ LSTM_OPTIONS = {"units": 3, "activation": "tanh", "recurrent_activation": "sigmo
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (recurrent("LSTM", "lstm_1", 3, recurrent_activation="hard_sigmoid"),
-         "layer 'lstm_1' (LSTM): recurrent_activation: expected 'sigmoid', got 'hard_sigmoid'"),
-        (recurrent("LSTM", "l", 3, activation="relu"), "layer 'l' (LSTM): activation: expected 'tanh', got 'relu'"),
-        (recurrent("GRU", "g", 3, go_backwards=True), "layer 'g' (GRU): go_backwards: expected False, got True"),
+        (recurrent("LSTM", "lstm_1", 3, recurrent_activation="exponential"),
+         "layer 'lstm_1' (LSTM): recurrent_activation: expected one of linear, "),
+        (recurrent("LSTM", "l", 3, activation="softmax"),
+         "layer 'l' (LSTM): activation: expected a function of one unit, got 'softmax'"),
+        (recurrent("GRU", "g", 3, go_backwards=1), "layer 'g' (GRU): go_backwards: expected True or False, got 1"),
         (recurrent("GRU", "g", 3, return_state=True), "layer 'g' (GRU): return_state: expected False or None"),
         (recurrent("GRU", "g", 0), "layer 'g' (GRU): units: expected a whole number from 1 to"),
         (recurrent("GRU", "g", True), "layer 'g' (GRU): units: expected a whole number from 1 to"),
         (recurrent("LSTM", "g", 3, time_major=True), "layer 'g' (LSTM): time_major: expected False"),
-        (entry("Masking", "m", mask_value=0.0), "layer 'm' (Masking): expected none; give lengths="),
+        (entry("Masking", "m", mask_value=0.0), "layer 'm' (Masking): expected it as the first layer"),
         (entry("Lambda", "evil", function=["code", None, None]), "layer 'evil' (Lambda): expected a layer of Keras"),
         (entry("Attention", "a"), "layer 'a' (Attention): expected a layer that gatewise has"),
-        (entry("Embedding", "e", input_dim=4, output_dim=3, mask_zero=True), "lengths="),
+        (entry("Embedding", "e", input_dim=1, output_dim=1, mask_zero=True), "(Embedding): expected it as the first"),
         (entry("Bidirectional", "b", layer=recurrent("LSTM", "l", 3), merge_mode=None),
          "layer 'b' (Bidirectional): merge_mode: expected 'concat' or 'sum' or 'mul' or 'ave', got None"),
         (entry("Bidirectional", "b", layer=entry("Dense", "d", units=3)), "layer 'b' (Bidirectional): layer: expected"),
         (entry("RNN", "r", cell=entry("Mine", "c", units=3)), "layer 'r' (RNN): cell: expected one of LSTMCell"),
         (entry("TimeDistributed", "t", layer=recurrent("LSTM", "l", 3)), "layer 't' (TimeDistributed): layer:"),
-        (entry("Activation", "a", activation="hard_sigmoid"), "layer 'a' (Activation): activation: expected none"),
-        (entry("Activation", "a", activation="swish"), "layer 'a' (Activation): activation: expected one of linear"),
+        (entry("Activation", "a", activation="mish"), "layer 'a' (Activation): activation: expected one of linear"),
         (entry("ReLU", "r", max_value=6.0), "layer 'r' (ReLU): max_value: expected None, got 6.0"),
-        (entry("ReLU", "r", threshold=1.0), "layer 'r' (ReLU): threshold: expected 0, got 1.0"),
+        (entry("ReLU", "r", threshold=1.0, negative_slope=0.1), "layer 'r' (ReLU): threshold: expected 0 beside a neg"),
         (entry("Softmax", "s", axis=1), "layer 's' (Softmax): axis: expected -1, got 1"),
         (entry("Flatten", "f"), "layer 'f' (Flatten): expected one step before it"),
         (entry("Reshape", "r", target_shape=[27]), "layer 'r' (Reshape): target_shape: expected the shape before it"),
@@ -365,6 +388,52 @@ def test_refusals(tmp_path: Path, layer: dict[str, Any], reason: str) -> None:
         keras.load(path)
     assert reason in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+MASKING = entry("Masking", "m", mask_value=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ([MASKING, "lstm", entry("Conv1D", "c", filters=3, kernel_size=[1], padding="same", use_bias=False)],
+         "layer 'c' (Conv1D): expected no masked steps before it"),
+        ([MASKING, entry("Softmax", "s"), "lstm"], "layer 's' (Softmax): expected no masked steps before it"),
+        ([MASKING, "backwards"], "layer 'l' (LSTM): go_backwards: expected False where steps are masked"),
+        ([MASKING, entry("ReLU", "r")], "Masking: expected a recurrent layer behind it, or mask_value=0"),
+    ],
+)  # fmt: skip
+def test_masks_that_are_refused(tmp_path: Path, layers: list[Any], reason: str) -> None:
+    weights = draw(1, kernel=(3, 12), recurrent_kernel=(3, 12), bias=(12,))
+    lstm = recurrent("LSTM", "l", 3, go_backwards="backwards" in layers)
+    kernel = {"Conv1D": named("c", draw(2, kernel=(1, 3, 3)))}
+    listed = [(lstm, named("l", weights)) if isinstance(layer, str) else (layer, kernel.get(layer["class_name"], {}))
+              for layer in layers]  # fmt: skip
+    write(tmp_path / "m.h5", listed)
+    with pytest.raises(FormatError) as caught:
+        keras.load(tmp_path / "m.h5")
+    assert reason in str(caught.value)
+
+
+def test_graphs_whose_masks_are_others(tmp_path: Path) -> None:
+    """What NotEqual and Any say must be what the Masking says."""
+    path = DATA / f"masked_graph{COMMITTED['masked_graph']}"
+    changes = {
+        "value": lambda text: text.replace("}}, -1.0]", "}}, -2.0]"),
+        "axis": lambda text: text.replace('"axis": -1, "keepdims"', '"axis": 1, "keepdims"'),
+        "kind": lambda text: text.replace('"class_name": "NotEqual"', '"class_name": "Equal"'),
+    }
+    for name, change in changes.items():
+        changed = tmp_path / f"{name}.keras"
+        with zipfile.ZipFile(path) as found, zipfile.ZipFile(changed, "w") as made:
+            for one in found.namelist():
+                data = found.read(one)
+                if one == keras.CONFIG:
+                    assert change(data.decode()) != data.decode()
+                    data = change(data.decode()).encode()
+                made.writestr(one, data)
+        with pytest.raises(FormatError, match=r"NotEqual|Equal|Any|mask: expected none|branches"):
+            keras.load(changed)
 
 
 CELL = ("kernel", "recurrent_kernel", "bias")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # One file of each kind; each of them is a model with much in it.
-COMMITTED = {"stack": ".keras", "around": ".h5", "chain": ".weights.h5"}
+COMMITTED = {"stack": ".keras", "around": ".h5", "chain": ".weights.h5", "masked_graph": ".keras"}
 
 
 def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -77,6 +77,51 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
                 of.SpatialDropout1D(0.1), of.GaussianNoise(0.3), of.ActivityRegularization(0.1),
             ), numbers,
         ),
+        "masked": (
+            sequence(
+                of.Masking(-1.0), of.Dropout(0.1), of.LSTM(3, return_sequences=True), of.LayerNormalization(),
+                of.Dense(4, activation="tanh"), of.Bidirectional(of.GRU(3, return_sequences=True)),
+                of.RNN([of.GRUCell(3), of.LSTMCell(2)], return_sequences=True),
+                of.Bidirectional(of.LSTM(3), merge_mode="mul"), of.Dense(3),
+            ), numbers,
+        ),
+        "masked_tokens": (
+            sequence(
+                of.Embedding(20, 6, mask_zero=True), of.TimeDistributed(of.Dense(5)),
+                of.GRU(4, return_sequences=True, recurrent_activation="hard_sigmoid"),
+                of.LSTM(3, go_backwards=True), of.Dense(3, activation="softmax"), shape=(None,),
+            ), (3, 9),
+        ),
+        "masks_that_end": (
+            sequence(
+                of.Embedding(20, 6, mask_zero=True), of.Dense(4), of.Conv1D(5, 3, padding="causal"),
+                of.LSTM(3, return_sequences=True), shape=(None,),
+            ), (3, 9),
+        ),
+        "unused_mask": (sequence(of.Masking(), of.Dense(3), of.Conv1D(2, 2, padding="same"), of.Dense(1)), numbers),
+        "backwards": (
+            sequence(
+                of.LSTM(4, go_backwards=True, return_sequences=True), of.GRU(3, return_sequences=True),
+                of.RNN(of.SimpleRNNCell(3), go_backwards=True, return_sequences=True), of.GRU(3, go_backwards=True),
+                of.Dense(2),
+            ), numbers,
+        ),
+        "functions": (
+            sequence(
+                *(of.LSTM(3, return_sequences=True, activation=name, recurrent_activation=gate) for name, gate in (
+                    ("softsign", "hard_sigmoid"), ("relu", "sigmoid"), ("silu", "softplus"),
+                )),
+                *(of.GRU(3, return_sequences=True, activation=name, reset_after=after) for name, after in (
+                    ("selu", True), ("elu", False), ("linear", True),
+                )),
+                of.GRU(3, return_sequences=True, recurrent_activation="hard_sigmoid"),
+                *(of.SimpleRNN(3, return_sequences=True, activation=name) for name in (
+                    "sigmoid", "gelu", "leaky_relu", "linear",
+                )),
+                *(of.Dense(4, activation=name) for name in ("selu", "softsign", "silu")), of.ReLU(threshold=0.2),
+                of.Bidirectional(of.LSTM(3, activation="softsign")),
+            ), numbers,
+        ),
         "steps": (sequence(of.Dense(3), of.BatchNormalization(), of.Dense(2, activation="tanh"), shape=(4,)), (6, 4)),
     }  # fmt: skip
     for mode in ("concat", "sum", "mul", "ave"):
@@ -89,6 +134,8 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
     given = keras.Input((9, 4), batch_size=3)
     chain = of.LSTM(3, stateful=True)(of.Dropout(0.1)(inner(frozen(given))))
     found["chain"] = keras.Model(given, of.Dense(2)(chain)), numbers
+    found["masked_graphs"] = masked_graph(of.Embedding(20, 5, mask_zero=True), (None,)), (3, 9)
+    found["masked_graph"] = masked_graph(of.Masking(-1.0), (None, 4)), numbers
     adapted = of.Normalization()
     adapted.adapt(np.random.default_rng(1).normal(2, 3, (50, 9, 4)))
     trained = sequence(adapted, of.LSTM(3, return_sequences=True), of.LSTM(2), shape=(9, 4))
@@ -99,6 +146,22 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
     found["wide"] = sequence(of.LSTM(3, return_sequences=True), of.BatchNormalization(), of.GRU(2)), numbers
     keras.config.set_dtype_policy("float32")
     return found
+
+
+def masked_graph(first: Any, shape: tuple[int | None, ...]) -> Any:
+    """A functional model, in which Keras 3 writes the making of the mask, too."""
+    import keras
+    from keras import layers as of
+
+    given = keras.Input(shape)
+    x = of.Bidirectional(of.LSTM(3, return_sequences=True))(of.Dense(4)(first(given)))
+    return keras.Model(given, of.Dense(2)(of.GRU(3)(x)))
+
+
+def mask(x: Any, value: float) -> None:
+    """Steps in front, in the middle and at the end, and a whole row."""
+    for place in ((0, slice(6, None)), (1, slice(0, 3)), (1, 5), (2, slice(None))):
+        x[place] = value
 
 
 def fill(model: Any, generator: np.random.Generator) -> None:
@@ -126,6 +189,8 @@ def main() -> None:
         is_text = len(shape) == 2 and name != "steps"
         # Whole numbers for tokens; else what float32 has, which inputs of Keras are whatever the dtype of its layers.
         x = generator.integers(0, 20, shape) if is_text else generator.normal(size=shape).astype("float32")
+        if "mask" in name:
+            mask(x, 0 if is_text else -1)
         y = np.asarray(model(x, training=False))
         np.savez(folder / f"{name}.npz", x=x, y=y)
         for ending in (".keras", ".h5", ".weights.h5"):

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.blocks import (
     MERGES,
@@ -23,7 +25,9 @@ from gatewise.blocks import (
     Embedding,
     Last,
     LayerNorm,
+    Masking,
     Normalization,
+    Reverse,
 )  # fmt: skip
 from gatewise.formats import hdf5
 from gatewise.formats.errors import reading
@@ -299,7 +303,9 @@ def _flat(model: _Entry, outer: _Layer, depth: int) -> Iterator[tuple[tuple[int,
     if depth > MOST_NESTING:
         raise ValueError(f"expected models nested {MOST_NESTING} deep at most")
     entries = _entries(model)
-    order = _chain(model, entries)
+    masks = _masks(entries)
+    entries = [entry for entry in entries if entry.name not in masks]
+    order = _chain(model, entries, masks)
     groups = _groups([entry.kind for entry in entries])
     for i, (entry, group) in enumerate(zip(entries, groups, strict=True)):
         layer = replace(
@@ -328,14 +334,28 @@ def _groups(kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _chain(model: _Entry, entries: Sequence[_Entry]) -> list[int]:
+def _masks(entries: Sequence[_Entry]) -> set[str]:
+    """The operations of a graph of Keras 3 that say which steps are masked, where a layer before says the same."""
+    makers = [entry for entry in entries if entry.kind == "Masking" or entry.config.get("mask_zero") is True]
+    masks: set[str] = set()
+    for entry in entries:  # each behind what it reads
+        if entry.kind == "NotEqual":
+            tensor, value, *_ = [*_arguments(entry), None, None]
+            if any((_source(one), one.config.get("mask_value", 0)) == (_history(tensor), value) for one in makers):
+                masks.add(entry.name)
+        elif entry.kind == "Any" and _source(entry) in masks and _single(entry.config.get("axis")) == -1:
+            masks.add(entry.name)
+    return masks
+
+
+def _chain(model: _Entry, entries: Sequence[_Entry], masks: set[str]) -> list[int]:
     """The place of each layer in the one path from the input to the output."""
     if model.kind == "Sequential":
         return list(range(len(entries)))
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
         raise ValueError(f"{model.kind} {model.name!r}: expected a name for each layer, got {names}")
-    behind = {_source(entry): entry.name for entry in entries if entry.kind != "InputLayer"}
+    behind = {_source(entry, masks): entry.name for entry in entries if entry.kind != "InputLayer"}
     path: list[str] = _ends(model, "input_layers")
     while len(path) <= len(names) and path[-1] in behind:
         path.append(behind[path[-1]])
@@ -354,26 +374,42 @@ def _ends(model: _Entry, option: str) -> list[str]:
     return [found[0]]
 
 
-def _source(entry: _Entry) -> str:
-    """The layer whose output is the one input of this one."""
+def _source(entry: _Entry, masks: Container[str] = ()) -> str:
+    """The layer whose output is the one input of this one; of `masks` another one may be its mask."""
     layer = _Layer(entry.name, entry.kind, entry.config)
     node = entry.nodes
     while isinstance(node, list) and len(node) == 1 and isinstance(node[0], (list, Mapping)):
         node = node[0]
     if isinstance(node, Mapping):  # Keras 3
-        tensors, options = node.get("args"), node.get("kwargs")
-        tensor = tensors[0] if isinstance(tensors, list) and len(tensors) == 1 else None
-        inside = tensor.get("config") if isinstance(tensor, Mapping) else None
-        node = inside.get("keras_history") if isinstance(inside, Mapping) else None
+        tensors, options = _arguments(entry), node.get("kwargs")
+        place = _history(tensors[0]) if len(tensors) == 1 else None
+        node = None if place is None else [place, 0, 0]
     else:
         options = node[3] if isinstance(node, list) and len(node) == 4 else {}
         node = node[:3] if isinstance(node, list) and len(node) in (3, 4) else None
     if not isinstance(node, list) or len(node) != 3 or not isinstance(node[0], str) or node[2] != 0:
         raise layer.refusal("expected one call with one input, the only output of another layer")
     for name, value in options.items() if isinstance(options, Mapping) else [("options", options)]:
-        if value is not None and not (name == "training" and value is False):
+        is_known = (name == "training" and value is False) or (name == "mask" and _history(value) in masks)
+        if value is not None and not is_known:
             raise layer.error(name, "none in its call", value)
     return node[0]
+
+
+def _arguments(entry: _Entry) -> list[Any]:
+    """What the one call of a layer of Keras 3 is given."""
+    node: Any = entry.nodes[0] if isinstance(entry.nodes, list) and len(entry.nodes) == 1 else None
+    found = node.get("args") if isinstance(node, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
+def _history(tensor: object) -> str | None:
+    """The layer whose only output it is."""
+    inside = tensor.get("config") if isinstance(tensor, Mapping) else None
+    place = inside.get("keras_history") if isinstance(inside, Mapping) else None
+    if not isinstance(place, list) or len(place) != 3 or not isinstance(place[0], str) or place[2] != 0:
+        return None
+    return place[0]
 
 
 MODELS = {"Sequential", "Functional", "Model"}
@@ -544,10 +580,19 @@ def _policy(layer: _Layer) -> object:
 # ---- layers
 
 
+class _Mask(Enum):
+    """What has come of the steps that a layer masks."""
+
+    NONE = "none are masked"
+    PENDING = "no layer has looked at them yet"
+    USED = "a recurrent layer has left them out"
+
+
 class _Builder:
     """Layers as they are made, one behind the other, and what comes out of the last one."""
 
     def __init__(self, weights: _Weights) -> None:
+        self.mask = _Mask.NONE
         self.weights = weights
         self.layers: list[Module] = []
         self.rank: int | None = None  # axes, the batch among them, where the file tells
@@ -578,6 +623,32 @@ class _Builder:
             raise layer.refusal(f"expected sequences (batch, steps, units) before it, got {self.rank} axes")
         self.rank = 3
 
+    def use_mask(self) -> None:
+        """A recurrent layer leaves out what is masked."""
+        if self.mask is _Mask.PENDING:
+            self.mask = _Mask.USED
+
+    def end_mask(self, layer: _Layer) -> None:
+        """A layer that looks at all steps: in Keras nothing is masked from here on."""
+        if self.mask is _Mask.USED:
+            raise layer.refusal("expected no masked steps before it, whose outputs are others in Keras")
+        self.drop_mask()
+
+    def drop_mask(self) -> None:
+        """Where no recurrent layer looks at it a mask is nothing."""
+        if self.mask is not _Mask.PENDING:
+            return
+        self.mask = _Mask.NONE
+        first = self.layers[0]
+        if isinstance(first, Embedding):
+            weight = first.parameters["weight"]
+            self.layers[0] = plain = Embedding(first.num_embeddings, first.embedding_dim, dtype=weight.dtype, seed=0)
+            plain.load_state_dict({"weight": weight})
+        elif isinstance(first, Masking) and first.mask_value == 0:
+            del self.layers[0]
+        else:
+            raise ValueError("Masking: expected a recurrent layer behind it, or mask_value=0")
+
 
 def _build(model: _Model, weights: _Weights) -> Sequential:
     builder = _Builder(weights)
@@ -587,6 +658,7 @@ def _build(model: _Model, weights: _Weights) -> Sequential:
             BUILDERS[layer.kind](builder, layer)
         except ValueError as error:
             raise error if str(error).startswith("layer ") else layer.refusal(str(error)) from None
+    builder.drop_mask()
     if not builder.layers:
         raise ValueError("expected a model with a layer at least, got one that does nothing")
     return Sequential(builder.layers, batch_first=True)
@@ -597,14 +669,22 @@ def _ignore(builder: _Builder, layer: _Layer) -> None:
 
 
 def _embedding(builder: _Builder, layer: _Layer) -> None:
-    if layer.flag("mask_zero", False):
-        raise layer.refusal("mask_zero: expected False, got True; give lengths= with the call in its place")
+    masks = layer.flag("mask_zero", False)
     shape = layer.size("input_dim"), layer.size("output_dim")
-    table = builder.read(layer, "embeddings", *shape)
     if builder.layers:
         raise layer.refusal("expected it as the first layer")
-    builder.add(Embedding(*shape, dtype=table.dtype, seed=0), {"weight": table}, shape[1])
+    table = builder.read(layer, "embeddings", *shape)
+    builder.add(Embedding(*shape, mask_zero=masks, dtype=table.dtype, seed=0), {"weight": table}, shape[1])
     builder.rank = None if builder.rank is None else builder.rank + 1
+    builder.mask = _Mask.PENDING if masks else _Mask.NONE
+
+
+def _masking(builder: _Builder, layer: _Layer) -> None:
+    builder.sequences(layer)
+    if builder.layers:
+        raise layer.refusal("expected it as the first layer")
+    builder.add(Masking(layer.number("mask_value", 0.0)))
+    builder.mask = _Mask.PENDING
 
 
 def _dense(builder: _Builder, layer: _Layer) -> None:
@@ -619,6 +699,7 @@ def _dense(builder: _Builder, layer: _Layer) -> None:
 
 def _convolution(builder: _Builder, layer: _Layer) -> None:
     builder.sequences(layer)
+    builder.end_mask(layer)
     units, taps = layer.size("filters"), layer.size("kernel_size")
     padding = layer.expect("padding", "causal", "same", *(("valid",) if taps == 1 else ()))
     for option in ("strides", "groups"):
@@ -742,20 +823,26 @@ def _activation(layer: _Layer, option: str = "activation") -> Activation:
     if value == "leaky_relu":
         return Activation("leaky_relu", 0.2)
     if value == "hard_sigmoid" and not layer.is_modern:
-        raise layer.error(option, "none that Keras 2 has an equation of its own for", value)
+        return Activation("hard_sigmoid", 0.2, 0.5)  # its line before Keras 3
     if value is not None and value not in FUNCTIONS:
         raise layer.error(option, f"one of {', '.join(FUNCTIONS)}", value)
-    return Activation(value or "linear")
+    return Activation("silu" if value == "swish" else value or "linear")
 
 
-FUNCTIONS = ("linear", "relu", "tanh", "sigmoid", "softmax", "hard_sigmoid", "elu", "leaky_relu", "gelu", "softplus")
+FUNCTIONS = (
+    "linear", "relu", "tanh", "sigmoid", "softmax", "hard_sigmoid", "elu", "selu", "leaky_relu", "gelu", "silu",
+    "swish", "softplus", "softsign",
+)  # fmt: skip
 
 
 def _relu(layer: _Layer) -> Activation:
     layer.expect("max_value", None)
-    if layer.number("threshold", 0.0) != 0:
-        raise layer.error("threshold", "0", layer.config.get("threshold"))
     slope = layer.number("negative_slope", 0.0) if layer.config.get("negative_slope") is not None else 0.0
+    threshold = layer.number("threshold", 0.0)
+    if threshold and slope:
+        raise layer.error("threshold", "0 beside a negative_slope", threshold)
+    if threshold:
+        return Activation("thresholded_relu", threshold)
     return Activation("leaky_relu", slope) if slope else Activation("relu")
 
 
@@ -774,6 +861,7 @@ ACTIVATION_LAYERS: dict[str, Callable[[_Layer], Activation]] = {
     "Activation": _activation,
     "ReLU": _relu,
     "LeakyReLU": _leaky_relu,
+    "ThresholdedReLU": lambda layer: Activation("thresholded_relu", layer.number("theta", 1.0)),
     "ELU": lambda layer: Activation("elu", layer.number("alpha", 1.0)),
     "Softmax": _softmax,
 }
@@ -782,6 +870,8 @@ ACTIVATION_LAYERS: dict[str, Callable[[_Layer], Activation]] = {
 def _activate(builder: _Builder, layer: _Layer) -> None:
     if layer.kind == "Softmax":
         layer.axis(builder.rank)
+        if builder.mask is not _Mask.NONE and builder.rank == 3:
+            raise layer.refusal("expected no masked steps before it, to which Keras's gives a meaning of its own")
         layer = replace(layer, config={**layer.config, "axis": -1})
     made = ACTIVATION_LAYERS[layer.kind](layer)
     if made.name != "linear":
@@ -801,33 +891,47 @@ class _Cell(NamedTuple):
     kind: str  # LSTM, GRU or SimpleRNN
     units: int
     bias: bool
-    reset_after: bool
-    nonlinearity: str
-    is_cudnn: bool
+    reset_after: bool = True
+    activation: Function = Function("tanh")
+    recurrent_activation: Function = Function("sigmoid")
+    is_cudnn: bool = False
 
     def made(self, inputs: int, bidirectional: bool, dtype: np.dtype[Any]) -> Layer:
-        if self.kind == "LSTM":
-            return LSTM(inputs, self.units, bias=self.bias, batch_first=True, bidirectional=bidirectional,
-                        dtype=dtype, seed=0)  # fmt: skip
+        options: dict[str, Any] = {
+            "bias": self.bias, "batch_first": True, "bidirectional": bidirectional, "dtype": dtype, "seed": 0,
+        }  # fmt: skip
+        activation, gate = (Activation(of.name, *of.numbers) for of in (self.activation, self.recurrent_activation))
+        if self.kind == "SimpleRNN":
+            return RNN(inputs, self.units, nonlinearity=activation, **options)
+        options |= {"activation": activation, "recurrent_activation": gate}
         if self.kind == "GRU":
-            return GRU(inputs, self.units, bias=self.bias, batch_first=True, bidirectional=bidirectional,
-                       reset_after=self.reset_after, dtype=dtype, seed=0)  # fmt: skip
-        return RNN(inputs, self.units, nonlinearity=self.nonlinearity, bias=self.bias, batch_first=True,
-                   bidirectional=bidirectional, dtype=dtype, seed=0)  # fmt: skip
+            return GRU(inputs, self.units, reset_after=self.reset_after, **options)
+        return LSTM(inputs, self.units, **options)
+
+
+def _function(layer: _Layer, option: str) -> Function:
+    function = _activation(layer, option).function
+    if function.name == "softmax":
+        raise layer.error(option, "a function of one unit", "softmax")
+    return function
 
 
 def _cell(layer: _Layer) -> _Cell:
     kind = CUDNN.get(layer.kind, layer.kind.removesuffix("Cell"))
     units = layer.size("units")
     if layer.kind in CUDNN:
-        return _Cell(kind, units, True, True, "tanh", True)
+        return _Cell(kind, units, True, is_cudnn=True)
     bias = layer.flag("use_bias", True)
+    if "activation" not in layer.config:
+        layer = replace(layer, config={**layer.config, "activation": "tanh"})
+    activation = _function(layer, "activation")
     if kind == "SimpleRNN":
-        return _Cell(kind, units, bias, True, layer.expect("activation", "tanh", "relu", default="tanh"), False)
-    layer.expect("activation", "tanh", default="tanh")
-    layer.expect("recurrent_activation", "sigmoid")
+        return _Cell(kind, units, bias, activation=activation)
+    if "recurrent_activation" not in layer.config:  # whose default has changed
+        raise layer.error("recurrent_activation", "one", None)
+    gate = _function(layer, "recurrent_activation")
     # Keras before 2.1.4 knew no reset_after.
-    return _Cell(kind, units, bias, kind != "GRU" or layer.flag("reset_after", False), "tanh", False)
+    return _Cell(kind, units, bias, kind != "GRU" or layer.flag("reset_after", False), activation, gate)
 
 
 GATES = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}  # Keras's, in PyTorch's order
@@ -869,19 +973,29 @@ def _biases(builder: _Builder, layer: _Layer, cell: _Cell, prefix: str, wide: in
     return {name: np.concatenate(_gates(cell, bias)) for name, bias in zip(("bias_ih", "bias_hh"), both, strict=True)}
 
 
-def _check_sequence(layer: _Layer, go_backwards: bool = False) -> None:
+def _check_sequence(layer: _Layer) -> None:
     layer.refuse("return_state", "time_major")
-    layer.expect("go_backwards", go_backwards, default=False)
+
+
+def _start_sequence(builder: _Builder, layer: _Layer) -> None:
+    """What reads backwards gives its outputs in the order in which it makes them."""
+    _check_sequence(layer)
+    builder.sequences(layer)
+    builder.use_mask()
+    if layer.flag("go_backwards", False):
+        if builder.mask is _Mask.USED and layer.flag("return_sequences", False):
+            raise layer.error("go_backwards", "False where steps are masked and sequences returned", True)
+        builder.add(Reverse())
 
 
 def _recurrent(builder: _Builder, layer: _Layer) -> None:
-    _check_sequence(layer)
+    _start_sequence(builder, layer)
     _add_cell(builder, layer, _cell(layer))
     _finish(builder, layer)
 
 
 def _rnn(builder: _Builder, layer: _Layer) -> None:
-    _check_sequence(layer)
+    _start_sequence(builder, layer)
     for i, cell in enumerate(_cells(layer)):
         _add_cell(builder, replace(cell, group=layer.group), _cell(cell), f"cells/{i}/")
     _finish(builder, layer)
@@ -905,7 +1019,6 @@ def _cells(layer: _Layer) -> list[_Layer]:
 
 
 def _add_cell(builder: _Builder, layer: _Layer, cell: _Cell, prefix: str = "") -> None:
-    builder.sequences(layer)
     weights = _cell_weights(builder, layer, cell, prefix, builder.units)
     inputs = weights["weight_ih"].shape[1]
     made = cell.made(inputs, False, weights["weight_ih"].dtype)
@@ -929,13 +1042,16 @@ def _forward(layer: _Layer) -> _Layer:
 
 def _bidirectional(builder: _Builder, layer: _Layer) -> None:
     builder.sequences(layer)
+    builder.use_mask()
     mode = layer.expect("merge_mode", *MERGES, default="concat")
     forward = _forward(layer)
     _check_sequence(forward)
+    forward.expect("go_backwards", False, default=False)
     cell = _cell(forward)
     if layer.config.get("backward_layer") is not None:
         backward = layer.inner("backward_layer")
-        _check_sequence(backward, go_backwards=True)
+        _check_sequence(backward)
+        backward.expect("go_backwards", True)
         if (
             backward.kind != forward.kind
             or _cell(backward) != cell
@@ -966,12 +1082,12 @@ IDENTITIES = (
     "ActivityRegularization",
 )  # fmt: skip
 REFUSED = {
-    "Masking": "expected none; give lengths= with the call in its place",
     "Lambda": "expected a layer of Keras without code of its own; nothing in a file is executed",
 }
 BUILDERS: dict[str, Callable[[_Builder, _Layer], None]] = {
     **dict.fromkeys(IDENTITIES, _ignore),
     **dict.fromkeys(ACTIVATION_LAYERS, _activate),
+    "Masking": _masking,
     "Embedding": _embedding,
     "Dense": _dense,
     "Conv1D": _convolution,
