@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data.make_keras import COMMITTED
+from data.make_keras2 import COMMITTED as COMMITTED_2
 from gatewise import reference
 from gatewise.formats import keras
 from gatewise.formats.errors import FormatError
@@ -52,6 +53,11 @@ def assert_same(path: Path) -> None:
 @pytest.mark.parametrize("name", COMMITTED)
 def test_files_of_keras_3(name: str) -> None:
     assert_same(DATA / (name + COMMITTED[name]))
+
+
+@pytest.mark.parametrize("name", COMMITTED_2)
+def test_files_of_keras_2(name: str) -> None:
+    assert_same(DATA / (name + COMMITTED_2[name]))
 
 
 @pytest.fixture(scope="module")
