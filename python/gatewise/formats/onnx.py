@@ -28,16 +28,17 @@ from gatewise.formats.onnx_graph import (
     Step,
     Tensor,
     Unclear,
+    is_input,
     label,
     ready,
     subgraphs,
     time_of,
 )
 from gatewise.formats.safetensors import write_pieces
-from gatewise.layers import GRU, LSTM, RNN, Layer
+from gatewise.layers import GRU, LSTM, RNN, Layer, shown
 from gatewise.modules import Module
 from gatewise.networks import Identity
-from gatewise.parameters import GATES
+from gatewise.parameters import GATES, Formula
 from gatewise.sequential import Sequential
 
 OLDEST = 7
@@ -76,9 +77,9 @@ def load(path: str | os.PathLike[str], node: str | None = None) -> Sequential | 
     Returns
     -------
     Sequential, LSTM, GRU or RNN
-        The layer itself where there is nothing but one recurrent node. Each other recurrent node is a layer, and has
-        an entry of its own in the state; those behind each other that share one input for their first states are
-        layers of one, as PyTorch has them.
+        The layer itself where there is nothing but one recurrent node, which does not read backwards: such a one
+        stands between two `Reverse`. Each other recurrent node is a layer, and has an entry of its own in the state;
+        those behind each other that share one input for their first states are layers of one, as PyTorch has them.
 
     Raises
     ------
@@ -203,7 +204,7 @@ def _named(places: Sequence[tuple[Any, Any]]) -> str:
     return ", ".join(names) + (f" and {len(places) - MOST_NAMES} more" if len(places) > MOST_NAMES else "")
 
 
-def _alone(file: _File, name: str) -> Layer:
+def _alone(file: _File, name: str) -> Sequential | Layer:
     places = [*_places(file, file.model.graph)]
     found = [place for place in places if name == place[0].name or name in [one for one in place[0].output if one]]
     if len(found) != 1 or not name:
@@ -219,7 +220,8 @@ def _alone(file: _File, name: str) -> Layer:
         of = scope.weights(node)
     except NotUnderstoodError as error:
         raise ValueError(f"node {label(node)!r} ({node.op_type}): {error}") from None
-    return _layer(of, bool(of["layout"]))
+    layer = _layer(of, bool(of["layout"]))
+    return Sequential([blocks.Reverse(), layer, blocks.Reverse()]) if of["reverse"] else layer
 
 
 def _visible(scope: Scope) -> MutableMapping[str, Any]:
@@ -257,8 +259,8 @@ def _final(graph: Any, scope: Scope) -> Tensor:
             raise ValueError(value.reason)
         if not isinstance(value, Tensor):
             raise ValueError(f"output {output.name!r}: expected one that depends on the input")
-        if not value.steps:
-            continue  # an input as it came
+        if is_input(value):
+            continue
         if value.state and (value.state == "c" or _is_apart(value)):
             states.append(value)
         else:
@@ -284,10 +286,11 @@ def _is_apart(value: Tensor) -> bool:
 
 def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     steps = final.steps
-    recurrent = [step for step in steps if step.kind == "recurrent"]
     time, batch = time_of(final)
     tokens = steps[0].kind == "embedding"
     sequence = [*inputs] if tokens else [*inputs[:-1]]
+    if time is not None and batch is None:
+        batch = tuple(atom for atom in sequence if atom not in time)
     if time is None:
         batch_first, order = False, sequence
     else:
@@ -295,8 +298,8 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
         batch_first = len(order) == 2 and order == sequence[::-1]
     if (time is not None and {*order} != {*sequence}) or (time is None and len(sequence) not in (1, 2)):
         raise ValueError(f"input {final.source!r}: expected axes of time and batch, and of units last but for tokens")
-    _check_lengths(steps, recurrent)
-    joined = _joined(steps)
+    _check_lengths(steps)
+    joined = _joined(_turned_once(steps))
     group = joined[0]
     apart = len(final.axes) == 3 and steps[-1].kind == "last"  # nothing is given but the node's own last state
     if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + apart:
@@ -305,10 +308,12 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     return Sequential([*_layers(joined, batch_first)], batch_first=batch_first)
 
 
-def _check_lengths(steps: Sequence[Step], recurrent: Sequence[Step]) -> None:
-    lengths = {step.options["lengths"] for step in recurrent}
+def _check_lengths(steps: Sequence[Step]) -> None:
+    lengths = {step.options["lengths"] for step in steps if "lengths" in step.options}
     if len(lengths) > 1:
-        raise ValueError("sequence_lens: expected the same for all recurrent nodes, or none")
+        raise ValueError("sequence_lens: expected the same for all nodes that have some, or none")
+    if lengths - {None} and any(step.kind == "reverse" and not step.options["own"] for step in steps):
+        raise ValueError("sequence_lens: expected none where all rows are turned round, and not each within its own")
     if lengths - {None} and any(step.kind == "convolution" for step in steps):
         raise ValueError("sequence_lens: expected none with convolutions, which take what stands behind a row's end")
     if lengths - {None} and any(step.kind == "last" and not step.options["own"] for step in steps):
@@ -329,6 +334,17 @@ def _check_output(final: Tensor, sequence: Sequence[Atom], batch: Any) -> None:
         raise ValueError("output: expected axes of time and batch of their own")
 
 
+def _turned_once(steps: Sequence[Step]) -> list[Step]:
+    """Without two changes of the order in a row, of which the second undoes the first."""
+    found: list[Step] = []
+    for step in steps:
+        if step.kind == "reverse" and found and found[-1].kind == "reverse":
+            found.pop()
+        else:
+            found.append(step)
+    return found
+
+
 def _joined(steps: Sequence[Step]) -> list[Step | list[Step]]:
     """Recurrent nodes whose first states are parts of the same inputs as one layer of several."""
     found: list[Step | list[Step]] = []
@@ -346,7 +362,7 @@ def _joined(steps: Sequence[Step]) -> list[Step | list[Step]]:
 def _continues(one: Step, other: Step) -> bool:
     a, b = one.options, other.options
     directions = 2 if a["bidirectional"] else 1
-    same = ("cell", "hidden_size", "bias", "bidirectional", "dtype")
+    same = ("cell", "formula", "hidden_size", "bias", "bidirectional", "dtype")
     if any(a[name] != b[name] for name in same) or a["merge"] or b["merge"]:
         return False
     if b["input_size"] != directions * a["hidden_size"]:
@@ -369,18 +385,26 @@ def _layer(of: Mapping[str, Any], batch_first: bool, more: Sequence[Step] = ()) 
         "num_layers": 1 + len(more), "bias": of["bias"], "batch_first": batch_first,
         "bidirectional": of["bidirectional"], "dtype": of["dtype"], "seed": 0,
     }  # fmt: skip
-    kinds: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "gru_reset_before": GRU}
-    kind = kinds.get(cell, RNN)
-    if kind is GRU:
-        options["reset_after"] = cell == "gru"
-    if kind is RNN:
-        options["nonlinearity"] = cell.removeprefix("rnn_")
-    layer: Layer = kind(of["input_size"], of["hidden_size"], **options)
+    options |= _functions(cell, of["formula"])
+    kinds: dict[str, Any] = {"lstm": LSTM, "rnn": RNN}
+    layer: Layer = kinds.get(cell, GRU)(of["input_size"], of["hidden_size"], **options)
     arrays = dict(of["arrays"])
     for i, step in enumerate(more, 1):
         arrays |= {name.replace("_l0", f"_l{i}"): array for name, array in step.options["arrays"].items()}
     layer.load_state_dict(arrays)
     return layer
+
+
+def _functions(cell: str, formula: Formula) -> dict[str, Any]:
+    """A formula as the options of a layer."""
+    gate, candidate, output = map(shown, formula[:3])
+    clip = None if formula.clip == math.inf else formula.clip
+    if cell == "rnn":
+        return {"nonlinearity": candidate, "clip": clip}
+    options: dict[str, Any] = {"activation": candidate, "recurrent_activation": gate, "clip": clip}
+    if cell == "lstm":
+        return {**options, "output_activation": output, "peepholes": formula.peepholes}
+    return {**options, "reset_after": cell == "gru"}
 
 
 def _layers(steps: Sequence[Step | list[Step]], batch_first: bool) -> Iterator[Module]:
@@ -410,7 +434,7 @@ def _layers(steps: Sequence[Step | list[Step]], batch_first: bool) -> Iterator[M
             while i < len(steps) and isinstance(behind := steps[i], Step) and behind.kind == "affine":
                 same.append(behind)
                 i += 1
-            units = _units(steps, i - len(same), same)
+            units = () if _is_single(same) else (_units(steps, i - len(same), same),)
             yield _affine(same, units)
         else:
             yield _SIMPLE[step.kind](step)
@@ -451,7 +475,8 @@ def _filled(layer: Any, **arrays: Array | None) -> Module:
 
 
 def _activation(step: Step) -> blocks.Activation:
-    return blocks.Activation(step.options["name"], step.options["alpha"])
+    function = step.options["function"]
+    return blocks.Activation(function.name, *function.numbers)
 
 
 def _product(step: Step, activation: blocks.Activation | str) -> Module:
@@ -485,8 +510,12 @@ def _batch_norm(step: Step) -> Module:
     return _filled(blocks.BatchNorm(arrays["weight"].size, eps=step.options["eps"], dtype=dtype), **arrays)
 
 
-def _affine(steps: Sequence[Step], units: int) -> Module:
-    """Shifts and scales as one normalisation: (x - mean) * scale + shift."""
+def _is_single(steps: Sequence[Step]) -> bool:
+    return all(step.options["numbers"].ndim == 0 and np.isfinite(step.options["numbers"]) for step in steps)
+
+
+def _affine(steps: Sequence[Step], units: tuple[int, ...]) -> Module:
+    """Shifts and scales as one normalisation, (x - mean) * scale + shift; a function, if all units have the same."""
     mean, scale, shift = np.zeros(units), np.ones(units), np.zeros(units)
     is_first = True
     with np.errstate(all="ignore"):
@@ -500,14 +529,17 @@ def _affine(steps: Sequence[Step], units: int) -> Module:
                 factor = numbers if op == "Mul" else 1 / numbers
                 scale, shift = scale * factor, shift * factor
             is_first = False
+    if not units:
+        return blocks.Activation("affine", float(scale), float(shift - mean * scale))
     dtype = steps[0].options["dtype"]
-    layer = blocks.BatchNorm(units, eps=0.0, dtype=dtype.name)
+    layer = blocks.BatchNorm(units[0], eps=0.0, dtype=dtype.name)
     arrays = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": np.ones(units)}
     return _filled(layer, **{name: array.astype(dtype) for name, array in arrays.items()})
 
 
 _SIMPLE: dict[str, Any] = {
     "embedding": _embedding, "activation": _activation, "layer_norm": _layer_norm, "batch_norm": _batch_norm,
+    "reverse": lambda step: blocks.Reverse(),
 }  # fmt: skip
 
 

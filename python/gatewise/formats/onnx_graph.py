@@ -15,15 +15,30 @@ from typing import Any
 
 import numpy as np
 
+from gatewise.activations import NUMBERS, Function, function_of
 from gatewise.arrays import Array
+from gatewise.parameters import Formula
 
 RECURRENT = {"LSTM": (4, (0, 2, 3, 1)), "GRU": (3, (1, 0, 2)), "RNN": (1, (0,))}  # gates; PyTorch's order of ONNX's
+PEEPHOLES = (0, 2, 1)  # our order of ONNX's
 SINCE = (7, 14, 22)  # the versions of these operators that are known
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 11: np.dtype(np.float64)}  # by TensorProto's numbers
 WHOLE: dict[int, np.dtype[Any]] = {
     2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32), 7: np.dtype(np.int64),
 }  # fmt: skip
 TYPES: dict[int, np.dtype[Any]] = {**FLOATS, **WHOLE, 9: np.dtype(np.bool_)}
+IN_CELLS = {
+    "relu": "relu", "tanh": "tanh", "sigmoid": "sigmoid", "affine": "affine", "leakyrelu": "leaky_relu",
+    "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh", "hardsigmoid": "hard_sigmoid", "elu": "elu",
+    "softsign": "softsign", "softplus": "softplus",
+}  # fmt: skip
+# The numbers of a function in a cell where a file gives none. None: ONNX Runtime takes zero there, and the operator of
+# that name something else, if there is one.
+LEFT_OUT: dict[str, tuple[float | None, ...]] = {
+    "leaky_relu": (0.01,), "elu": (1.0,), "hard_sigmoid": (0.2, 0.5), "affine": (None, 0.0),
+    "thresholded_relu": (None,), "scaled_tanh": (None, None),
+}  # fmt: skip
+SELU = {"alpha": 1.6732632, "gamma": 1.050701}
 MERGES = {"ReduceSum": "sum", "ReduceProd": "mul", "ReduceMean": "ave", "Add": "sum", "Mul": "mul"}
 
 
@@ -90,6 +105,7 @@ class Tensor:
     before: tuple[int, str | None, int] | None = None  # so many steps joined in front: of this input, or zeros; axis
     state: str = ""  # "h" or "c": what a recurrent node ends with, as long as nothing was made of it
     gelu: tuple[str, float] | None = None  # inside the formula of it
+    centred: tuple[str, float] | None = None  # inside the formula of a layer normalisation
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ class Attributes:
         return int(self._get(name, 2).i) if name in self._of else default
 
     def real(self, name: str, default: float) -> float:
-        return float(self._get(name, 1).f) if name in self._of else default
+        return _decimal(self._get(name, 1).f) if name in self._of else default
 
     def text(self, name: str, default: str) -> str:
         return str(self._get(name, 3).s.decode("utf-8", "backslashreplace")) if name in self._of else default
@@ -138,7 +154,7 @@ class Attributes:
         return [int(i) for i in self._get(name, 7).ints] if name in self._of else None
 
     def reals(self, name: str) -> list[float] | None:
-        return [float(f) for f in self._get(name, 6).floats] if name in self._of else None
+        return [_decimal(f) for f in self._get(name, 6).floats] if name in self._of else None
 
     def texts(self, name: str) -> list[str] | None:
         if name not in self._of:
@@ -147,6 +163,11 @@ class Attributes:
 
     def tensor(self, name: str) -> Any:
         return self._get(name, 4).t
+
+
+def _decimal(number: float) -> float:
+    """The shortest number that is this one in float32: 0.2, not 0.20000000298."""
+    return float(str(np.float32(number)))
 
 
 def label(node: Any) -> str:
@@ -243,7 +264,8 @@ class Scope:
         attributes = Attributes(node)
         op = node.op_type
         gates, order = RECURRENT[op]
-        cell, directions = _cell(op, attributes, self.version)
+        cell, formula = _cell(op, attributes)
+        directions = 2 if cell["bidirectional"] else 1
         names = [*node.input, *[""] * 8][:8]
         w, r, b = (self._weight(kind, name) for kind, name in zip("WRB", names[1:4], strict=True))
         if w is None or r is None:
@@ -265,27 +287,39 @@ class Scope:
             raise NotUnderstoodError(f"B: expected shape {(directions, 2 * gates * units)}, got {b.shape}")
         if any(one is not None and one.dtype != w.dtype for one in (r, b)):
             raise NotUnderstoodError("W, R, B: expected one dtype")
-        if op == "LSTM" and names[7]:
-            peepholes = self.value(names[7])
-            if not _is_zero(peepholes):
-                raise NotUnderstoodError("P: peepholes are not supported")
+        p = self._peepholes(names[7], (directions, 3 * units), w.dtype) if op == "LSTM" else None
+        forgets = _is_coupled(op, attributes, formula.gate)
         arrays = {}
         for d in range(directions):
             suffix = "_l0" + ("_reverse" if d else "")
-            parts = {"weight_ih": w[d], "weight_hh": r[d]}
+            parts = {"weight_ih": (w[d], order), "weight_hh": (r[d], order)}
             if b is not None:
-                parts |= {"bias_ih": b[d][: gates * units], "bias_hh": b[d][gates * units :]}
-            for kind, part in parts.items():
-                blocks = [part[gate * units : (gate + 1) * units] for gate in order]
+                parts |= {"bias_ih": (b[d][: gates * units], order), "bias_hh": (b[d][gates * units :], order)}
+            if p is not None:
+                parts["weight_ch"] = p[d], PEEPHOLES
+            for kind, (part, places) in parts.items():
+                blocks = [part[gate * units : (gate + 1) * units] for gate in places]
+                if forgets:  # 1 - s(x) = s(-x), whatever is added to x
+                    blocks[1] = -blocks[0]
                 self.spend(part.nbytes)
                 arrays[kind + suffix] = np.concatenate(blocks)
         layout = attributes.whole("layout", 0)
         if layout not in (0, 1):
             raise NotUnderstoodError(f"layout: expected 0 or 1, got {layout}")
         return {
-            "cell": cell, "input_size": w.shape[2], "hidden_size": units, "bias": b is not None,
-            "bidirectional": directions == 2, "dtype": w.dtype.name, "arrays": arrays, "layout": layout, "merge": None,
+            **cell, "input_size": w.shape[2], "hidden_size": units, "bias": b is not None, "dtype": w.dtype.name,
+            "arrays": arrays, "layout": layout, "merge": None, "formula": formula._replace(peepholes=p is not None),
         }  # fmt: skip
+
+    def _peepholes(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
+        """Zeros, however they are written, are none."""
+        if not name or _is_zero(self.value(name)):
+            return None
+        p = self._weight("P", name)
+        if p is None or p.shape != shape or p.dtype != dtype:
+            kind = None if p is None else f"{p.shape} and {p.dtype}"
+            raise NotUnderstoodError(f"P: expected shape {shape} and the dtype of W, got {kind}")
+        return p
 
     def _weight(self, kind: str, name: str) -> Array | None:
         if not name:
@@ -313,6 +347,8 @@ class Scope:
         of["states"] = tuple(
             _initial(kind, one, of) for kind, one in zip(("initial_h", "initial_c"), given[5:7], strict=True)
         )
+        if of["reverse"]:
+            x = _reversed(x, label(node), time, batch, {"own": True, "lengths": of["lengths"]})
         step = Step("recurrent", label(node), of, time, batch)
         units: Axis = (Atom(f"{step.node}.units", of["hidden_size"]),)
         directions: Axis = (Atom(f"{step.node}.directions", 2),) if of["bidirectional"] else ()
@@ -320,34 +356,89 @@ class Scope:
         y = replace(x, axes=axes, units=directions + units, steps=(*x.steps, step))
         axes = (batch, directions, units) if of["layout"] else (directions, batch, units)
         h = replace(y, axes=axes, steps=(*y.steps, Step("last", step.node, {"own": True})), state="h")
+        if of["reverse"]:
+            y = _reversed(y, step.node, time, batch, {"own": True, "lengths": of["lengths"]})
         return [y, h, replace(h, state="c")]
 
 
-def _cell(op: str, attributes: Attributes, version: int) -> tuple[str, int]:
-    """Which cell it is, and of how many directions; whatever else it should be is refused by the attribute's name."""
-    known = {"hidden_size", "direction", "layout", "activations", "input_forget", "linear_before_reset"}
-    direction = attributes.text("direction", "forward")
-    if direction not in ("forward", "bidirectional"):
-        raise NotUnderstoodError(f"direction: expected forward or bidirectional, got {direction!r}")
-    directions = 2 if direction == "bidirectional" else 1
-    if attributes.whole("input_forget", 0):
-        raise NotUnderstoodError("input_forget: input and forget gates in one are not supported")
-    for name in ("activation_alpha", "activation_beta"):
-        if attributes.reals(name):
-            raise NotUnderstoodError(f"{name}: expected none, as sigmoid, tanh and relu have none")
-        known.add(name)
+def _cell(op: str, attributes: Attributes) -> tuple[dict[str, Any], Formula]:
+    """Which cell it is and how it reads; whatever else it should be is refused by the attribute's name."""
+    known = (
+        "hidden_size", "direction", "layout", "activations", "activation_alpha", "activation_beta", "clip",
+        "input_forget", "linear_before_reset",
+    )  # fmt: skip
     for name in attributes:
         if name not in known:
             raise NotUnderstoodError(f"{name}: the attribute is not supported")
-    usual = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[op] * directions
-    functions = [name.lower() for name in attributes.texts("activations") or usual]
-    if op == "RNN" and functions == ["relu"] * directions:
-        return "rnn_relu", directions
-    if functions != usual:
-        raise NotUnderstoodError(f"activations: expected {', '.join(usual)}, got {', '.join(functions)}")
-    if op == "GRU":
-        return ("gru" if attributes.whole("linear_before_reset", 0) else "gru_reset_before"), directions
-    return {"LSTM": "lstm", "RNN": "rnn_tanh"}[op], directions
+    direction = attributes.text("direction", "forward")
+    if direction not in ("forward", "reverse", "bidirectional"):
+        raise NotUnderstoodError(f"direction: expected forward, reverse or bidirectional, got {direction!r}")
+    two = direction == "bidirectional"
+    cell = "gru_reset_before" if op == "GRU" and not attributes.whole("linear_before_reset", 0) else op.lower()
+    of = {"cell": cell, "bidirectional": two, "reverse": direction == "reverse"}
+    return of, _formula(op, attributes, 2 if two else 1)
+
+
+def _formula(op: str, attributes: Attributes, directions: int) -> Formula:
+    """Functions and clip."""
+    clip = attributes.real("clip", math.inf)
+    if not clip > 0 or ("clip" in attributes and clip == math.inf):
+        raise NotUnderstoodError(f"clip: expected a positive number, got {clip}")
+    usual = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[op]
+    count = len(usual)
+    functions = _functions(attributes, attributes.texts("activations") or usual * directions)
+    if op == "RNN" and directions == 1:
+        functions = functions[:1]  # by default there are two, whatever the direction is
+    if len(functions) != count * directions:
+        raise NotUnderstoodError(f"activations: expected {count * directions} functions, got {len(functions)}")
+    if functions[:count] != functions[-count:]:
+        raise NotUnderstoodError("activations: expected the same functions for both directions")
+    if op == "RNN":
+        return Formula(candidate=functions[0], clip=clip)
+    gate, candidate, output = (*functions[:count], Formula().output)[:3]
+    return Formula(gate, candidate, output, clip)
+
+
+def _functions(attributes: Attributes, names: Sequence[str]) -> list[Function]:
+    """The functions of a cell, each of which takes as many of the numbers in their order as it has."""
+    functions = []
+    given = {name: attributes.reals(name) or [] for name in ("activation_alpha", "activation_beta")}
+    for name in names:
+        if name.lower() not in IN_CELLS:
+            raise NotUnderstoodError(f"activations: expected {', '.join(IN_CELLS)}, got {name!r}")
+        function, numbers = IN_CELLS[name.lower()], []
+        for (which, left), usual in zip(given.items(), LEFT_OUT.get(function, ()), strict=False):
+            number = left.pop(0) if left else usual
+            if number is None:
+                raise NotUnderstoodError(f"{which}: expected a number for {name}, which has no common default")
+            if not math.isfinite(number):
+                raise NotUnderstoodError(f"{which}: expected a finite number, got {number}")
+            numbers.append(number)
+        functions.append(_function(function, *numbers))
+    for which, left in given.items():
+        if left:
+            raise NotUnderstoodError(f"{which}: expected no more numbers than the functions have, got {left} besides")
+    return functions
+
+
+def _function(name: str, *numbers: float) -> Function:
+    """With 1/6 and other numbers of ours in place of what float32 makes of them."""
+    own = zip(NUMBERS[name], numbers, strict=True)
+    alpha, beta = (*(usual if _decimal(usual) == number else number for usual, number in own), None, None)[:2]
+    return function_of(name, alpha, beta)
+
+
+def _is_coupled(op: str, attributes: Attributes, gate: Function) -> bool:
+    """Whether the forget gate is what the input gate leaves."""
+    if not attributes.whole("input_forget", 0):
+        return False
+    if op != "LSTM":
+        raise NotUnderstoodError(f"input_forget: expected none, since {op} has no such gates")
+    if gate.name != "sigmoid" and not (gate.name == "hard_sigmoid" and gate.beta == 0.5):
+        raise NotUnderstoodError(
+            f"input_forget: expected gates of Sigmoid, or of HardSigmoid with beta 0.5, got {gate.name}"
+        )
+    return True
 
 
 def _lengths(value: Any, time: Axis) -> str | None:
@@ -355,8 +446,8 @@ def _lengths(value: Any, time: Axis) -> str | None:
         return None
     if isinstance(value, np.ndarray) and value.size and time and (value == time[0].size).all():
         return None
-    if isinstance(value, Tensor) and not value.steps and len(value.axes) == 1:
-        return value.source
+    if is_input(value) and len(value.axes) == 1:
+        return str(value.source)
     raise NotUnderstoodError("sequence_lens: expected an input of the graph, or all steps")
 
 
@@ -367,7 +458,7 @@ def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | 
     if isinstance(value, Unclear):
         raise NotUnderstoodError(f"{name}: {value.reason}")
     directions = 2 if of["bidirectional"] else 1
-    if isinstance(value, Tensor) and not value.steps and len(value.axes) == 3 and value.gelu is None:
+    if is_input(value) and len(value.axes) == 3:
         first, batch = (value.axes[1], value.axes[0]) if of["layout"] else value.axes[:2]
         fits = [len(axis) <= 1 for axis in (first, batch)] + [len(value.axes[2]) == 1]
         size = first[0].size if first else 1
@@ -378,6 +469,13 @@ def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | 
         if all(fits) and ours and size in (None, directions) and units in (None, of["hidden_size"]):
             return value.source, first[0] if first else None
     raise NotUnderstoodError(f"{name}: expected zeros, or an input of the graph of {directions} directions")
+
+
+def is_input(value: Any) -> bool:
+    """Whether it is an input as it came, or parts of it."""
+    if not isinstance(value, Tensor) or value.steps:
+        return False
+    return value.gelu is None and value.centred is None and value.before is None
 
 
 def _is_zero(value: Any) -> bool:
@@ -405,6 +503,8 @@ def ready(value: Any) -> Tensor:
         raise NotUnderstoodError("one of two directions alone is used")
     if value.before is not None:
         raise NotUnderstoodError("steps joined in front of others, and no convolution behind")
+    if value.centred is not None:
+        raise NotUnderstoodError("a mean that is not part of a layer normalisation")
     if value.gelu is not None:
         kind, factor = value.gelu
         if kind != "x" or value.type not in FLOATS:
@@ -415,7 +515,14 @@ def ready(value: Any) -> Tensor:
 
 
 def time_of(x: Tensor) -> tuple[Axis | None, Axis | None]:
-    return next(((step.time, step.batch) for step in x.steps if step.time is not None), (None, None))
+    """The axes of time and of rows, as far as a step has told them."""
+    time = next((step.time for step in x.steps if step.time is not None), None)
+    return time, next((step.batch for step in x.steps if step.batch is not None), None)
+
+
+def _reversed(x: Tensor, node: str, time: Axis, batch: Axis | None, options: Mapping[str, Any]) -> Tensor:
+    """The steps in the other order; own: those of each row within its length."""
+    return replace(x, steps=(*x.steps, Step("reverse", node, options, time, batch)), state="")
 
 
 def _check_axes(x: Tensor, time: Axis, batch: Axis) -> None:
@@ -424,8 +531,8 @@ def _check_axes(x: Tensor, time: Axis, batch: Axis) -> None:
             raise NotUnderstoodError(f"the axis of {name}: expected one of the input's")
     if not time:
         raise NotUnderstoodError("the axis of time: expected one of the input's, got a single step")
-    known = time_of(x)
-    if known[0] is not None and known != (time, batch):
+    known = zip(time_of(x), (time, batch), strict=True)
+    if any(before is not None and before != axis for before, axis in known):
         raise NotUnderstoodError("time and batch: expected the same axes as in the layers before")
 
 
@@ -713,7 +820,7 @@ def _both(one: Tensor, other: Tensor, axis: int) -> Tensor:
 def _in_front(first: Any, x: Tensor, axis: int) -> Tensor:
     """Earlier steps in front of a sequence, for a convolution."""
     x, at = ready(x), _axis(axis, len(x.axes))
-    if isinstance(first, Tensor) and not first.steps and first.source != x.source and len(first.axes) == len(x.axes):
+    if is_input(first) and first.source != x.source and len(first.axes) == len(x.axes):
         size, source = first.axes[at][0].size if len(first.axes[at]) == 1 else None, first.source
     elif _is_zero(first) and isinstance(first, np.ndarray) and first.ndim == len(x.axes):
         size, source = first.shape[at], None
@@ -745,7 +852,7 @@ def _gather(call: Call) -> Any:
     value, index = call.given[0], call.given[1]
     axis = call.attributes.whole("axis", 0)
     if isinstance(index, Tensor):
-        return _embedding(call, index, axis)
+        return _embedding(call, ready(index), axis)
     index = call.array(1)
     if isinstance(value, Filled):
         return value
@@ -785,11 +892,22 @@ def _picked(call: Call, x: Tensor, axis: int, place: int, kept: int) -> Tensor:
         return _one_direction(x, axis, place % 2, bool(kept))
     time = time_of(x)[0]
     is_last = place == -1 or (time is not None and place == (time[0].size or 0) - 1 and place > 0)
+    if time is not None and found == time and place == 0 and x.steps[-1].kind == "reverse":
+        return _last_read(call, x, axis, bool(kept))
     if time is not None and found == time and is_last:
         last = call.step(ready(x), "last", own=False)
         middle: tuple[Axis, ...] = ((),) if kept else ()
         return replace(last, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]))
     raise NotUnderstoodError(f"entry {place} of an axis: expected the last step, or a direction")
+
+
+def _last_read(call: Call, x: Tensor, axis: int, keeps: bool) -> Tensor:
+    """The first step of what was turned round: the last one before that."""
+    *before, turn = ready(x).steps
+    two = bool(before) and before[-1].options.get("bidirectional", False)
+    last = call.step(replace(x, steps=tuple(before)), "last", own=turn.options["own"] and not two)
+    middle: tuple[Axis, ...] = ((),) if keeps else ()
+    return replace(last, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]))
 
 
 def _part(x: Tensor, axis: int, first: int, end: int | None, keeps: bool) -> Tensor:
@@ -848,11 +966,36 @@ def _slice(call: Call) -> Any:
             backwards = stride < 0 and end < -value.shape[axis]
             cut[_axis(axis, rank)] = slice(first, None if backwards else end, stride)
         return value[tuple(cut)]
+    if strides == [-1] and isinstance(value, Tensor):
+        return _backwards(call, value, _axis(axes[0], rank), starts[0], ends[0])
     if strides != [1] * len(strides):
-        raise NotUnderstoodError("steps: expected 1")
+        raise NotUnderstoodError("steps: expected 1, or -1 alone")
     for first, end, axis in zip(starts, ends, axes, strict=True):
         value = _sliced(call, value, _axis(axis, rank), first, end)
     return value
+
+
+def _backwards(call: Call, value: Tensor, axis: int, first: int, end: int) -> Tensor:
+    """All steps from the last to the first."""
+    x = ready(value)
+    time = x.axes[axis]
+    if len(time) != 1 or not time[0].is_of(x.source) or time_of(x)[0] not in (None, time):
+        raise NotUnderstoodError("steps: expected -1 for the axis of time alone")
+    size = time[0].size
+    from_last = first == -1 or first >= (2**31 if size is None else size) - 1
+    to_first = end < (-(2**31) + 2 if size is None else -size)
+    if not from_last or not to_first:
+        raise NotUnderstoodError("starts, ends: expected all steps where they are -1")
+    return _reversed(x, label(call.node), time, None, {"own": False})
+
+
+def _reverse_sequence(call: Call) -> Any:
+    x, of = ready(call.given[0]), call.attributes
+    rank = len(x.axes)
+    time, batch = x.axes[_axis(of.whole("time_axis", 0), rank)], x.axes[_axis(of.whole("batch_axis", 1), rank)]
+    _check_axes(x, time, batch)
+    lengths = _lengths(call.given[1] if len(call.given) > 1 else None, time)
+    return _reversed(x, label(call.node), time, batch, {"own": True, "lengths": lengths})
 
 
 def _sliced(call: Call, value: Any, axis: int, first: int, end: int) -> Any:
@@ -997,13 +1140,8 @@ def _arithmetic(call: Call) -> Any:
         if op == "Div" and one.dtype.kind in "iu":
             raise NotUnderstoodError("whole numbers are divided")
         return _FUNCTIONS[op](one, other)
-    if op in ("Add", "Mul") and isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.direction is not None:
-            if other.direction == 0:
-                one, other = other, one
-            if (one.direction, other.direction) == (0, 1) and replace(one, direction=1) == other:
-                return _merged(replace(one, direction=None), MERGES[op])
-        return _gelu_product(call, one, other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _together(call, op, one, other)
     if isinstance(one, Tensor) and isinstance(other, (np.ndarray, Filled)):
         return _affine(call, op, one, other)
     if isinstance(other, Tensor) and isinstance(one, (np.ndarray, Filled)) and op in ("Add", "Mul"):
@@ -1011,6 +1149,20 @@ def _arithmetic(call: Call) -> Any:
     if isinstance(one, Filled) and isinstance(other, Filled) and op == "Mul" and (_is_zero(one) or _is_zero(other)):
         return Filled(0)
     raise NotUnderstoodError("two tensors that depend on the input meet")
+
+
+def _together(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
+    """Two tensors that both come from the input: directions, or the parts of a formula."""
+    if op in ("Add", "Mul") and one.direction is not None:
+        if other.direction == 0:
+            one, other = other, one
+        if (one.direction, other.direction) == (0, 1) and replace(one, direction=1) == other:
+            return _merged(replace(one, direction=None), MERGES[op])
+    if one.centred is not None or other.centred is not None:
+        return _centred(call, op, one, other)
+    if one.gelu is None and other.gelu is None:
+        return _silu(call, op, one, other)
+    return _gelu_product(call, one, other)
 
 
 _FUNCTIONS: dict[str, Any] = {
@@ -1069,6 +1221,8 @@ def _branch(call: Call) -> Any:
 
 
 def _unary(call: Call) -> Any:
+    if call.node.op_type == "Sqrt" and isinstance(call.given[0], Tensor):
+        return _spread(call.given[0])
     value = call.array(0)
     call.scope.spend(value.nbytes)
     function: Any = {"Sqrt": np.sqrt, "Neg": np.negative, "Reciprocal": np.reciprocal}[call.node.op_type]
@@ -1098,6 +1252,8 @@ def _numbers(call: Call, x: Tensor, value: Any) -> Array:
 
 def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
     """A shift or a scale: a layer's bias, or part of a normalisation."""
+    if x.centred is not None:
+        return _widened(op, x, value)
     if (x.gelu is not None and (x.gelu[0] != "x" or op in ("Mul", "Div"))) or (
         op in ("Mul", "Div") and _is_close(value, (0.5, 2.0, math.sqrt(2), math.sqrt(0.5)))
     ):
@@ -1115,6 +1271,10 @@ def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
         bias = np.broadcast_to(numbers, weight.shape[:1])
         if bias.dtype == weight.dtype or not numbers.ndim:
             return replace(x, steps=(*x.steps[:-1], replace(last, options={**last.options, "bias": bias})))
+    if last and last.kind == "layer_norm" and numbers.ndim:
+        part = _part_of_norm(op, last.options, numbers)
+        if part:
+            return replace(x, steps=(*x.steps[:-1], replace(last, options={**last.options, **part})))
     dtype = FLOATS[x.type]
     return call.step(x, "affine", op=op, numbers=numbers, dtype=dtype)
 
@@ -1167,26 +1327,105 @@ def _gelu_product(call: Call, one: Tensor, other: Tensor) -> Tensor:
     return _activated(x, call, "gelu") if math.isclose(factor, 0.5, rel_tol=1e-6) else replace(x, gelu=("gelu", factor))
 
 
-def _activated(value: Any, call: Call, name: str, alpha: float | None = None) -> Tensor:
+# The formula of a layer normalisation taken apart, (x - mean) / sqrt(mean((x - mean)**2) + eps): each tensor inside it
+# has the steps of x, says which part it is, and holds what was added so far.
+
+
+def _mean(call: Call, x: Tensor) -> Tensor:
+    if x.centred is None:
+        x, kind = ready(x), "mean"
+    elif x.centred[0] == "square":
+        kind = "variance"
+    else:
+        raise NotUnderstoodError("a mean that is not part of a layer normalisation")
+    if not x.axes or (x.units is not None and x.axes[-1] != x.units) or not call.attributes.whole("keepdims", 1):
+        raise NotUnderstoodError("a mean that is not one of all units")
+    return replace(x, axes=(*x.axes[:-1], ()), centred=(kind, 0.0), state="")
+
+
+def _power(call: Call) -> Tensor:
+    x = call.given[0]
+    if not isinstance(x, Tensor) or not _is_close(call.array(1), (2.0,)):
+        raise NotUnderstoodError("expected the square of what comes from the input")
+    return _centred(call, "Mul", x, x)
+
+
+def _centred(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
+    """Two parts of it meet."""
+    kinds = tuple("x" if x.centred is None else x.centred[0] for x in (one, other))
+    wide = replace(other, axes=(*other.axes[:-1], one.axes[-1] if one.axes else ()), centred=one.centred)
+    if kinds == ("deviation", "deviation") and op == "Mul" and one == other:
+        return replace(one, centred=("square", 0.0))
+    if kinds == ("x", "mean") and op == "Sub" and wide == ready(one):
+        return replace(one, centred=("deviation", 0.0), state="")
+    if kinds == ("deviation", "spread") and op == "Div" and wide == one:
+        return _normalised(call, replace(one, centred=None), other.centred[1] if other.centred else 0.0)
+    raise NotUnderstoodError("a mean that is not part of a layer normalisation")
+
+
+def _widened(op: str, x: Tensor, value: Any) -> Tensor:
+    """What is added to the variance."""
+    assert x.centred is not None
+    found = value.value if isinstance(value, Filled) else value
+    if op != "Add" or x.centred != ("variance", 0.0) or isinstance(found, Size) or np.size(found) != 1:
+        raise NotUnderstoodError("a mean that is not part of a layer normalisation")
+    number = np.asarray(found).reshape(-1)[0]
+    return replace(x, centred=("variance", _decimal(number) if x.type == 1 else float(number)))
+
+
+def _spread(x: Tensor) -> Tensor:
+    if x.centred is None or x.centred[0] != "variance":
+        raise NotUnderstoodError("a root that is not part of a layer normalisation")
+    return replace(x, centred=("spread", x.centred[1]))
+
+
+def _normalised(call: Call, x: Tensor, eps: float) -> Tensor:
+    size = math.prod(atom.size or 0 for atom in x.axes[-1])
+    if not size or x.type not in FLOATS or not 0 <= eps < math.inf:
+        raise NotUnderstoodError("a layer normalisation of how many units, or of what, is not known")
+    call.scope.spend(size * FLOATS[x.type].itemsize)
+    weight = np.ones(size, FLOATS[x.type])
+    return call.step(_with_units_last(x), "layer_norm", weight=weight, bias=None, eps=eps, is_plain=True)
+
+
+def _part_of_norm(op: str, of: Mapping[str, Any], numbers: Array) -> dict[str, Any]:
+    """The weight or the bias of one that was taken apart, which come in this order behind it."""
+    if numbers.dtype != of["weight"].dtype or of["bias"] is not None:
+        return {}
+    if op == "Mul" and of.get("is_plain"):
+        return {"weight": numbers, "is_plain": False}
+    return {"bias": numbers} if op == "Add" else {}
+
+
+def _silu(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
+    """x * sigmoid(x), in any order."""
+    x, gate = sorted((ready(one), ready(other)), key=lambda value: len(value.steps))
+    is_gate = bool(gate.steps) and gate.steps[-1].options.get("function") == Function("sigmoid")
+    if op != "Mul" or not is_gate or replace(gate, steps=gate.steps[:-1]) != x:
+        raise NotUnderstoodError("two tensors that depend on the input meet")
+    return _activated(x, call, "silu")
+
+
+def _activated(value: Any, call: Call, name: str, *numbers: float) -> Tensor:
     x = ready(value)
     if x.type not in FLOATS:
         raise NotUnderstoodError("expected numbers of float32 or float64")
-    return call.step(x, "activation", name=name, alpha=alpha)
+    return call.step(x, "activation", function=_function(name, *numbers))
 
 
 def _activation(call: Call) -> Any:
     op, of = call.node.op_type, call.attributes
-    if op == "HardSigmoid":
-        if not (abs(of.real("alpha", 0.2) - 1 / 6) < 1e-6 and of.real("beta", 0.5) == 0.5):
-            raise NotUnderstoodError("alpha, beta: expected 1/6 and 0.5")
-        return _activated(call.given[0], call, "hard_sigmoid")
     if op == "Gelu" and of.text("approximate", "none") != "none":
         raise NotUnderstoodError("approximate: expected none")
-    if op == "Elu":
-        return _activated(call.given[0], call, "elu", of.real("alpha", 1.0))
-    if op == "LeakyRelu":
-        return _activated(call.given[0], call, "leaky_relu", of.real("alpha", float(np.float32(0.01))))
-    return _activated(call.given[0], call, op.lower())
+    for name, number in SELU.items():
+        if op == "Selu" and not _is_close(of.real(name, number), (number,)):
+            raise NotUnderstoodError(f"{name}: expected {number}, got {of.real(name, number)}")
+    if op == "Swish" and of.real("alpha", 1.0) != 1:
+        raise NotUnderstoodError(f"alpha: expected 1, got {of.real('alpha', 1.0)}")
+    usual = {"Elu": (1.0,), "LeakyRelu": (0.01,), "ThresholdedRelu": (1.0,), "HardSigmoid": (0.2, 0.5)}.get(op, ())
+    names = {"LeakyRelu": "leaky_relu", "ThresholdedRelu": "thresholded_relu", "HardSigmoid": "hard_sigmoid"}
+    numbers = [of.real(name, number) for name, number in zip(("alpha", "beta"), usual, strict=False)]
+    return _activated(call.given[0], call, {**names, "Swish": "silu"}.get(op, op.lower()), *numbers)
 
 
 def _softmax(call: Call) -> Any:
@@ -1195,9 +1434,16 @@ def _softmax(call: Call) -> Any:
     last = len(x.axes) - 1
     if _axis(axis, len(x.axes)) != last:
         raise NotUnderstoodError(f"axis: expected the last one, got {axis}")
-    if x.units is None or x.axes[last] != x.units:
+    return _activated(_with_units_last(x), call, "softmax")
+
+
+def _with_units_last(x: Tensor) -> Tensor:
+    """The last axis is that of the units: as steps before have told, or what follows must take it to be."""
+    last = x.axes[-1]
+    is_free = x.units is None and len(last) == 1 and last[0].is_of(x.source)
+    if not is_free and last != x.units:
         raise NotUnderstoodError("expected the units of the layer before on the last axis")
-    return _activated(x, call, "softmax")
+    return replace(x, units=last)
 
 
 def _matmul(call: Call) -> Any:
@@ -1269,7 +1515,10 @@ def _reduce(call: Call) -> Any:
     if not isinstance(value, Tensor) or axes is None or len(axes) != 1:
         raise NotUnderstoodError("expected the directions to be merged")
     axis = _axis(axes[0], len(value.axes))
-    if value.units is None or len(value.units) != 2 or value.axes[axis] != value.units[:1] or not value.steps:
+    is_merge = value.units is not None and len(value.units) == 2 and value.axes[axis] == value.units[:1]
+    if call.node.op_type == "ReduceMean" and axis == len(value.axes) - 1 and not is_merge:
+        return _mean(call, value)
+    if not is_merge or not value.steps:
         raise NotUnderstoodError("expected the directions to be merged")
     keeps: tuple[Axis, ...] = ((),) if call.attributes.whole("keepdims", 1) else ()
     x = replace(value, axes=(*value.axes[:axis], *keeps, *value.axes[axis + 1 :]))
@@ -1346,8 +1595,10 @@ OPERATIONS: dict[str, Callable[[Call], Any]] = {
     "Gather": _gather, "Slice": _slice, "Split": _split, "ConstantOfShape": _constant_of_shape, "Expand": _expand,
     "If": _branch, "Tile": _tile, "Range": _range, "Where": _where, "Pad": _pad, "Erf": _erf, "Softmax": _softmax,
     "MatMul": _matmul, "Gemm": _gemm, "LayerNormalization": _layer_norm, "BatchNormalization": _batch_norm,
-    "Conv": _convolution, **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _arithmetic),
+    "Conv": _convolution, "Pow": _power, "ReverseSequence": _reverse_sequence,
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _arithmetic),
     **dict.fromkeys(("Sqrt", "Neg", "Reciprocal"), _unary),
     **dict.fromkeys(("ReduceSum", "ReduceProd", "ReduceMean"), _reduce),
     **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Softplus", "HardSigmoid", "Gelu"), _activation),
+    **dict.fromkeys(("ThresholdedRelu", "Softsign", "Selu", "Swish"), _activation),
 }  # fmt: skip
