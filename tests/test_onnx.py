@@ -42,7 +42,7 @@ def random(shape, dtype="float32", seed=0):
 # ---- files of torch.onnx.export
 
 
-def export(module, arguments, path, dynamic=True, names=("x", "h", "c")):
+def export(module, arguments, path, dynamic=True, names=("x", "h", "c"), opset=None):
     """A file as torch.onnx.export writes it, with the axes of sequence and rows left open or not."""
     given = [names[0]] + [names[i] for i in range(1, 1 + sum(torch.is_tensor(a) for a in flat(arguments[1:])))]
     axes = {name: {0: f"{name}_0", 1: f"{name}_1"} if name == "x" else {1: "batch"} for name in given}
@@ -50,7 +50,13 @@ def export(module, arguments, path, dynamic=True, names=("x", "h", "c")):
         # The exporter speaks of its successor, and of sizes that it takes as they are.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, arguments, os.fspath(path), dynamo=False, input_names=given, dynamic_axes=axes if dynamic else None
+            module,
+            arguments,
+            os.fspath(path),
+            dynamo=False,
+            input_names=given,
+            dynamic_axes=axes if dynamic else None,
+            opset_version=opset,
         )
 
 
@@ -383,6 +389,244 @@ def test_refused_attributes(op, options, name, path):
         formats.load(path, node="node")
 
 
+ENDS = {"first": np.array([-1]), "end": np.array([-(2**63)]), "zero": np.array([0]), "step": np.array([-1])}
+node = helper.make_node
+
+
+def recurrent(op, x, given=(), outputs=("all",), **attributes):
+    """A node whose input has 6 units."""
+    return node(op, [x, "W", "R", "B", *given], outputs, hidden_size=6, **attributes)
+
+
+BACKWARDS = {
+    "two": (
+        [recurrent("GRU", "x", direction="reverse"), node("Squeeze", ["all", "one"], ["flat"]),
+         recurrent("GRU", "flat", outputs=["more"], direction="reverse"), node("Squeeze", ["more", "one"], ["y"])],
+        "Reverse GRU GRU Reverse",
+    ),
+    "two and what lies between": (
+        [recurrent("LSTM", "x", direction="reverse"), node("Squeeze", ["all", "one"], ["flat"]),
+         node("Relu", ["flat"], ["relu"]), recurrent("LSTM", "relu", outputs=["more"]),
+         node("Squeeze", ["more", "one"], ["y"])],
+        "Reverse LSTM Reverse Activation LSTM",
+    ),
+    "last state": (
+        [recurrent("LSTM", "x", outputs=["", "h"], direction="reverse"), node("Squeeze", ["h", "zero"], ["last"]),
+         node("MatMul", ["last", "M"], ["y"])],
+        "Reverse LSTM Last Dense",
+    ),
+    "last read": (
+        [recurrent("RNN", "x", direction="reverse"), node("Squeeze", ["all", "one"], ["flat"]),
+         node("Gather", ["flat", "nought"], ["last"]), node("MatMul", ["last", "M"], ["y"])],
+        "Reverse RNN Last Dense",
+    ),
+    "first read": (
+        [recurrent("RNN", "x", direction="reverse"), node("Squeeze", ["all", "one"], ["flat"]),
+         node("Gather", ["flat", "minus"], ["y"])],
+        "Reverse RNN Reverse Last",
+    ),
+    "turned by a slice": (
+        [node("Slice", ["x", *ENDS], ["turned"]), recurrent("GRU", "turned"), node("Squeeze", ["all", "one"], ["flat"]),
+         node("Slice", ["flat", *ENDS], ["y"])],
+        "Reverse GRU Reverse",
+    ),
+    "turned twice": (
+        [node("Slice", ["x", *ENDS], ["turned"]), recurrent("GRU", "turned", direction="reverse"),
+         node("Squeeze", ["all", "one"], ["y"])],
+        "GRU Reverse",
+    ),
+    "last of both after a slice": (
+        [recurrent("GRU", "x", outputs=["both"], direction="bidirectional"),
+         node("Transpose", ["both"], ["moved"], perm=[0, 2, 1, 3]), node("Reshape", ["moved", "wide"], ["flat"]),
+         node("Slice", ["flat", *ENDS], ["turned"]), node("Gather", ["turned", "nought"], ["y"])],
+        "GRU Activation Last",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_backwards(name, path):
+    """Paths whose order of time changes."""
+    nodes, layers = BACKWARDS[name]
+    (op,) = {one.op_type for one in nodes if one.op_type in KINDS}
+    arrays = weights(op, 2 if "both" in name else 1, inputs=6) | ENDS | {"one": np.array([1]), "M": random((6, 3))}
+    arrays |= {"nought": np.array(0), "minus": np.array(-1), "wide": np.array([0, 0, -1])}
+    written(path, nodes, {"x": (1, ["T", "B", 6])}, {"y": (1, None)}, arrays)
+    model = formats.load(path)
+    assert " ".join(type(layer).__name__ for layer in model) == layers
+    x = random((7, 3, 6))
+    assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_backwards_within_lengths(op, path):
+    """Each row is read from its own end; one layer reads backwards by its direction, another since its input is."""
+    arrays = weights(op, inputs=6) | {"one": np.array([1])}
+    nodes = [
+        node("Cast", ["lens"], ["ends"], to=7),
+        recurrent(op, "x", ["lens"], direction="reverse"), node("Squeeze", ["all", "one"], ["flat"]),
+        node("ReverseSequence", ["flat", "ends"], ["turned"]), recurrent(op, "turned", ["lens"], ["more"]),
+        node("Squeeze", ["more", "one"], ["after"]), node("ReverseSequence", ["after", "ends"], ["y"]),
+    ]  # fmt: skip
+    written(path, nodes, {"x": (1, ["T", "B", 6]), "lens": (6, ["B"])}, {"y": (1, None)}, arrays)
+    model = formats.load(path)
+    assert [type(layer).__name__ for layer in model] == ["Reverse", op, op, "Reverse"]
+    x, lengths = random((7, 3, 6)), np.array([7, 2, 4])
+    assert_close(model(x, lengths=lengths), run(path, x=x, lens=lengths.astype(np.int32))["y"], "torch_float32")
+
+
+def test_backwards_refused(path):
+    """Where it is not each row that is turned, or not time, or not all of it."""
+
+    def refused(nodes, reason, **arrays):
+        inputs = {"x": (1, ["T", "B", 6]), "lens": (6, ["B"])}
+        written(
+            path, nodes, inputs, {"y": (1, None)}, weights("GRU", inputs=6) | ENDS | {"one": np.array([1])} | arrays
+        )
+        with pytest.raises(gw.FormatError, match=reason):
+            formats.load(path)
+
+    turn, layer = node("Slice", ["x", *ENDS], ["turned"], name="turn"), recurrent("GRU", "turned", ["lens"], ["y"])
+    refused([turn, layer], "sequence_lens: ")
+    refused([turn, layer], "time and batch: ", zero=np.array([1]))
+    refused([turn, layer], r"node 'turn' \(Slice\): steps: ", step=np.array([-2]))
+    refused([turn, layer], r"node 'turn' \(Slice\): starts, ends: ", end=np.array([-3]))
+    refused([turn, layer], r"node 'turn' \(Slice\): starts, ends: ", first=np.array([-2]))
+
+
+def test_backwards_of_pytorch(path):
+    """Two layers with one first state, read backwards, batch first."""
+
+    class Backwards(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = torch.nn.GRU(5, 6, 2, batch_first=True)
+
+        def forward(self, x, state):
+            y, after = self.recurrent(x.flip(1), state)
+            return y.flip(1), after
+
+    module, x, state = Backwards().eval(), torch.randn(3, 7, 5), torch.randn(2, 3, 6)
+    export(module, (x, state), path)
+    model = formats.load(path)
+    assert [type(layer).__name__ for layer in model] == ["Reverse", "GRU", "Reverse"]
+    assert model.batch_first
+    assert model[1].num_layers == 2
+    y, (after,) = model(x.numpy(), (state.numpy(),), return_state=True)
+    with torch.no_grad():
+        expected = module(x, state)
+    assert_close((y, after), tuple(one.numpy() for one in expected), "torch_float32")
+
+
+def function_node(op, **attributes):
+    return node(op, ["sums"], ["y"], name="function", **attributes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "activation"),
+    [
+        ([function_node("HardSigmoid")], ("hard_sigmoid", 0.2, 0.5)),
+        ([function_node("HardSigmoid", alpha=1 / 6)], ("hard_sigmoid",)),
+        ([function_node("HardSigmoid", alpha=0.3, beta=0.4)], ("hard_sigmoid", 0.3, 0.4)),
+        ([function_node("ThresholdedRelu")], ("thresholded_relu",)),
+        ([function_node("ThresholdedRelu", alpha=0.4)], ("thresholded_relu", 0.4)),
+        ([function_node("Softsign")], ("softsign",)),
+        ([function_node("Selu")], ("selu",)),
+        ([node("Sigmoid", ["sums"], ["gate"]), node("Mul", ["gate", "sums"], ["y"])], ("silu",)),
+        ([node("Sigmoid", ["sums"], ["gate"]), node("Mul", ["sums", "gate"], ["y"])], ("silu",)),
+    ],
+)  # fmt: skip
+def test_functions(nodes, activation, path):
+    arrays = weights("GRU", inputs=5) | {"one": np.array([1]), "M": random((6, 3)) * 4}
+    begin = [recurrent("GRU", "x"), node("Squeeze", ["all", "one"], ["flat"]), node("MatMul", ["flat", "M"], ["sums"])]
+    written(path, [*begin, *nodes], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+    model = formats.load(path)
+    assert repr(model[1].activation) == repr(gw.Activation(*activation))
+    x = random((7, 3, 5))
+    assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name"),
+    [
+        ([function_node("Selu", alpha=1.5)], "alpha"),
+        ([function_node("Selu", gamma=1.5)], "gamma"),
+        ([function_node("HardSigmoid", alpha=float("nan"))], "alpha"),
+        ([node("Tanh", ["sums"], ["gate"]), node("Mul", ["sums", "gate"], ["y"], name="function")], "two tensors"),
+        ([node("Sigmoid", ["flat"], ["gate"]), node("Mul", ["flat", "gate"], ["other"]),
+          node("Add", ["sums", "gate"], ["y"], name="function")], "two tensors"),
+        ([node("Sigmoid", ["flat"], ["gate"]), node("Mul", ["sums", "gate"], ["y"], name="function")], "two tensors"),
+    ],
+)  # fmt: skip
+def test_refused_functions(nodes, name, path):
+    arrays = weights("GRU", inputs=5) | {"one": np.array([1]), "M": random((6, 6))}
+    begin = [recurrent("GRU", "x"), node("Squeeze", ["all", "one"], ["flat"]), node("MatMul", ["flat", "M"], ["sums"])]
+    written(path, [*begin, *nodes], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+    with pytest.raises(gw.FormatError, match=rf"node 'function' \(\w+\): {name}"):
+        formats.load(path)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("opset", [13, 17])
+def test_layer_normalisation(affine, first, opset, path):
+    """Below operator set 17 it is taken apart."""
+
+    class Normalised(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(5, eps=1e-3, elementwise_affine=affine)
+            self.recurrent = torch.nn.GRU(5, 5, batch_first=True)
+
+        def forward(self, x):
+            return self.recurrent(self.norm(x))[0] if first else self.norm(self.recurrent(x)[0])
+
+    module, x = Normalised().eval(), torch.randn(3, 7, 5)
+    with torch.no_grad():
+        for value in module.norm.parameters():
+            value.uniform_(0.5, 1.5)
+    export(module, (x,), path, opset=opset)
+    operators = {one.op_type for one in onnx.load(path).graph.node}
+    assert ("LayerNormalization" in operators) == (opset == 17)
+    model = formats.load(path)
+    assert [type(layer).__name__ for layer in model] == (["LayerNorm", "GRU"] if first else ["GRU", "LayerNorm"])
+    assert model[0 if first else 1].eps == 1e-3
+    with torch.no_grad():
+        assert_close(model(x.numpy()), module(x).numpy(), "torch_float32")
+
+
+def normalisation(mean=-1, power=2.0, root="Sqrt", other="off", keepdims=1, end="normed"):
+    """The parts of one, with a layer behind, and their numbers."""
+    nodes = [
+        node("ReduceMean", ["x"], ["mean"], axes=[mean], keepdims=keepdims), node("Sub", ["x", "mean"], ["off"]),
+        node("Pow", ["off", "power"], ["square"]), node("ReduceMean", ["square"], ["variance"], axes=[-1]),
+        node("Add", ["variance", "eps"], ["more"]), node(root, ["more"], ["root"]),
+        node("Div", [other, "root"], ["normed"]), recurrent("GRU", end, outputs=["y"]),
+    ]  # fmt: skip
+    return nodes, weights("GRU") | {"power": np.float32(power), "eps": np.float32(1e-5)}
+
+
+def test_no_layer_normalisation(path):
+    """What is almost one, and what is one with a part of it as an output."""
+    for change in (
+        {}, {"mean": 0}, {"power": 3.0}, {"root": "Reciprocal"}, {"other": "x"}, {"keepdims": 0}, {"end": "mean"},
+        {"end": "off"}, {"end": "square"}, {"end": "variance"}, {"end": "root"},
+    ):  # fmt: skip
+        nodes, arrays = normalisation(**change)
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays, 13)
+        if not change:
+            assert isinstance(formats.load(path)[0], gw.LayerNorm)
+            continue
+        with pytest.raises(gw.FormatError):
+            formats.load(path)
+    nodes, arrays = normalisation()
+    for part in ("mean", "off", "square", "variance", "root"):
+        outputs = {"y": (1, None), part: (1, None)}
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, outputs, arrays, 13)
+        with pytest.raises(gw.FormatError):
+            formats.load(path)
+
+
 def test_merged_directions(path):
     """Two directions that are taken apart and added."""
     arrays = weights("GRU", 2) | {"axes": np.array([1])}
@@ -624,6 +868,35 @@ def test_saved_layers(cell, batch_first, layers, two, bias, path):
         np.testing.assert_array_equal(again.parameters[name], value)
 
 
+FORMULAS = {
+    "gates": {"recurrent_activation": gw.Activation("hard_sigmoid", 0.2, 0.5), "clip": 0.75},
+    "names": {"activation": "softsign", "recurrent_activation": "hard_sigmoid"},
+    "numbers": {"activation": gw.Activation("scaled_tanh", 1.7159, 0.6667),
+                "recurrent_activation": gw.Activation("affine", 0.25, 0.5)},
+    "without bounds": {"activation": gw.Activation("leaky_relu", 0.3), "recurrent_activation": "sigmoid"},
+    "a threshold": {"activation": gw.Activation("thresholded_relu", 0.125), "clip": 2.0},
+    "nothing else": {"clip": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", KINDS)
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(("layers", "two"), [(1, False), (2, True)])
+def test_saved_formulas(cell, name, layers, two, path):
+    """Functions, clip and peepholes of cells."""
+    options = dict(FORMULAS[name])
+    if cell == "LSTM":
+        options |= {"peepholes": name != "names", "output_activation": gw.Activation("elu", 0.5) if two else None}
+    if cell == "RNN":
+        options["nonlinearity"] = options.pop("activation", "relu")
+        options.pop("recurrent_activation", None)
+    layer = getattr(gw, cell)(5, 6, layers, bidirectional=two, seed=1, **options)
+    again = compare_with_runtime(layer, path, random((4, 3, 5)))
+    assert repr(again) == repr(layer)
+    for parameter, value in layer.parameters.items():
+        np.testing.assert_array_equal(again.parameters[parameter], value)
+
+
 NETWORKS = {
     "tokens": lambda **o: [gw.Embedding(9, 5), gw.Dropout(), gw.LSTM(5, 6, 2, **o), gw.Last(), gw.Dense(6, 3)],
     "two directions": lambda **o: [gw.LSTM(5, 6, bidirectional=True, **o), gw.Dropout(), gw.Last(), gw.Dense(12, 3)],
@@ -645,6 +918,21 @@ NETWORKS = {
         gw.Activation("hard_sigmoid"), gw.Activation("elu", 0.3), gw.Activation("leaky_relu", 0.2),
         gw.Activation("softplus"), gw.Activation("gelu"), gw.Activation("softmax"),
     ],
+    "other functions": lambda **o: [
+        gw.RNN(5, 6, **o),
+        *(gw.Dense(6, 6, activation=gw.Activation(name)) for name in ("silu", "selu", "softsign", "thresholded_relu")),
+        gw.Activation("silu"), gw.Activation("thresholded_relu", 0.125), gw.Activation("affine", 1.5, 0.25),
+        gw.Activation("hard_sigmoid", 0.2, 0.4), gw.Activation("scaled_tanh", 1.7, 0.6),
+    ],
+    "a function first": lambda **o: [gw.Activation("softmax"), gw.LSTM(5, 6, **o)],
+    "a normalisation first": lambda **o: [gw.LayerNorm(5), gw.Activation("silu"), gw.GRU(5, 6, **o)],
+    "backwards": lambda **o: [
+        gw.Dense(5, 5), gw.Reverse(), gw.LSTM(5, 6, 2, **o), gw.Reverse(), gw.GRU(6, 4, **o), gw.Reverse(), gw.Last(),
+    ],
+    "backwards from a function on": lambda **o: [gw.Activation("softmax"), gw.Reverse(), gw.Dense(5, 3), gw.Reverse()],
+    "backwards alone": lambda **o: [gw.Reverse(), gw.LSTM(5, 6, **o), gw.Last(), gw.Dense(6, 3, activation="silu")],
+    "turned round": lambda **o: [gw.Reverse(), gw.Dense(5, 3)],
+    "tokens backwards": lambda **o: [gw.Embedding(9, 5), gw.Reverse(), gw.GRU(5, 6, bidirectional=True, **o)],
 }  # fmt: skip
 
 
@@ -654,7 +942,7 @@ def test_saved_networks(name, batch_first, path):
     model = gw.Sequential(NETWORKS[name](batch_first=batch_first), batch_first=batch_first)
     model.load_state_dict({name: np.abs(random(value.shape)) / 4 + 0.1 if "var" in name else random(value.shape) / 3
                            for name, value in model.parameters.items()})  # fmt: skip
-    x = np.random.default_rng(0).integers(0, 9, (4, 3)) if name == "tokens" else random((4, 3, 5))
+    x = np.random.default_rng(0).integers(0, 9, (4, 3)) if "tokens" in name else random((4, 3, 5))
     compare_with_runtime(model, path, x)
 
 
@@ -672,6 +960,14 @@ def test_saved_float64(path):
 def test_what_cannot_be_saved(path):
     with pytest.raises(ValueError, match="proj_size"):
         formats.save(gw.LSTM(5, 6, proj_size=3), path)
+    for name in ("silu", "gelu", "selu"):
+        for layer in (gw.LSTM(5, 6, activation=name), gw.GRU(5, 6, activation=name), gw.RNN(5, 6, nonlinearity=name)):
+            with pytest.raises(ValueError, match=rf"layers\[1\]: .*{name}.* got {type(layer).__name__}\(5, 6"):
+                formats.save(gw.Sequential([gw.Dense(5, 5), layer]), path)
+    with pytest.raises(ValueError, match=r"layers\[0\]: .* got Masking\("):
+        formats.save(gw.Sequential([gw.Masking(), gw.LSTM(5, 6)]), path)
+    with pytest.raises(ValueError, match=r"layers\[0\]: .* got Embedding\(.*mask_zero=True"):
+        formats.save(gw.Sequential([gw.Embedding(9, 5, mask_zero=True), gw.LSTM(5, 6)]), path)
     with pytest.raises(TypeError, match="model: expected Sequential or a layer, got int"):
         formats.save(3, path)
     assert not path.exists()
@@ -768,7 +1064,14 @@ def test_mutated_files(path, tmp_path):
         sources.append(path.read_bytes())
     formats.save(gw.Sequential(NETWORKS["convolutions"]()), path)
     sources.append(path.read_bytes())
-    formats.save(gw.Sequential(NETWORKS["functions"]()), path)
+    for name in ("functions", "other functions", "backwards"):
+        formats.save(gw.Sequential(NETWORKS[name]()), path)
+        sources.append(path.read_bytes())
+    formats.save(gw.LSTM(5, 6, peepholes=True, bidirectional=True, **FORMULAS["numbers"]), path)
+    sources.append(path.read_bytes())
+    export(torch.nn.Sequential(torch.nn.LayerNorm(5), torch.nn.SiLU()), (torch.randn(2, 3, 5),), path, opset=13)
+    sources.append(path.read_bytes())
+    one_node(path, "LSTM", 2, peepholes=True, input_forget=1, clip=0.5, lens=True)
     sources.append(path.read_bytes())
     generator = chance.Random(0)
     refused = 0
@@ -789,7 +1092,7 @@ def test_mutated_files(path, tmp_path):
                 data[place : place + 16] = data[other : other + 16]
         path.write_bytes(data)
         try:
-            formats.load(path, node=generator.choice([None, None, "GRU_1", "/recurrent/LSTM"]))
+            formats.load(path, node=generator.choice([None, None, None, "GRU_1", "/recurrent/LSTM", "node"]))
         except gw.FormatError:
             refused += 1
     assert refused > 500

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from gatewise import blocks
+from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.formats.errors import reading
 from gatewise.formats.onnx_graph import (
+    IN_CELLS,
+    PEEPHOLES,
     RECURRENT,
     SINCE,
     TYPES,
@@ -564,7 +567,8 @@ def save(model: Sequential | Layer | blocks.Block, path: str | os.PathLike[str])
     TypeError
         If `model` is something else.
     ValueError
-        If a layer is one that ONNX has no operator for: an LSTM with proj_size.
+        If a layer is one that ONNX has no operator for: an LSTM with proj_size, a recurrent layer with silu, gelu or
+        selu inside, Masking, an Embedding with mask_zero.
     OSError
         If the file cannot be written; what was there is untouched.
     """
@@ -575,6 +579,13 @@ def save(model: Sequential | Layer | blocks.Block, path: str | os.PathLike[str])
     onnx = _onnx()
     data = _Writer(onnx, model).model().SerializeToString()
     write_pieces(os.fsdecode(path), [data])
+
+
+def _numbers(functions: Sequence[Function]) -> tuple[list[float], list[float]]:
+    """The alphas of those that have one, and the betas."""
+    numbers = [function.numbers for function in functions]
+    alphas, betas = ([each[i] for each in numbers if len(each) > i] for i in range(2))
+    return alphas, betas
 
 
 class _Writer:
@@ -666,6 +677,7 @@ class _Writer:
         if of.proj_size:
             raise ValueError(f"layers[{i}]: expected no proj_size, which ONNX's LSTM has not, got {layer!r}")
         op = "RNN" if of.cell.startswith("rnn") else of.cell[:4].rstrip("_").upper()
+        options = self._options(i, layer, op)
         kinds = "hc" if of.has_cell_state else "h"
         shape = [of.num_layers * of.directions, "batch", of.hidden_size]
         entry, self._states = self._states, self._states + 1
@@ -675,8 +687,9 @@ class _Writer:
         for k in range(of.num_layers):
             first = [self._state_part(f"{kind}{entry}_in", k, of) for kind in kinds]
             outputs = [self._name("sequence"), *(self._name(f"last_{kind}") for kind in kinds)]
-            weights = self._weights(layer, k, op)
-            self._node(op, [value, *weights, "", *first], outputs, **self._options(of, op))
+            peepholes = self._peepholes(layer, k)
+            given = [value, *self._weights(layer, k, op), "", *first, *peepholes]
+            self._node(op, given, outputs, **options)
             value = self._both(outputs[0], merge if k == of.num_layers - 1 else "concat", has_time=True)
             for names, name in zip(last, outputs[1:], strict=True):
                 names.append(name)
@@ -691,7 +704,8 @@ class _Writer:
         first, end = k * of.directions, (k + 1) * of.directions
         return self._node("Slice", [name, self._whole(first), self._whole(end), self._whole(0)])
 
-    def _options(self, of: Any, op: str) -> dict[str, Any]:
+    def _options(self, i: int, layer: Layer, op: str) -> dict[str, Any]:
+        of = layer._architecture
         options: dict[str, Any] = {
             "hidden_size": of.hidden_size, "direction": "bidirectional" if of.bidirectional else "forward",
         }  # fmt: skip
@@ -699,7 +713,29 @@ class _Writer:
             options["linear_before_reset"] = int(of.cell == "gru")
         if of.cell == "rnn_relu":
             options["activations"] = ["Relu"] * of.directions
-        return options
+        if of.formula is None:
+            return options
+        gate, candidate, output = of.formula[:3]
+        functions = {"LSTM": [gate, candidate, output], "GRU": [gate, candidate], "RNN": [candidate]}[op]
+        functions = [Function("affine", 1.0) if one.name == "linear" else one for one in functions]
+        for function in functions:
+            if function.name not in IN_CELLS:
+                raise ValueError(
+                    f"layers[{i}]: expected no {function.name}, which ONNX's cells have not, got {layer!r}"
+                )
+        options["activations"] = [IN_CELLS[function.name] for function in functions] * of.directions
+        for name, numbers in zip(("activation_alpha", "activation_beta"), _numbers(functions), strict=True):
+            options |= {name: numbers * of.directions} if numbers else {}
+        return options if of.formula.clip == math.inf else {**options, "clip": of.formula.clip}
+
+    def _peepholes(self, layer: Layer, k: int) -> list[str]:
+        of, parameters = layer._architecture, layer._holder.weights.arrays
+        if of.formula is None or not of.formula.peepholes:
+            return []
+        suffixes = [f"_l{k}", f"_l{k}_reverse"][: of.directions]
+        order = np.argsort(PEEPHOLES)
+        rows = [parameters["weight_ch" + suffix].reshape(3, -1)[order].reshape(-1) for suffix in suffixes]
+        return [self._array("P", np.stack(rows))]
 
     def _weights(self, layer: Layer, k: int, op: str) -> list[str]:
         of, parameters = layer._architecture, layer._holder.weights.arrays
@@ -737,6 +773,11 @@ class _Writer:
 
     def _block(self, i: int, layer: Any, value: str) -> str:
         arrays = layer._holder.weights.arrays
+        if isinstance(layer, blocks.Masking) or getattr(layer, "mask_zero", False):
+            raise ValueError(f"layers[{i}]: expected no steps that are left out, which ONNX cannot say, got {layer!r}")
+        if isinstance(layer, blocks.Reverse):
+            ends = [self._whole(-1), self._whole(-(2**63)), self._whole(0), self._whole(-1)]
+            return self._node("Slice", [value, *ends])
         if isinstance(layer, blocks.Embedding):
             return self._node("Gather", [self._array("table", arrays["weight"]), value], axis=0)
         if isinstance(layer, blocks.Dense):
@@ -795,7 +836,7 @@ class _Writer:
         return value
 
     def _activated(self, activation: blocks.Activation, value: str, alone: bool = False) -> str:
-        name, alpha = activation.name, activation.alpha
+        name, beta = activation.name, activation.beta
         if name == "linear":
             return self._node("Identity", [value]) if alone else value
         if name == "gelu":  # an operator of its own only since version 20
@@ -803,10 +844,16 @@ class _Writer:
             wave = self._node("Add", [self._node("Erf", [scaled]), self._array("one", np.array(1.0))])
             half = self._node("Mul", [value, self._array("half", np.array(0.5))])
             return self._node("Mul", [half, wave])
-        op = {"elu": "Elu", "leaky_relu": "LeakyRelu", "hard_sigmoid": "HardSigmoid"}.get(name, name.capitalize())
-        options: dict[str, Any] = {"alpha": alpha} if name in ("elu", "leaky_relu") else {}
-        if name == "hard_sigmoid":
-            options = {"alpha": 1 / 6, "beta": 0.5}
+        if name == "silu":
+            return self._node("Mul", [value, self._node("Sigmoid", [value])])
+        if name == "affine":
+            return self._node("Add", [self._times(value, activation.alpha), self._array("beta", np.array(beta))])
+        if name == "scaled_tanh":
+            return self._times(self._node("Tanh", [self._times(value, beta)]), activation.alpha)
+        options: dict[str, Any] = dict(zip(("alpha", "beta"), activation.function.numbers, strict=False))
         if name == "softmax":
             options = {"axis": -1}
-        return self._node(op, [value], **options)
+        return self._node(IN_CELLS.get(name, name.capitalize()), [value], **options)
+
+    def _times(self, value: str, factor: float) -> str:
+        return self._node("Mul", [value, self._array("factor", np.array(factor))])

@@ -27,10 +27,11 @@ WHOLE: dict[int, np.dtype[Any]] = {
     2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32), 7: np.dtype(np.int64),
 }  # fmt: skip
 TYPES: dict[int, np.dtype[Any]] = {**FLOATS, **WHOLE, 9: np.dtype(np.bool_)}
+# ONNX's names of the functions that it has in cells, of which most are operators, too.
 IN_CELLS = {
-    "relu": "relu", "tanh": "tanh", "sigmoid": "sigmoid", "affine": "affine", "leakyrelu": "leaky_relu",
-    "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh", "hardsigmoid": "hard_sigmoid", "elu": "elu",
-    "softsign": "softsign", "softplus": "softplus",
+    "relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "affine": "Affine", "leaky_relu": "LeakyRelu",
+    "thresholded_relu": "ThresholdedRelu", "scaled_tanh": "ScaledTanh", "hard_sigmoid": "HardSigmoid", "elu": "Elu",
+    "softsign": "Softsign", "softplus": "Softplus",
 }  # fmt: skip
 # The numbers of a function in a cell where a file gives none. None: ONNX Runtime takes zero there, and the operator of
 # that name something else, if there is one.
@@ -385,12 +386,11 @@ def _formula(op: str, attributes: Attributes, directions: int) -> Formula:
     if not clip > 0 or ("clip" in attributes and clip == math.inf):
         raise NotUnderstoodError(f"clip: expected a positive number, got {clip}")
     usual = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[op]
-    count = len(usual)
-    functions = _functions(attributes, attributes.texts("activations") or usual * directions)
-    if op == "RNN" and directions == 1:
-        functions = functions[:1]  # by default there are two, whatever the direction is
-    if len(functions) != count * directions:
-        raise NotUnderstoodError(f"activations: expected {count * directions} functions, got {len(functions)}")
+    names = attributes.texts("activations") or usual * directions
+    count, expected = len(usual), len(usual) * directions
+    if len(names) != expected and (op, len(names)) != ("RNN", 2):  # which are its default for one direction, too
+        raise NotUnderstoodError(f"activations: expected {expected} functions, got {len(names)}")
+    functions = _functions(attributes, names)[:expected]
     if functions[:count] != functions[-count:]:
         raise NotUnderstoodError("activations: expected the same functions for both directions")
     if op == "RNN":
@@ -403,10 +403,11 @@ def _functions(attributes: Attributes, names: Sequence[str]) -> list[Function]:
     """The functions of a cell, each of which takes as many of the numbers in their order as it has."""
     functions = []
     given = {name: attributes.reals(name) or [] for name in ("activation_alpha", "activation_beta")}
+    ours = {theirs.lower(): own for own, theirs in IN_CELLS.items()}
     for name in names:
-        if name.lower() not in IN_CELLS:
-            raise NotUnderstoodError(f"activations: expected {', '.join(IN_CELLS)}, got {name!r}")
-        function, numbers = IN_CELLS[name.lower()], []
+        if name.lower() not in ours:
+            raise NotUnderstoodError(f"activations: expected {', '.join(IN_CELLS.values())}, got {name!r}")
+        function, numbers = ours[name.lower()], []
         for (which, left), usual in zip(given.items(), LEFT_OUT.get(function, ()), strict=False):
             number = left.pop(0) if left else usual
             if number is None:
@@ -1423,9 +1424,9 @@ def _activation(call: Call) -> Any:
     if op == "Swish" and of.real("alpha", 1.0) != 1:
         raise NotUnderstoodError(f"alpha: expected 1, got {of.real('alpha', 1.0)}")
     usual = {"Elu": (1.0,), "LeakyRelu": (0.01,), "ThresholdedRelu": (1.0,), "HardSigmoid": (0.2, 0.5)}.get(op, ())
-    names = {"LeakyRelu": "leaky_relu", "ThresholdedRelu": "thresholded_relu", "HardSigmoid": "hard_sigmoid"}
     numbers = [of.real(name, number) for name, number in zip(("alpha", "beta"), usual, strict=False)]
-    return _activated(call.given[0], call, {**names, "Swish": "silu"}.get(op, op.lower()), *numbers)
+    names = {theirs: own for own, theirs in IN_CELLS.items()} | {"Swish": "silu"}
+    return _activated(call.given[0], call, names.get(op, op.lower()), *numbers)
 
 
 def _softmax(call: Call) -> Any:
