@@ -332,6 +332,7 @@ def test_options_of_nodes(op, direction, layout, seed, path, tmp_path):
     if state is None:
         given |= {"h": None, "c": None}
     expected = run(other, **{name: value for name, value in given.items() if value is not None})
+    assert np.isfinite(expected["y"]).all()
     y, after = outcome(model, x.swapaxes(0, 1) if layout else x, state, lengths=lengths)
     y = y.swapaxes(0, 1) if layout else y
     assert_close(y, expected["y"].transpose(0, 2, 1, 3).reshape(7, 3, -1), "torch_float32")
