@@ -547,6 +547,36 @@ def test_functions(nodes, activation, path):
     assert_close(model(x), run(path, x=x)["y"], "torch_float32")
 
 
+def test_swish(path):
+    """An operator of ONNX 24, which ONNX Runtime need not have."""
+    for alpha in (1.0, 1.5):
+        nodes = [recurrent("GRU", "x", outputs=["sums"]), function_node("Swish", alpha=alpha)]
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, weights("GRU"), 24)
+        if alpha == 1:
+            assert repr(formats.load(path)[1]) == repr(gw.Activation("silu"))
+            continue
+        with pytest.raises(gw.FormatError, match=r"node 'function' \(Swish\): alpha: "):
+            formats.load(path)
+
+
+def test_inputs_that_were_changed(path):
+    """Tokens and lengths that are not those of the input, but computed from them."""
+    two = {"two": np.array([2]), "table": random((9, 5))}
+    nodes = [
+        node("Mul", ["x", "two"], ["other"]), node("Gather", ["table", "other"], ["rows"]),
+        recurrent("GRU", "rows", outputs=["y"]),
+    ]  # fmt: skip
+    written(path, nodes, {"x": (7, ["T", "B"])}, {"y": (1, None)}, weights("GRU") | two)
+    with pytest.raises(gw.FormatError):
+        formats.load(path)
+    for change in (node("Mul", ["lens", "half"], ["ends"]), node("ReduceMean", ["lens"], ["ends"], axes=[-1])):
+        nodes = [change, recurrent("GRU", "x", ["ends"], ["y"])]
+        inputs = {"x": (1, ["T", "B", 5]), "lens": (6, ["B"])}
+        written(path, nodes, inputs, {"y": (1, None)}, weights("GRU") | {"half": np.array([2], np.int32)}, 13)
+        with pytest.raises(gw.FormatError, match="sequence_lens"):
+            formats.load(path)
+
+
 @pytest.mark.parametrize(
     ("nodes", "name"),
     [

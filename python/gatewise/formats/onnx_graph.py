@@ -482,7 +482,8 @@ def is_input(value: Any) -> bool:
 def _is_zero(value: Any) -> bool:
     if isinstance(value, Filled):
         return not isinstance(value.value, Size) and value.value == 0
-    return isinstance(value, np.ndarray) and value.dtype != object and not value.any()
+    with np.errstate(all="ignore"):  # NaNs of a kind that is not quiet
+        return isinstance(value, np.ndarray) and value.dtype != object and not value.any()
 
 
 def _makes_state(node: Any, given: Sequence[Any]) -> bool:
