@@ -34,6 +34,20 @@ hypothesis.settings.load_profile("gatewise")
 # Report and fixtures
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--only-default-backend", action="store_true",
+        help="leave out the tests that go through all backends: with a forced one, what was not run on it before",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if config.getoption("only_default_backend"):
+        left_out = [item for item in items if "backend" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if "backend" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -62,9 +62,12 @@ def test_a_file_as_its_exporter_writes_it(tmp_path):
 def test_what_it_cannot_say(tmp_path):
     for model, what in [
         (gw.LSTM(3, 4, bidirectional=True), "LSTM"), (gw.RNN(3, 4), "RNN"), (gw.LSTM(3, 4, proj_size=2), "LSTM"),
-        (gw.GRU(3, 4, reset_after=False), "GRU"), (gw.Dense(3, 4, activation="gelu"), "gelu"),
+        (gw.GRU(3, 4, reset_after=False), "GRU"), (gw.LSTM(3, 4, recurrent_activation="hard_sigmoid"), "hard_sigmoid"),
+        (gw.LSTM(3, 4, peepholes=True), "peepholes"), (gw.GRU(3, 4, clip=1.0), "clip"),
+        (gw.Dense(3, 4, activation="gelu"), "gelu"),
         (gw.Conv1D(3, 4, 3, padding="same"), "Conv1D"), (gw.LayerNorm(3), "LayerNorm"),
-        (gw.Sequential([gw.LSTM(3, 4), gw.Last()]), "Last"), (gw.Embedding(3, 4), "embedding"),
+        (gw.Sequential([gw.LSTM(3, 4), gw.Last()]), "Last"), (gw.Sequential([gw.Masking(), gw.LSTM(3, 4)]), "Masking"),
+        (gw.Sequential([gw.LSTM(3, 4), gw.Reverse()]), "Reverse"), (gw.Embedding(3, 4), "embedding"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=rf"model: layers\[\d\]: RTNeural has .*{what}"):
             gw.save(model, tmp_path / "model.json")

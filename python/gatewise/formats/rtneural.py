@@ -229,7 +229,7 @@ def _written_recurrent(module: Layer, weights: Mapping[str, Array]) -> list[dict
         or (isinstance(module, LSTM) and module.proj_size)
     ):
         raise ValueError(f"RTNeural has nothing for {module!r}")
-    if isinstance(module, GRU) and not module.reset_after:
+    if not module._architecture.trains:  # what is not PyTorch's cell
         raise ValueError(f"RTNeural has nothing for {module!r}")
     order = (0, 1, 2, 3) if is_lstm else (1, 0, 2)  # r z n -> z r h
     layers = []
