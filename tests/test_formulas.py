@@ -183,8 +183,8 @@ def test_wrong_options(kind, options, error):
         kind(3, 4, **options)
 
 
-def test_masked_steps_cost_no_copies_where_none_is(monkeypatch):
-    """A stage that masks is the first node; an embedding still becomes one with the layer behind it."""
+def test_masked_tokens_in_streams(monkeypatch):
+    """With the table that the embedding and the layer behind it become, and without it."""
     model = gw.Sequential([gw.Embedding(11, 4, mask_zero=True, seed=0), gw.LSTM(4, 5, seed=1)])
     tokens = np.array([3, 0, 4, 0, 0, 1])
     y = model(tokens)

@@ -677,6 +677,12 @@ def test_what_does_not_fit_together():
         (ValueError, "alpha: expected none, since relu has none", lambda: gw.Activation("relu", 0.3)),
         (ValueError, "padding: expected 'causal' or 'same'", lambda: gw.Conv1D(2, 2, 2, padding="valid")),
         (ValueError, "p: expected a number from 0 to 1", lambda: gw.Dropout(1.5)),
+        (ValueError, r"mask_value: expected a number from -3\.40282e", lambda: gw.Masking(1e39)),
+        (ValueError, r"mask_value: expected a number from -3\.40282e", lambda: gw.Masking(float("nan"))),
+        (ValueError, r"layers\[1\]: expected what leaves steps out only", lambda: of([dense, gw.Masking()])),
+        (ValueError, r"stream: layers\[0\]: expected no Reverse", lambda: of([gw.Reverse(), lstm]).stream()),
+        (ValueError, r"resets: expected none, since layers\[0\] leaves steps out",
+         lambda: of([gw.Masking(), lstm])(np.zeros((3, 1, 4)), resets=np.zeros((3, 1)))),
         (ValueError, "in_features: expected a number from 1", lambda: gw.Dense(0, 2)),
         (ValueError, "Dense: expected weights of at most", lambda: gw.Dense(2**31 - 1, 2**31 - 1)),
         (ValueError, "Embedding: expected weights of at most", lambda: gw.Embedding(2**31 - 1, 2**31 - 1)),
@@ -770,3 +776,32 @@ def test_empty_batches_and_sequences():
     ends_at_last = gw.Sequential([*model.layers[:2], gw.Last(), model.layers[2]])
     assert_same_bits(ends_at_last(np.zeros((0, 3, 4), "f")), np.tile(model.parameters["2.bias"], (3, 1)))
     assert make_state(model.layers[0], None)[0].shape == (1, 6)
+
+
+@pytest.mark.usefixtures("backend")
+def test_denormal_inputs_are_masked_as_zero(dtype):
+    """Whatever the floating-point mode of the caller is: they are zero to the core."""
+    model = gw.Sequential([gw.Masking(), gw.LSTM(3, 4, dtype=dtype, seed=0)])
+    x = random((4, 3), dtype)
+    x[1] = np.finfo(dtype).tiny / 8
+    assert_same_bits(model(x)[[0, 2, 3]], model(x[[0, 2, 3]]))
+    assert not model(x)[1].any()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("kind", ["tokens", "numbers"])
+def test_verified_where_nothing_is_masked(kind, ends):
+    """Frameworks repeat the output of the step before where a step is masked; which is no difference."""
+    first = gw.Embedding(9, 3, mask_zero=True, seed=0) if kind == "tokens" else gw.Masking(-1.0)
+    model = gw.Sequential([first, gw.LSTM(3, 4, seed=1), *([gw.Last()] if ends else [])])
+
+    def original(x, wrong=0.0):
+        y = model(x)
+        masked = x == 0 if kind == "tokens" else (x == -1).all(-1)
+        assert masked.any() or len(x) == 1
+        if not ends:
+            y[masked] = 7
+        return y + wrong
+
+    assert gw.verify(model, original).passed
+    assert not gw.verify(model, lambda x: original(x, 0.1)).passed

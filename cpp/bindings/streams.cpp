@@ -41,7 +41,7 @@ struct Stream {
         tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)) {
     if (head_of && (window_steps == 0 || head_of->output() != of->input() || head_of->kernels != of->kernels))
       throw py::value_error("internal: a head that does not fit");
-    if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup && !of->masks()))
+    if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup))
       throw py::value_error("internal: a window that does not fit");
     use(std::move(of), std::move(head_of), window_steps);
   }

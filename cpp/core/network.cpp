@@ -1,7 +1,9 @@
 #include "network.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -241,8 +243,10 @@ bool Run::find_masked(const NetworkInput& input) {
     if (input.tokens) return static_cast<double>(input.tokens[t * batch_ + b]) == mask_->masked;
     const auto all_of = [&](const auto* row) {
       using Real = std::decay_t<decltype(*row)>;
-      return std::all_of(row, row + mask_->input,
-                         [value = static_cast<Real>(mask_->masked)](Real x) { return x == value; });
+      // Denormal numbers are zero to the core, whatever the caller's mode is.
+      const auto flushed = [](Real x) { return std::abs(x) < std::numeric_limits<Real>::min() ? Real(0) : x; };
+      const Real value = flushed(static_cast<Real>(mask_->masked));
+      return std::all_of(row, row + mask_->input, [&](Real x) { return flushed(x) == value; });
     };
     const auto* row = row_of(input.rows, t, b, item_);
     return item_ == 4 ? all_of(reinterpret_cast<const float*>(row)) : all_of(reinterpret_cast<const double*>(row));

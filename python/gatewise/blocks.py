@@ -293,7 +293,7 @@ class Embedding(Block):
         self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MOST)
         self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MOST)
         self.mask_zero: Final = flag("mask_zero", mask_zero)
-        stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype), self.mask_zero)
+        stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype), 0.0 if self.mask_zero else None)
         self._start(stage, lambda: _normal(seed, stage.shapes()))
 
     def _options(self) -> dict[str, Any]:
@@ -308,7 +308,7 @@ class _Lookup(Stage):
     rows: int
     units: int
     type: np.dtype[Any]
-    masks: bool
+    masked: float | None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -329,7 +329,7 @@ class _Lookup(Stage):
         return _core.Table(arrays["weight"])
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        return [*([("mask", self.rows, 0.0)] if self.masks else []), ("lookup", packed)]
+        return [*([] if self.masked is None else [("mask", self.rows, self.masked)]), ("lookup", packed)]
 
 
 # ---- normalisations
@@ -542,11 +542,12 @@ class Masking(Block):
     Parameters
     ----------
     mask_value : float
-        Compared with the input in the model's dtype.
+        Compared with the input in the model's dtype, in which denormal numbers are zero.
     """
 
     def __init__(self, mask_value: float = 0.0) -> None:
-        self.mask_value: Final = number("mask_value", mask_value)
+        largest = float(np.finfo(np.float32).max)
+        self.mask_value: Final = number("mask_value", mask_value, -largest, largest)
         self._start(_Mask(self.mask_value))
 
     def _options(self) -> dict[str, Any]:
@@ -555,12 +556,11 @@ class Masking(Block):
 
 @dataclass(frozen=True)
 class _Mask(Stage):
-    value: float
-    masks = True
+    masked: float
     needs_time = True
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        return [("mask", units, self.value)]
+        return [("mask", units, self.masked)]
 
 
 class Reverse(Block):

@@ -292,8 +292,13 @@ class Layer(Module, Live):
 
     def _check_trains(self, name: str) -> None:
         if not self._architecture.trains:
-            own = "reset_after=True" if self._architecture.formula is None else "a cell of PyTorch's equations"
+            own = ", ".join(f"{option}={usual!r}" for option, usual in OWN_OPTIONS.items() if self._differs(option))
             raise ValueError(f"{name}: expected {own}; {self!r} is for inference alone")
+
+    def _differs(self, option: str) -> bool:
+        """Whether an option makes it another cell than PyTorch's."""
+        is_ours = option not in ("proj_size", "nonlinearity") or self._architecture.formula is not None
+        return is_ours and option != "proj_size" and getattr(self, option, OWN_OPTIONS[option]) != OWN_OPTIONS[option]
 
     # -- what is not PyTorch's: for inference alone -------------------------------------------------------------
 

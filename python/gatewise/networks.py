@@ -37,7 +37,7 @@ class Stage:
 
     looks_ahead: str | None = None  # why a step's output needs inputs that come later
     needs_time = False  # it is nothing without a sequence
-    masks = False  # it leaves out steps of the model's input
+    masked: float | None = None  # it leaves out the steps of the model's input that are this value, or this token
     reverses = False  # what it gives out has another order of time
 
     def __eq__(self, other: object) -> bool:
@@ -186,6 +186,7 @@ class Chain:
         self.ends_at_last = any(isinstance(stage, Last) for stage in self.stages)  # then the output has no time
         self.looks_ahead = self._why_it_looks_ahead()
         self.refuses_resets = self._why_it_refuses_resets()
+        self.masked = next((stage.masked for stage in self.stages if stage.masked is not None), None)
         self.states = [stage.state for stage in self.stages if stage.state is not None]
         self.parts = [part for state in self.states for part in state.parts()]
         self.state_bytes = sum(count * units for count, units in self.parts) * self.dtype.itemsize
@@ -203,8 +204,8 @@ class Chain:
     def _why_it_refuses_resets(self) -> str | None:
         """They are of times, which some layers change."""
         for i, stage in enumerate(self.stages):
-            if stage.masks or stage.reverses:
-                what = "leaves steps out" if stage.masks else "changes their order"
+            if stage.masked is not None or stage.reverses:
+                what = "leaves steps out" if stage.masked is not None else "changes their order"
                 return f"resets: expected none, since layers[{i}] {what}"
         return None
 
@@ -229,13 +230,20 @@ class Chain:
                 raise ValueError(f"layers[{i}]: expected {units} units, as they come in, got one of {stage.input_size}")
             if stage.vocabulary is not None and not all(isinstance(one, Identity) for one in self.stages[:i]):
                 raise ValueError(f"layers[{i}]: expected an embedding only as the first")
-            if stage.masks and not all(isinstance(one, Identity) for one in self.stages[:i]):
+            if stage.masked is not None and not all(isinstance(one, Identity) for one in self.stages[:i]):
                 raise ValueError(f"layers[{i}]: expected what leaves steps out only as the first")
             if stage.needs_time and ended:
                 raise ValueError(f"layers[{i}]: expected no layer that needs time behind Last()")
             ended = ended or isinstance(stage, Last)
             sizes.append(stage.output_size(units))
         return sizes
+
+    def masked_steps(self, x: Array) -> Array:
+        """Which steps of an input, in its dtype, are left out."""
+        if self.masked is None:
+            return np.zeros(x.shape[: x.ndim - len(self.units)], np.bool_)
+        same = np.asarray(x == np.asarray(self.masked, x.dtype))
+        return np.asarray(same.all(axis=-1)) if self.units else same
 
     def describe(self) -> str:
         """In a few words: lstm (64, 128), layers=2, float32."""
@@ -245,7 +253,8 @@ class Chain:
         (stage,) = self.stages
         assert isinstance(stage, Recurrent)
         of = stage.architecture
-        return f"{of.cell} {describe((of.input_size, of.hidden_size))}, layers={of.num_layers}, {of.dtype}"
+        cell = of.cell if of.formula is None else of.cell.partition("_")[0]  # which names functions
+        return f"{cell} {describe((of.input_size, of.hidden_size))}, layers={of.num_layers}, {of.dtype}"
 
     # -- the state ----------------------------------------------------------------------------------------------
 

@@ -132,7 +132,10 @@ def _members(file: BinaryIO, size: int) -> dict[str, bytes]:
 def _given(config: object) -> Any:
     """What the user gave as the model's configuration."""
     if isinstance(config, (Mapping, list)):
-        return config
+        try:
+            return json.loads(json.dumps(config))  # with lists for tuples, as in a file
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"config: expected what JSON can say: {error}") from None
     if isinstance(config, str) and config.lstrip()[:1] in ("{", "["):
         return _parsed("config", config)
     if not isinstance(config, (str, os.PathLike)):
@@ -148,6 +151,10 @@ def _parsed(name: str, text: str | bytes) -> Any:
         raise ValueError(f"{name}: expected JSON, got one that is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{name}: expected JSON: {error}") from None
+
+
+def _kind_of(value: object) -> object:
+    return value.get("class_name") if isinstance(value, Mapping) else None
 
 
 def _version(description: object) -> str | None:
@@ -168,7 +175,8 @@ class _Layer:
     group: str = ""  # of its weights in files of Keras 3
     owner: int = 0  # the layer of the whole model that it is part of, which old files list weights by
     trains: bool = True
-    is_modern: bool = True  # of Keras 3
+    is_modern: bool | None = True  # of Keras 3; None: nobody knows
+    takes_mask: bool = False  # in its call, as graphs of Keras 3 say
 
     def error(self, option: str, expected: str, found: object) -> ValueError:
         return ValueError(f"layer {self.name!r} ({self.kind}): {option}: expected {expected}, got {found!r}")
@@ -278,11 +286,14 @@ class _Model:
         return cls(entry, version or _version(found))
 
     @property
-    def is_modern(self) -> bool:
-        """Whether Keras 3 wrote it. Without a version, what only Keras 3 calls so tells."""
+    def is_modern(self) -> bool | None:
+        """Whether Keras 3 wrote it. Without a version, what only one of them calls so tells, or nothing: None."""
         if self.version is not None:
             return not self.version.startswith(("0.", "1.", "2."))
-        return any("batch_shape" in entry.config for entry in _entries(self.entry))
+        configs = [self.entry.config, *(entry.config for entry in _entries(self.entry))]
+        if any("batch_shape" in one or _kind_of(one.get("dtype")) == "DTypePolicy" for one in configs):
+            return True
+        return False if any("batch_input_shape" in one for one in configs) else None
 
     def layers(self) -> list[_Layer]:
         """Its layers, those of models in it among them, in the order in which data meets them."""
@@ -311,6 +322,7 @@ def _flat(model: _Entry, outer: _Layer, depth: int) -> Iterator[tuple[tuple[int,
         layer = replace(
             outer, name=entry.name, kind=entry.kind, config=entry.config, group=f"{outer.group}layers/{group}",
             owner=outer.owner if depth else i, trains=outer.trains and entry.config.get("trainable") is not False,
+            takes_mask=_mask_of(entry) is not None,
         )  # fmt: skip
         if entry.kind not in MODELS:
             yield (order[i],), layer
@@ -401,6 +413,13 @@ def _arguments(entry: _Entry) -> list[Any]:
     node: Any = entry.nodes[0] if isinstance(entry.nodes, list) and len(entry.nodes) == 1 else None
     found = node.get("args") if isinstance(node, Mapping) else None
     return found if isinstance(found, list) else []
+
+
+def _mask_of(entry: _Entry) -> str | None:
+    """The operation that makes the mask which the call of a layer of Keras 3 is given."""
+    node: Any = entry.nodes[0] if isinstance(entry.nodes, list) and len(entry.nodes) == 1 else None
+    options = node.get("kwargs") if isinstance(node, Mapping) else None
+    return _history(options.get("mask")) if isinstance(options, Mapping) else None
 
 
 def _history(tensor: object) -> str | None:
@@ -593,6 +612,7 @@ class _Builder:
 
     def __init__(self, weights: _Weights) -> None:
         self.mask = _Mask.NONE
+        self.masking_dtype: object = None  # what a Masking compares in
         self.weights = weights
         self.layers: list[Module] = []
         self.rank: int | None = None  # axes, the batch among them, where the file tells
@@ -623,8 +643,10 @@ class _Builder:
             raise layer.refusal(f"expected sequences (batch, steps, units) before it, got {self.rank} axes")
         self.rank = 3
 
-    def use_mask(self) -> None:
+    def use_mask(self, layer: _Layer) -> None:
         """A recurrent layer leaves out what is masked."""
+        if self.mask is _Mask.NONE and layer.takes_mask:
+            raise layer.error("mask", "none in its call, since a layer before it ends the mask", layer.takes_mask)
         if self.mask is _Mask.PENDING:
             self.mask = _Mask.USED
 
@@ -632,22 +654,20 @@ class _Builder:
         """A layer that looks at all steps: in Keras nothing is masked from here on."""
         if self.mask is _Mask.USED:
             raise layer.refusal("expected no masked steps before it, whose outputs are others in Keras")
-        self.drop_mask()
+        if self.mask is _Mask.PENDING and not self.drop_mask():
+            raise layer.refusal("expected a Masking of mask_value=0 before it, at which the mask ends")
 
-    def drop_mask(self) -> None:
-        """Where no recurrent layer looks at it a mask is nothing."""
-        if self.mask is not _Mask.PENDING:
-            return
+    def drop_mask(self) -> bool:
+        """Where no recurrent layer looks at it a mask is nothing: whether it can be left out."""
         self.mask = _Mask.NONE
         first = self.layers[0]
         if isinstance(first, Embedding):
             weight = first.parameters["weight"]
             self.layers[0] = plain = Embedding(first.num_embeddings, first.embedding_dim, dtype=weight.dtype, seed=0)
             plain.load_state_dict({"weight": weight})
-        elif isinstance(first, Masking) and first.mask_value == 0:
-            del self.layers[0]
-        else:
-            raise ValueError("Masking: expected a recurrent layer behind it, or mask_value=0")
+            return True
+        del self.layers[0]
+        return isinstance(first, Masking) and first.mask_value == 0  # other values Keras sets to zero
 
 
 def _build(model: _Model, weights: _Weights) -> Sequential:
@@ -658,7 +678,10 @@ def _build(model: _Model, weights: _Weights) -> Sequential:
             BUILDERS[layer.kind](builder, layer)
         except ValueError as error:
             raise error if str(error).startswith("layer ") else layer.refusal(str(error)) from None
-    builder.drop_mask()
+    if builder.mask is _Mask.PENDING and not builder.drop_mask():
+        raise ValueError("Masking: expected a recurrent layer behind it, or mask_value=0")
+    if builder.masking_dtype not in (None, builder.weights.dtype):
+        raise ValueError(f"Masking: dtype: expected {builder.weights.dtype}, got {builder.masking_dtype!r}")
     if not builder.layers:
         raise ValueError("expected a model with a layer at least, got one that does nothing")
     return Sequential(builder.layers, batch_first=True)
@@ -684,6 +707,7 @@ def _masking(builder: _Builder, layer: _Layer) -> None:
     if builder.layers:
         raise layer.refusal("expected it as the first layer")
     builder.add(Masking(layer.number("mask_value", 0.0)))
+    builder.masking_dtype = _policy(layer)
     builder.mask = _Mask.PENDING
 
 
@@ -743,6 +767,8 @@ def _batch_norm(builder: _Builder, layer: _Layer) -> None:
 def _normalization(builder: _Builder, layer: _Layer) -> None:
     layer.axis(builder.rank)
     layer.refuse("invert")
+    if not layer.is_modern:
+        builder.end_mask(layer)
     if _slots(layer):
         arrays = _read_all(builder, layer, {"mean": "mean", "variance": "variance"})
     else:
@@ -822,6 +848,8 @@ def _activation(layer: _Layer, option: str = "activation") -> Activation:
         return ACTIVATION_LAYERS[inner.kind](replace(inner, name=layer.name))
     if value == "leaky_relu":
         return Activation("leaky_relu", 0.2)
+    if value == "hard_sigmoid" and layer.is_modern is None:
+        raise layer.error(option, "a configuration that tells which Keras it is of, whose lines differ", value)
     if value == "hard_sigmoid" and not layer.is_modern:
         return Activation("hard_sigmoid", 0.2, 0.5)  # its line before Keras 3
     if value is not None and value not in FUNCTIONS:
@@ -870,7 +898,7 @@ ACTIVATION_LAYERS: dict[str, Callable[[_Layer], Activation]] = {
 def _activate(builder: _Builder, layer: _Layer) -> None:
     if layer.kind == "Softmax":
         layer.axis(builder.rank)
-        if builder.mask is not _Mask.NONE and builder.rank == 3:
+        if builder.mask is not _Mask.NONE:
             raise layer.refusal("expected no masked steps before it, to which Keras's gives a meaning of its own")
         layer = replace(layer, config={**layer.config, "axis": -1})
     made = ACTIVATION_LAYERS[layer.kind](layer)
@@ -981,7 +1009,9 @@ def _start_sequence(builder: _Builder, layer: _Layer) -> None:
     """What reads backwards gives its outputs in the order in which it makes them."""
     _check_sequence(layer)
     builder.sequences(layer)
-    builder.use_mask()
+    builder.use_mask(layer)
+    if builder.mask is _Mask.USED and not layer.flag("return_sequences", False):
+        layer.refuse("zero_output_for_mask")
     if layer.flag("go_backwards", False):
         if builder.mask is _Mask.USED and layer.flag("return_sequences", False):
             raise layer.error("go_backwards", "False where steps are masked and sequences returned", True)
@@ -1029,7 +1059,7 @@ def _finish(builder: _Builder, layer: _Layer) -> None:
     """Of a layer that does not return sequences only the last step."""
     if not layer.flag("return_sequences", False):
         builder.add(Last())
-        builder.rank = 2
+        builder.rank, builder.mask = 2, _Mask.NONE
 
 
 def _forward(layer: _Layer) -> _Layer:
@@ -1042,7 +1072,7 @@ def _forward(layer: _Layer) -> _Layer:
 
 def _bidirectional(builder: _Builder, layer: _Layer) -> None:
     builder.sequences(layer)
-    builder.use_mask()
+    builder.use_mask(layer)
     mode = layer.expect("merge_mode", *MERGES, default="concat")
     forward = _forward(layer)
     _check_sequence(forward)

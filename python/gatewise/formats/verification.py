@@ -18,6 +18,7 @@ from gatewise.sequential import Sequential
 
 # As shares of the largest output: some hundred roundings of either side, through whatever comes behind them.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+MASKED = 0.2  # of the steps, where a model leaves some out
 LEAST = 1e-6  # of the largest output: of outputs that all but vanish the roundings are compared with this
 
 
@@ -55,7 +56,8 @@ def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: 
     steps, batch : int
         Of the sequences, (T, B, I) or (B, T, I) as the model has it.
     seed : int
-        Of the input, from a standard normal distribution or of all tokens.
+        Of the input, from a standard normal distribution or of all tokens, and of the steps that are masked, where the
+        model leaves some out; the outputs of these are not compared.
 
     Returns
     -------
@@ -70,7 +72,10 @@ def verify(model: Any, original: Any, *, steps: int = 20, batch: int = 3, seed: 
         x = generator.integers(0, of.vocabulary, shape)
     else:
         x = generator.standard_normal((*shape, *of.units)).astype(of.dtype)
-    sequences = _difference(whole(x), run(x))
+    if of.masked is not None:
+        x[generator.random(shape) < MASKED] = of.masked
+    compared = np.s_[:] if of.ends_at_last else ~of.masked_steps(x)
+    sequences = _difference(whole(x), run(x), compared)
     time = shape[whole.batch_first]
     windows = None if fixed[whole.batch_first] else _windows(whole, run, x, (time + 1) // 2)
     return Verification(sequences, windows, TOLERANCES[of.dtype.name])
@@ -86,8 +91,10 @@ def _windows(model: Sequential, run: Callable[[Array], Array], x: Array, window:
         if t in (0, window - 1, steps - 1):  # the original takes its time
             inputs = x.take(range(max(0, t - window + 1), t + 1), time)
             expected = run(np.ascontiguousarray(inputs))
-            at_end = expected if model._chain.ends_at_last else expected.take(-1, time)
-            largest = max(largest, _difference(y, at_end))
+            of = model._chain
+            at_end = expected if of.ends_at_last else expected.take(-1, time)
+            compared = np.s_[:] if of.ends_at_last else ~of.masked_steps(x.take(t, time))
+            largest = max(largest, _difference(y, at_end, compared))
     return largest
 
 
@@ -97,12 +104,13 @@ def _layer(model: Any) -> Layer | Block:
     return model
 
 
-def _difference(actual: Array, expected: Array) -> float:
+def _difference(actual: Array, expected: Array, compared: Any) -> float:
+    """Of the steps that are compared: of those that are masked the output is zero here, and anything elsewhere."""
     if actual.shape != expected.shape:
         raise ValueError(f"original: expected an output of shape {actual.shape}, got {expected.shape}")
-    wide = expected.astype(np.float64)
+    wide = expected[compared].astype(np.float64)
     scale = max(LEAST, float(np.abs(wide).max(initial=0)))
-    largest = float(np.abs(actual - wide).max(initial=0)) / scale
+    largest = float(np.abs(actual[compared] - wide).max(initial=0)) / scale
     return largest if largest == largest else math.inf  # NaN is no agreement
 
 
