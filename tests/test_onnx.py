@@ -4,6 +4,7 @@ import importlib
 import os
 import random as chance
 import warnings
+from pathlib import Path
 
 import gatewise as gw
 import numpy as np
@@ -18,6 +19,7 @@ from onnx import helper, numpy_helper
 from tolerances import assert_close, error
 
 KINDS = ["LSTM", "GRU", "RNN"]
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
@@ -187,6 +189,88 @@ def test_other_layers_of_pytorch(function, path):
         expected = module(x).numpy()
     assert np.ptp(expected) > 0.01  # no function is so flat that it would hide what comes before
     assert_close(model(x.numpy()), expected, "torch_float32")
+
+
+# ---- files of the exporter with dynamo, PyTorch's default
+
+
+def export_anew(module, x, path, dynamic=None, opset=None):
+    """A file as PyTorch's other exporter writes it, which takes some seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, such as of what it uses of PyTorch
+        torch.onnx.export(
+            module, (x,), os.fspath(path), dynamo=True, dynamic_shapes=dynamic and (dynamic,), opset_version=opset,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+class Many(torch.nn.Module):
+    """A bit of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Conv1d(5, 6, 3, padding="same"), torch.nn.Conv1d(6, 8, 3, dilation=2)
+        self.batch, self.norm = torch.nn.BatchNorm1d(8), torch.nn.LayerNorm(12)
+        self.batch.running_mean.uniform_(0.5, 1.5)
+        self.batch.running_var.uniform_(0.5, 1.5)
+        self.recurrent = torch.nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.dense = torch.nn.ModuleList(torch.nn.Linear(n, m) for n, m in ((12, 5), (5, 4), (4, 4), (4, 4), (4, 3)))
+        self.functions = torch.nn.GELU(), torch.nn.SiLU(), torch.nn.ELU(), torch.nn.Softplus(), torch.nn.Hardsigmoid()
+
+    def forward(self, x):
+        x = torch.relu(self.one(x.transpose(1, 2)))
+        x = self.batch(torch.tanh(self.two(torch.nn.functional.pad(x, (4, 0)))))
+        x = self.norm(self.recurrent(x.transpose(1, 2))[0])
+        for dense, function in zip(self.dense, self.functions, strict=True):
+            x = function(dense(x) * 2)
+        return x
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_many_layers_of_dynamo(fixed, path):
+    torch.manual_seed(0)
+    module = Many().eval()
+    x = torch.randn(3, 9, 5)
+    sizes = None if fixed else {0: torch.export.Dim("rows"), 1: torch.export.Dim("steps")}
+    export_anew(module, x, path, sizes, opset=None if fixed else 22)
+    model = formats.load(path)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    assert np.ptp(expected) > 0.01
+    assert_close(model(x.numpy()), expected, "torch_float32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "end", "opset"),
+    [
+        ("LSTM", {"two": True, "batch_first": True, "layers": 2, "embedding": True, "bias": False}, "state", 18),
+        ("GRU", {"two": True, "batch_first": True}, "last", 20),
+        ("LSTM", {}, "all", None),
+    ],
+)
+def test_recurrent_layers_of_dynamo(kind, options, end, opset, path):
+    """With open sizes, of which the exporter fixes the first one behind a layer all the same."""
+    torch.manual_seed(0)
+    module = Only(Network(kind, end=end, **options).eval())
+    x = torch.randint(20, (4, 7)) if "embedding" in options else torch.randn(4, 7, 5)
+    export_anew(module, x, path, {0: torch.export.Dim("one"), 1: torch.export.Dim("other")}, opset)
+    model = formats.load(path)
+    assert model.batch_first == options.get("batch_first", False)
+    other = torch.randint(20, (3, 9)) if "embedding" in options else torch.randn(3, 9, 5)
+    for given in (x, other):
+        with torch.no_grad():
+            assert_close(model(given.numpy()), module(given).numpy(), "torch_float32")
+
+
+class Only(torch.nn.Module):
+    """What a network gives besides its last states."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)[0]
 
 
 # ---- graphs by hand
@@ -535,14 +619,62 @@ def function_node(op, **attributes):
         ([function_node("Selu")], ("selu",)),
         ([node("Sigmoid", ["sums"], ["gate"]), node("Mul", ["gate", "sums"], ["y"])], ("silu",)),
         ([node("Sigmoid", ["sums"], ["gate"]), node("Mul", ["sums", "gate"], ["y"])], ("silu",)),
+        ([node("Softplus", ["sums"], ["soft"]), node("Greater", ["sums", "much"], ["large"]),
+          node("Where", ["large", "sums", "soft"], ["y"])], ("softplus",)),
     ],
 )  # fmt: skip
 def test_functions(nodes, activation, path):
-    arrays = weights("GRU", inputs=5) | {"one": np.array([1]), "M": random((6, 3)) * 4}
+    arrays = weights("GRU", inputs=5) | {"one": np.array([1]), "M": random((6, 3)) * 4, "much": np.float32(20)}
     begin = [recurrent("GRU", "x"), node("Squeeze", ["all", "one"], ["flat"]), node("MatMul", ["flat", "M"], ["sums"])]
     written(path, [*begin, *nodes], {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
     model = formats.load(path)
     assert repr(model[1].activation) == repr(gw.Activation(*activation))
+    x = random((7, 3, 5))
+    assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+def bounds(*nodes, **arrays):
+    """Nodes behind a GRU with constants, of which "least" and "most" are bounds."""
+    numbers = {"least": 0.0, "most": 1.0, "slope": 0.3, "offset": 0.4} | arrays
+    arrays = weights("GRU") | {name: np.float32(number) * 1 for name, number in numbers.items()}
+    begin = [recurrent("GRU", "x"), node("Squeeze", ["all", "axis"], ["h"]), node("Mul", ["h", "slope"], ["scaled"])]
+    return [*begin, *nodes], arrays | {"axis": np.array([1])}
+
+
+LINE = node("Add", ["scaled", "offset"], ["sums"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "arrays", "names"),
+    [
+        ([LINE, node("Clip", ["sums", "least", "most"], ["y"])], {"slope": 4}, ["hard_sigmoid"]),
+        ([LINE, node("Min", ["sums", "most"], ["cut"]), node("Max", ["least", "cut"], ["y"])], {"slope": 4},
+         ["hard_sigmoid"]),
+        ([LINE, node("Max", ["sums", "least"], ["cut"]), node("Min", ["cut", "most"], ["y"])], {"slope": 4},
+         ["hard_sigmoid"]),
+        ([node("Clip", ["scaled", "least", "most"], ["y"])], {"least": -0.1, "most": 0.2, "slope": 1},
+         ["affine", "hard_sigmoid", "affine"]),
+        ([node("Clip", ["scaled", "", "most"], ["cut"]), node("Clip", ["cut", "least"], ["y"])], {}, None),
+        ([node("Clip", ["scaled", "least"], ["y"])], {}, ["affine", "relu"]),
+        ([node("Max", ["scaled", "least"], ["y"])], {}, ["affine", "relu"]),
+        ([node("Max", ["scaled", "least"], ["y"])], {"least": 0.1}, None),
+        ([node("Min", ["scaled", "most"], ["y"])], {}, None),
+        ([node("Clip", ["scaled", "least", "most"], ["y"])], {"least": -1e4, "most": 1e4}, None),
+        ([node("Clip", ["scaled", "least", "most"], ["y"])], {"least": 1.0}, None),
+        ([node("Greater", ["scaled", "least"], ["y"])], {}, None),
+        ([node("Softplus", ["scaled"], ["soft"]), node("Greater", ["scaled", "most"], ["large"]),
+          node("Where", ["large", "scaled", "soft"], ["y"])], {"most": 5.0}, None),
+    ],
+)  # fmt: skip
+def test_bounds(nodes, arrays, names, path):
+    nodes, arrays = bounds(*nodes, **arrays)
+    written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays)
+    if names is None:
+        with pytest.raises(gw.FormatError, match=r"cut off|bounds|that of softplus"):
+            formats.load(path)
+        return
+    model = formats.load(path)
+    assert [layer.name for layer in [*model][1:]] == names
     x = random((7, 3, 5))
     assert_close(model(x), run(path, x=x)["y"], "torch_float32")
 
@@ -656,6 +788,146 @@ def test_no_layer_normalisation(path):
         written(path, nodes, {"x": (1, ["T", "B", 5])}, outputs, arrays, 13)
         with pytest.raises(gw.FormatError):
             formats.load(path)
+
+
+def moments(count=5, scale=1.0, shift=0.0, other=None, eps="eps"):
+    """A normalisation as tf2onnx writes the fused one, and behind it the one that is not fused, with their numbers."""
+    nodes = [
+        node("Reshape", ["x", "wide"], ["rows"]), node("ReduceMean", ["rows"], ["mean"], axes=[0, 2, 3]),
+        node("Sub", ["rows", "mean"], ["off"]), node("Squeeze", ["mean", "axes"], ["flat"]),
+        node("ReduceSumSquare", ["off"], ["sum"], axes=[0, 2, 3], keepdims=0), node("Div", ["sum", "count"], ["mean2"]),
+        node("Shape", ["x"], ["shape"]), node("Slice", ["shape", "zero", "two"], ["some"]),
+        node("ReduceProd", ["some"], ["product"]), node("Expand", ["scale", "product"], ["scales"]),
+        node("Expand", ["shift", "product"], ["shifts"]),
+        node("BatchNormalization", ["rows", "scales", "shifts", "flat", "mean2"], ["normed"], epsilon=0.25),
+        node("Reshape", ["normed", "shape"], ["one"]), node("GlobalAveragePool", ["one"], ["middle"]),
+        node("Sub", ["one", "middle"], ["apart"]), node("Mul", ["apart", "apart"], ["square"]),
+        node("GlobalAveragePool", ["square"], ["variance"]), node("Add", ["variance", eps], ["more"]),
+        node("Sqrt", ["more"], ["root"]), node("Reciprocal", ["root"], ["inverse"]),
+        node("Mul", ["inverse", "weight"], ["weighted"]), node("Mul", ["one", "weighted"], ["large"]),
+        node("Mul", ["inverse", "other"], ["otherwise"]),
+        node("Mul", ["middle", other or "weighted"], ["offset"]), node("Sub", ["bias", "offset"], ["rest"]),
+        node("Add", ["large", "rest"], ["two_of_them"]), recurrent("GRU", "two_of_them"),
+        node("Squeeze", ["all", "first"], ["y"]),
+    ]  # fmt: skip
+    arrays = weights("GRU") | {
+        "wide": np.array([1, -1, 5, 1]), "axes": np.array([0, 2, 3]), "count": np.float32(count),
+        "zero": np.array([0]), "first": np.array([1]),
+        "two": np.array([2]), "scale": np.float32([scale]), "shift": np.float32([shift]),
+        "eps": np.float32(0.5), "weight": random((5,), seed=6), "other": random((5,), seed=7),
+        "bias": random((5,), seed=8),
+    }  # fmt: skip
+    return nodes, arrays
+
+
+def test_layer_normalisation_of_moments(path):
+    for change in (
+        {}, {"count": 4}, {"scale": 2.0}, {"shift": 0.5}, {"other": "inverse"}, {"other": "otherwise"},
+        {"other": "root"}, {"eps": "weight"},
+    ):  # fmt: skip
+        nodes, arrays = moments(**change)
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, arrays, 13)
+        if change:
+            with pytest.raises(gw.FormatError, match=r"normalisation|each row"):
+                formats.load(path)
+            continue
+        model = formats.load(path)
+        assert [getattr(layer, "eps", None) for layer in model] == [0.25, 0.5, None]
+        x = random((7, 3, 5))
+        assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+def test_ends_of_directions(path):
+    """The last step of the forward half and the first of the other one are the last of each direction."""
+    usual = {"one": (-1, 2**31 - 1), "other": (0, 1), "joined": ["forward", "backward"], "lens": False}
+    changes = ({"one": (0, 1)}, {"other": (-1, 2**31 - 1)}, {"joined": ["backward", "forward"]}, {"lens": True})
+    for change in ({}, {"op": "Add"}, {"op": "Mul"}, *changes):
+        of = {**usual, "op": "Concat", **change}
+        arrays = weights("LSTM", 2) | {"zero": np.array([0]), "one": np.array([1])}
+        nodes = [
+            recurrent("LSTM", "x", ["lens"] if of["lens"] else [], direction="bidirectional"),
+            node("Split", ["all"], ["half", "half2"], axis=1),
+        ]  # fmt: skip
+        for half, name, (first, end) in (("half", "forward", of["one"]), ("half2", "backward", of["other"])):
+            arrays |= {f"first_{name}": np.array([first]), f"end_{name}": np.array([end])}
+            nodes += [
+                node("Squeeze", [half, "one"], [f"flat_{name}"]),
+                node("Slice", [f"flat_{name}", f"first_{name}", f"end_{name}", "zero"], [f"kept_{name}"]),
+                node("Squeeze", [f"kept_{name}", "zero"], [name]),
+            ]
+        nodes.append(node(of["op"], of["joined"], ["y"], **({"axis": 1} if of["op"] == "Concat" else {})))
+        inputs = {"x": (1, ["T", "B", 5])} | ({"lens": (6, ["B"])} if of["lens"] else {})
+        written(path, nodes, inputs, {"y": (1, None)}, arrays)
+        if change in changes:
+            with pytest.raises(gw.FormatError, match=r"directions|sequence_lens"):
+                formats.load(path)
+            continue
+        model = formats.load(path)
+        kind = gw.LSTM if of["op"] == "Concat" else gw.Bidirectional
+        assert [type(layer) for layer in model] == [kind, gw.Last]
+        x = random((7, 3, 5))
+        assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+def test_steps_in_front_of_turned_axes(path):
+    """Zeros in front belong to their axis, wherever it stands later."""
+    for at, fits in ((1, True), (2, False)):
+        pads = np.zeros(6, np.int64)
+        pads[at] = 2
+        nodes = [
+            node("Pad", ["x", "pads"], ["padded"]), node("Unsqueeze", ["padded", "one"], ["wide"]),
+            node("Transpose", ["wide"], ["turned"], perm=[0, 3, 1, 2]), node("Conv", ["turned", "kernel"], ["c"]),
+            node("Squeeze", ["c", "two"], ["flat"]), node("Add", ["flat", "bias"], ["channels"]),
+            node("Transpose", ["channels"], ["z"], perm=[2, 0, 1]), recurrent("GRU", "z"),
+            node("Squeeze", ["all", "one"], ["later"]), node("Transpose", ["later"], ["y"], perm=[1, 0, 2]),
+        ]  # fmt: skip
+        arrays = weights("GRU", inputs=6) | {
+            "pads": pads, "one": np.array([1]), "two": np.array([2]), "kernel": random((6, 5, 1, 3)),
+            "bias": random((6, 1)),
+        }  # fmt: skip
+        written(path, nodes, {"x": (1, ["B", "T", 5])}, {"y": (1, None)}, arrays)
+        if not fits:
+            with pytest.raises(gw.FormatError, match=r"\(Conv\): steps joined in front"):
+                formats.load(path)
+            continue
+        model = formats.load(path)
+        assert [type(layer).__name__ for layer in model] == ["Conv1D", "GRU"]
+        x = random((3, 7, 5))
+        assert_close(model(x), run(path, x=x)["y"], "torch_float32")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_loops(masked, path):
+    """The loop is named, and not what happens in it; but if it needs a mask, that is."""
+    state = helper.make_tensor_value_info("state", 1, None)
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["going"]),
+         node("Where", ["mask" if masked else "go", "state", "state"], ["inside"], name="inside")],
+        "body", [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("go", 9, []), state],
+        [helper.make_tensor_value_info("going", 9, []), helper.make_tensor_value_info("inside", 1, None)],
+    )  # fmt: skip
+    nodes = [
+        node("Cast", ["x"], ["numbers"], to=1), node("Equal", ["numbers", "none"], ["mask"], name="mask"),
+        node("Less", ["none", "one"], ["go"]), node("Gather", ["table", "x"], ["rows"]),
+        node("Loop", ["count", "go", "rows"], ["y"], name="while_loop", body=body),
+    ]  # fmt: skip
+    arrays = {"none": np.float32(0), "one": np.float32(1), "count": np.array(3), "table": random((20, 5))}
+    written(path, nodes, {"x": (7, ["B", "T"])}, {"y": (1, None)}, arrays)
+    reason = r"node 'mask' \(Equal\): a mask" if masked else r"node 'while_loop' \(Loop\): a loop"
+    with pytest.raises(gw.FormatError, match=reason):
+        formats.load(path)
+
+
+@pytest.mark.parametrize("name", ["ends", "tokens", "around", "chain"])
+def test_files_of_tf2onnx(name):
+    """What Keras 2.15 gave; tests/data/make_tf2onnx.py says how."""
+    path = DATA / f"tf2onnx_{name}.onnx"
+    model = formats.load(path)
+    assert model.batch_first
+    with np.load(DATA / f"tf2onnx_{name}.npz") as found:
+        assert_close(model(found["x"]), found["y"], "keras_float32")
+        x = found["x"].astype("int32" if name == "tokens" else "float32")
+    assert_close(model(x), next(iter(run(path, x=x).values())), "torch_float32")
 
 
 def test_merged_directions(path):
@@ -1104,6 +1376,7 @@ def test_mutated_files(path, tmp_path):
     sources.append(path.read_bytes())
     one_node(path, "LSTM", 2, peepholes=True, input_forget=1, clip=0.5, lens=True)
     sources.append(path.read_bytes())
+    sources += [(DATA / f"tf2onnx_{name}.onnx").read_bytes() for name in ("ends", "around", "chain")]
     generator = chance.Random(0)
     refused = 0
     for _ in range(2000):

@@ -269,6 +269,7 @@ def _final(graph: Any, scope: Scope) -> Tensor:
         else:
             data.append(ready(value))
     distinct = [value for i, value in enumerate(data) if value not in data[:i]]
+    distinct = [value for value in distinct if not any(_is_end_within(value, other) for other in distinct)]
     if not distinct and unclear:
         raise ValueError(unclear[0])
     if not distinct:  # of a node that gives nothing but its last state, the node's own steps
@@ -280,6 +281,15 @@ def _final(graph: Any, scope: Scope) -> Tensor:
     if any(value.steps[-1].node not in on_path or value.source != final.source for value in (*states, *stacked)):
         raise ValueError("outputs: expected no states but those of the layers that lead to the other output")
     return final
+
+
+def _is_end_within(value: Tensor, other: Tensor) -> bool:
+    """Whether one is nothing but the last step of a layer on the way to the other, and so its last state."""
+    kinds = [step.kind for step in value.steps[-2:]]
+    before = value.steps[:-1]
+    return (
+        kinds == ["recurrent", "last"] and len(before) > 0 and value != other and other.steps[: len(before)] == before
+    )
 
 
 def _is_apart(value: Tensor) -> bool:

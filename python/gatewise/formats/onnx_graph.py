@@ -47,6 +47,10 @@ class NotUnderstoodError(ValueError):
     """A node that means nothing here."""
 
 
+class MaskError(NotUnderstoodError):
+    """A node that begins a mask."""
+
+
 @dataclass(frozen=True)
 class Atom:
     """A part of an axis; without a size where the file leaves it open."""
@@ -94,6 +98,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Factor(Step):
+    """One that is the same whenever it is made of the same number."""
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Which part of the formula of a layer normalisation a tensor is, and what it holds so far."""
+
+    kind: str
+    eps: float = 0.0
+    weight: Array | None = field(default=None, compare=False)  # which `is` compares
+    bias: Array | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A tensor that depends on an input of the graph."""
 
@@ -103,10 +122,10 @@ class Tensor:
     units: Axis | None = None  # None: no step has told yet which axis they are
     steps: tuple[Step, ...] = ()
     direction: int | None = None  # one of two alone
-    before: tuple[int, str | None, int] | None = None  # so many steps joined in front: of this input, or zeros; axis
+    before: tuple[int, str | None, Axis] | None = None  # so many steps joined in front: of this input, or zeros; axis
     state: str = ""  # "h" or "c": what a recurrent node ends with, as long as nothing was made of it
     gelu: tuple[str, float] | None = None  # inside the formula of it
-    centred: tuple[str, float] | None = None  # inside the formula of a layer normalisation
+    centred: Centred | None = None  # inside the formula of a layer normalisation
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,7 @@ class Stack:
 class Unclear:
     reason: str
     is_state: bool = False  # made of last states only
+    is_mask: bool = False
 
 
 class Attributes:
@@ -203,6 +223,7 @@ class Scope:
         self.graph, self.version, self.read, self.spend = graph, version, read, spend
         self.values: ChainMap[str, Any] = ChainMap({}, *([] if outer is None else [outer]))
         self.inputs: dict[str, tuple[Atom, ...]] = {}
+        self.ends: dict[Step, Step] = {}  # what takes the last step of each recurrent one
         self.pending = {tensor.name: tensor for tensor in graph.initializer}  # read when they are needed
         for given in graph.input:
             if given.name not in self.pending:
@@ -246,6 +267,8 @@ class Scope:
         try:
             if own and node.op_type in RECURRENT:
                 return self._recurrent(node, given)
+            if own and node.op_type in ("Loop", "Scan"):
+                return [self._loop(node)] * count
             if unclear := next((one for one in given if isinstance(one, Unclear)), None):
                 return [unclear] * count
             operation = OPERATIONS.get(node.op_type) if own else None
@@ -255,8 +278,19 @@ class Scope:
                 result = operation(Call(self, node, given, Attributes(node)))
             return result if isinstance(result, list) else [result]
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-            wrong = Unclear(f"node {label(node)!r} ({node.op_type}): {error}", _makes_state(node, given))
-            return [wrong] * count
+            wrong = f"node {label(node)!r} ({node.op_type}): {error}"
+            return [Unclear(wrong, _makes_state(node, given), isinstance(error, MaskError))] * count
+
+    def _loop(self, node: Any) -> Unclear:
+        """What is said of it: nothing of the nodes inside, but of a mask that they need, if there is one."""
+        names = [*node.input, *(name for body in subgraphs(node) for inner in body.node for name in inner.input)]
+        for value in map(self.values.get, names):
+            if isinstance(value, Unclear) and value.is_mask:
+                return value
+        return Unclear(
+            f"node {label(node)!r} ({node.op_type}): a loop, and no layer; tf2onnx writes one for SimpleRNN, "
+            "GRU(reset_after=False), RNN(cells), other activations and masks, which Keras's own files have"
+        )
 
     # -- recurrent nodes
 
@@ -356,10 +390,14 @@ class Scope:
         axes: tuple[Axis, ...] = (batch, time, directions, units) if of["layout"] else (time, directions, batch, units)
         y = replace(x, axes=axes, units=directions + units, steps=(*x.steps, step))
         axes = (batch, directions, units) if of["layout"] else (directions, batch, units)
-        h = replace(y, axes=axes, steps=(*y.steps, Step("last", step.node, {"own": True})), state="h")
+        h = replace(y, axes=axes, steps=(*y.steps, self.end_of(step)), state="h")
         if of["reverse"]:
             y = _reversed(y, step.node, time, batch, {"own": True, "lengths": of["lengths"]})
         return [y, h, replace(h, state="c")]
+
+    def end_of(self, step: Step) -> Step:
+        """One step for all that take the last states of a node, so that those of two directions can meet again."""
+        return self.ends.setdefault(step, Step("last", step.node, {"own": True}))
 
 
 def _cell(op: str, attributes: Attributes) -> tuple[dict[str, Any], Formula]:
@@ -501,6 +539,8 @@ def ready(value: Any) -> Tensor:
     x: Tensor = value
     if value.state == "c":
         raise NotUnderstoodError("the cell state of a layer is used as data")
+    if value.steps and value.steps[-1].kind in _WAITING:
+        raise NotUnderstoodError("data cut off on one side, or compared")
     if value.direction is not None:
         raise NotUnderstoodError("one of two directions alone is used")
     if value.before is not None:
@@ -512,7 +552,7 @@ def ready(value: Any) -> Tensor:
         if kind != "x" or value.type not in FLOATS:
             raise NotUnderstoodError("an error function that is not part of gelu")
         options = {"op": "Mul", "numbers": np.asarray(factor), "dtype": FLOATS[value.type]}
-        x = replace(x, gelu=None, steps=(*x.steps, Step("affine", "a factor", options)))
+        x = replace(x, gelu=None, steps=(*x.steps, Factor("affine", "a factor", options)))
     return replace(x, state="")
 
 
@@ -633,6 +673,8 @@ def _cast(call: Call) -> Any:
             return value
         if not value.steps and value.type in TYPES and to in (6, 7):
             return replace(value, type=to)  # tokens that come as numbers of another kind
+        if is_input(value) and value.type in WHOLE and to in FLOATS:
+            return replace(value, type=to)
         raise NotUnderstoodError("to: another dtype than that of the data")
     return value
 
@@ -682,6 +724,7 @@ def _unsqueeze(call: Call) -> Any:
 def _shape(call: Call) -> Any:
     value = call.given[0]
     if isinstance(value, Tensor):
+        _check_sizes(value)
         entries = [_entry(axis) for axis in value.axes]
     elif isinstance(value, np.ndarray):
         entries = [*value.shape]
@@ -689,6 +732,11 @@ def _shape(call: Call) -> Any:
         raise NotUnderstoodError("a shape that is not known")
     first, end = call.attributes.whole("start", 0), call.attributes.whole("end", None)
     return _objects(entries[first:end])
+
+
+def _check_sizes(x: Tensor) -> None:
+    if x.before is not None:
+        raise NotUnderstoodError("the size of an axis with steps joined in front")
 
 
 def _objects(entries: Sequence[Any]) -> Array:
@@ -714,6 +762,7 @@ def _reshape(call: Call) -> Any:
         shape = [_whole(entry) for entry in target]
         shape = [value.shape[i] if n == 0 and not allow else n for i, n in enumerate(shape)]
         return value.reshape(shape)
+    _check_sizes(value)
     wanted: list[Any] = []
     for i, entry in enumerate(target):
         if not isinstance(entry, Size) and _whole(entry) == 0:
@@ -721,7 +770,17 @@ def _reshape(call: Call) -> Any:
                 raise NotUnderstoodError("shape: an axis of size 0")
             entry = value.axes[i]
         wanted.append(entry.axis if isinstance(entry, Size) else entry)
+    wanted = _reopened(value, wanted)
     return replace(value, axes=_regrouped([atom for axis in value.axes for atom in axis], wanted))
+
+
+def _reopened(x: Tensor, wanted: list[Any]) -> list[Any]:
+    """Behind a node PyTorch's exporter may fix a size that the input has open: that of the first axis."""
+    is_output = len(x.axes) == 4 and x.steps and x.steps[-1].kind == "recurrent" and not x.state
+    is_fixed = len(wanted) == 3 and not any(isinstance(entry, tuple) for entry in wanted) and wanted[1] == -1
+    if not is_output or not is_fixed or len(x.axes[0]) != 1 or x.axes[0][0].size is not None or wanted[0] < 1:
+        return wanted
+    return [x.axes[0], *wanted[1:]] if x.units and wanted[2] == _count(x.units) else wanted
 
 
 def _regrouped(atoms: list[Atom], wanted: Sequence[Any]) -> tuple[Axis, ...]:
@@ -830,7 +889,7 @@ def _in_front(first: Any, x: Tensor, axis: int) -> Tensor:
         raise NotUnderstoodError("several tensors that depend on the input are joined")
     if size is None or len(x.axes[at]) != 1:
         raise NotUnderstoodError("expected a known number of steps in front of others")
-    return replace(x, before=(size, source, at))
+    return replace(x, before=(size, source, x.axes[at]))
 
 
 def _pad(call: Call) -> Any:
@@ -847,7 +906,7 @@ def _pad(call: Call) -> Any:
         return x
     if len(at) > 1 or at[0] >= len(x.axes) or pads[at[0]] < 0 or len(x.axes[at[0]]) != 1:
         raise NotUnderstoodError("pads: expected some in front of one axis")
-    return replace(x, before=(pads[at[0]], None, at[0]))
+    return replace(x, before=(pads[at[0]], None, x.axes[at[0]]))
 
 
 def _gather(call: Call) -> Any:
@@ -893,7 +952,9 @@ def _picked(call: Call, x: Tensor, axis: int, place: int, kept: int) -> Tensor:
     if found and x.units is not None and len(x.units) == 2 and found == x.units[:1] and place in (0, 1, -1, -2):
         return _one_direction(x, axis, place % 2, bool(kept))
     time = time_of(x)[0]
-    is_last = place == -1 or (time is not None and place == (time[0].size or 0) - 1 and place > 0)
+    if x.direction is not None and found == time:
+        return _end_of_direction(call, x, axis, place, bool(kept))
+    is_last = time is not None and _is_end(place, time)
     if time is not None and found == time and place == 0 and x.steps[-1].kind == "reverse":
         return _last_read(call, x, axis, bool(kept))
     if time is not None and found == time and is_last:
@@ -901,6 +962,25 @@ def _picked(call: Call, x: Tensor, axis: int, place: int, kept: int) -> Tensor:
         middle: tuple[Axis, ...] = ((),) if kept else ()
         return replace(last, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]))
     raise NotUnderstoodError(f"entry {place} of an axis: expected the last step, or a direction")
+
+
+def _is_end(place: int, time: Axis) -> bool:
+    return place == -1 or 0 < place == (time[0].size or 0) - 1
+
+
+def _end_of_direction(call: Call, x: Tensor, axis: int, place: int, keeps: bool) -> Tensor:
+    """The step with which one of two directions ends: the last one of the sequence, or the first one."""
+    step, time = x.steps[-1], x.axes[axis]
+    size = time[0].size
+    is_end = _is_end(place, time) if x.direction == 0 else place == 0 or (size is not None and place == -size)
+    if step.kind != "recurrent" or not (is_end or size == 1):
+        raise NotUnderstoodError(f"entry {place} of one of two directions: expected the one with which it ends")
+    if step.options["lengths"] is not None:
+        raise NotUnderstoodError("the last step of all rows, which with sequence_lens is not that of each")
+    middle: tuple[Axis, ...] = ((),) if keeps else ()
+    axes = (*x.axes[:axis], *middle, *x.axes[axis + 1 :])
+    call.scope.spend(ENTRY_BYTES * len(x.steps))
+    return replace(x, axes=axes, steps=(*x.steps, call.scope.end_of(step)), state="")
 
 
 def _last_read(call: Call, x: Tensor, axis: int, keeps: bool) -> Tensor:
@@ -1142,10 +1222,14 @@ def _arithmetic(call: Call) -> Any:
         if op == "Div" and one.dtype.kind in "iu":
             raise NotUnderstoodError("whole numbers are divided")
         return _FUNCTIONS[op](one, other)
+    if op == "Equal" and isinstance(one, Tensor):
+        raise MaskError("a mask, or another comparison of data; Keras's own files tell of masks")
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _together(call, op, one, other)
     if isinstance(one, Tensor) and isinstance(other, (np.ndarray, Filled)):
         return _affine(call, op, one, other)
+    if isinstance(other, Tensor) and isinstance(one, np.ndarray) and op == "Sub":
+        return _offset(other, one)
     if isinstance(other, Tensor) and isinstance(one, (np.ndarray, Filled)) and op in ("Add", "Mul"):
         return _affine(call, op, other, one)
     if isinstance(one, Filled) and isinstance(other, Filled) and op == "Mul" and (_is_zero(one) or _is_zero(other)):
@@ -1162,7 +1246,7 @@ def _together(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
             return _merged(replace(one, direction=None), MERGES[op])
     if one.centred is not None or other.centred is not None:
         return _centred(call, op, one, other)
-    if one.gelu is None and other.gelu is None:
+    if all(x.gelu is None or x.gelu[0] == "x" for x in (one, other)):
         return _silu(call, op, one, other)
     return _gelu_product(call, one, other)
 
@@ -1197,6 +1281,8 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _where(call: Call) -> Any:
+    if isinstance(call.given[0], Tensor):
+        return _softplus(*call.given[:3])
     condition, one, other = (call.array(i) for i in range(3))
     if condition.dtype == object and any(entry is None for entry in condition.flat):
         raise NotUnderstoodError("condition: it depends on sizes that are open")
@@ -1223,8 +1309,8 @@ def _branch(call: Call) -> Any:
 
 
 def _unary(call: Call) -> Any:
-    if call.node.op_type == "Sqrt" and isinstance(call.given[0], Tensor):
-        return _spread(call.given[0])
+    if isinstance(call.given[0], Tensor):
+        return _spread(call, call.given[0])
     value = call.array(0)
     call.scope.spend(value.nbytes)
     function: Any = {"Sqrt": np.sqrt, "Neg": np.negative, "Reciprocal": np.reciprocal}[call.node.op_type]
@@ -1239,8 +1325,6 @@ def _numbers(call: Call, x: Tensor, value: Any) -> Array:
         return np.asarray(value.value, np.float64).reshape(())
     if value.dtype not in FLOATS.values():
         raise NotUnderstoodError("expected float32 or float64")
-    if value.ndim > len(x.axes):
-        raise NotUnderstoodError("a constant of more axes than the data has")
     wide = [i - value.ndim + len(x.axes) for i, size in enumerate(value.shape) if size != 1]
     if not wide:
         return np.asarray(value.reshape(()))
@@ -1254,6 +1338,8 @@ def _numbers(call: Call, x: Tensor, value: Any) -> Array:
 
 def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
     """A shift or a scale: a layer's bias, or part of a normalisation."""
+    if isinstance(value, np.ndarray) and value.ndim > len(x.axes):
+        raise NotUnderstoodError("a constant of more axes than the data has")
     if x.centred is not None:
         return _widened(op, x, value)
     if (x.gelu is not None and (x.gelu[0] != "x" or op in ("Mul", "Div"))) or (
@@ -1268,7 +1354,7 @@ def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
         at = next(i for i, size in enumerate((1,) * (len(x.axes) - value.ndim) + value.shape) if size != 1)
         x = replace(x, units=x.axes[at])
     last = x.steps[-1] if x.steps else None
-    if op == "Add" and last and last.kind == "dense" and last.options["bias"] is None:
+    if op == "Add" and last and last.kind in ("dense", "convolution") and last.options["bias"] is None:
         weight = last.options["weight"]
         bias = np.broadcast_to(numbers, weight.shape[:1])
         if bias.dtype == weight.dtype or not numbers.ndim:
@@ -1329,20 +1415,34 @@ def _gelu_product(call: Call, one: Tensor, other: Tensor) -> Tensor:
     return _activated(x, call, "gelu") if math.isclose(factor, 0.5, rel_tol=1e-6) else replace(x, gelu=("gelu", factor))
 
 
-# The formula of a layer normalisation taken apart, (x - mean) / sqrt(mean((x - mean)**2) + eps): each tensor inside it
-# has the steps of x, says which part it is, and holds what was added so far.
+# The formula of a layer normalisation taken apart, (x - mean) / sqrt(mean((x - mean)**2) + eps), or in other words
+# x / sqrt(...) - mean / sqrt(...): each tensor inside it has the steps of x, says which part it is, and holds what was
+# added so far.
+
+_NO_PART = "a mean that is not part of a layer normalisation"
 
 
-def _mean(call: Call, x: Tensor) -> Tensor:
-    if x.centred is None:
-        x, kind = ready(x), "mean"
-    elif x.centred[0] == "square":
-        kind = "variance"
-    else:
-        raise NotUnderstoodError("a mean that is not part of a layer normalisation")
-    if not x.axes or (x.units is not None and x.axes[-1] != x.units) or not call.attributes.whole("keepdims", 1):
+def _mean(call: Call, x: Tensor, axes: Sequence[int], op: str) -> Tensor:
+    """Over the units: the mean of x or of squares, or the sum of squares."""
+    part = op, None if x.centred is None else x.centred.kind
+    kind = {
+        ("ReduceMean", None): "mean", ("ReduceMean", "square"): "variance", ("ReduceSumSquare", "deviation"): "sum",
+    }.get(part)  # fmt: skip
+    if kind is None:
+        raise NotUnderstoodError(_NO_PART)
+    x = ready(x) if x.centred is None else x
+    gone = {_axis(axis, len(x.axes)) for axis in axes}
+    wide = [x.axes[i] for i in gone if x.axes[i]]
+    if len(wide) != 1 or not (wide[0] == x.units or (x.units is None and _is_free(x, wide[0]))):
         raise NotUnderstoodError("a mean that is not one of all units")
-    return replace(x, axes=(*x.axes[:-1], ()), centred=(kind, 0.0), state="")
+    keeps = call.attributes.whole("keepdims", 1)
+    left = tuple(() if i in gone else axis for i, axis in enumerate(x.axes) if keeps or i not in gone)
+    return replace(x, axes=left, units=wide[0], centred=Centred(kind), state="")
+
+
+def _is_free(x: Tensor, axis: Axis) -> bool:
+    """Whether it may be that of the units, as no step has told yet."""
+    return len(axis) == 1 and axis[0].is_of(x.source)
 
 
 def _power(call: Call) -> Tensor:
@@ -1352,42 +1452,146 @@ def _power(call: Call) -> Tensor:
     return _centred(call, "Mul", x, x)
 
 
+def _is_over(part: Tensor, x: Tensor) -> bool:
+    """Whether it has one number for all units of this one, and for each entry of the other axes one of its own."""
+    narrow = tuple(() if axis == part.units else axis for axis in x.axes)
+    return part.axes == narrow and _is_same(part, x)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """But for the axes and the part that they are."""
+    return replace(one, axes=other.axes, units=other.units, centred=None) == replace(other, centred=None, state="")
+
+
 def _centred(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
     """Two parts of it meet."""
-    kinds = tuple("x" if x.centred is None else x.centred[0] for x in (one, other))
-    wide = replace(other, axes=(*other.axes[:-1], one.axes[-1] if one.axes else ()), centred=one.centred)
-    if kinds == ("deviation", "deviation") and op == "Mul" and one == other:
-        return replace(one, centred=("square", 0.0))
-    if kinds == ("x", "mean") and op == "Sub" and wide == ready(one):
-        return replace(one, centred=("deviation", 0.0), state="")
-    if kinds == ("deviation", "spread") and op == "Div" and wide == one:
-        return _normalised(call, replace(one, centred=None), other.centred[1] if other.centred else 0.0)
-    raise NotUnderstoodError("a mean that is not part of a layer normalisation")
+    if op in ("Mul", "Add"):
+        one, other = sorted((one, other), key=lambda x: _ORDER.index(_kind(x)))
+    kinds = op, _kind(one), _kind(other)
+    part = other.centred or Centred("x")
+    if kinds == ("Mul", "deviation", "deviation") and one == other:
+        return replace(one, centred=Centred("square"))
+    if kinds == ("Sub", "x", "mean") and _is_over(other, ready(one)):
+        return replace(ready(one), units=other.units, centred=Centred("deviation"))
+    if kinds == ("Div", "deviation", "spread") and _is_over(other, one):
+        return _normalised(call, one, part)
+    if kinds == ("Mul", "x", "inverse") and _fits(other, ready(one)):
+        return replace(ready(one), units=other.units, centred=replace(part, kind="scaled"))
+    if kinds == ("Mul", "mean", "inverse") and _fits(one, other):
+        return replace(other, centred=replace(part, kind="shift"))
+    if kinds == ("Mul", "minus", "inverse") and _fits(one, other):
+        return replace(other, centred=replace(part, kind="offset"))
+    is_whole = kinds in (("Add", "scaled", "offset"), ("Sub", "scaled", "shift")) and _fits(other, one)
+    if is_whole and one.centred is not None and (part.weight is one.centred.weight and part.eps == one.centred.eps):
+        return _normalised(call, one, part)
+    raise NotUnderstoodError(_NO_PART)
+
+
+_ORDER = (
+    "x",
+    "mean",
+    "minus",
+    "inverse",
+    "scaled",
+    "shift",
+    "offset",
+    "deviation",
+    "spread",
+    "square",
+    "sum",
+    "variance",
+)
+
+
+def _kind(x: Tensor) -> str:
+    return "x" if x.centred is None else x.centred.kind
+
+
+def _fits(part: Tensor, x: Tensor) -> bool:
+    return _is_over(part, x) or (part.axes == x.axes and _is_same(part, x))
 
 
 def _widened(op: str, x: Tensor, value: Any) -> Tensor:
-    """What is added to the variance."""
+    """A constant joins a part: how many squares there are, what is added to their mean, the weight."""
     assert x.centred is not None
     found = value.value if isinstance(value, Filled) else value
-    if op != "Add" or x.centred != ("variance", 0.0) or isinstance(found, Size) or np.size(found) != 1:
-        raise NotUnderstoodError("a mean that is not part of a layer normalisation")
+    if (op, x.centred.kind) == ("Mul", "inverse") and x.centred.weight is None and isinstance(found, np.ndarray):
+        return _with_numbers(x, found, "weight")
+    if isinstance(found, Size) or np.size(found) != 1:
+        raise NotUnderstoodError(_NO_PART)
     number = np.asarray(found).reshape(-1)[0]
-    return replace(x, centred=("variance", _decimal(number) if x.type == 1 else float(number)))
+    if (op, x.centred.kind) == ("Div", "sum") and number in (Size(x.units or ()), _count(x.units)):
+        return replace(x, centred=Centred("variance"))
+    if (op, x.centred) == ("Add", Centred("variance")) and isinstance(number, (float, np.floating)):
+        return replace(x, centred=Centred("variance", _decimal(float(number)) if x.type == 1 else float(number)))
+    raise NotUnderstoodError(_NO_PART)
 
 
-def _spread(x: Tensor) -> Tensor:
-    if x.centred is None or x.centred[0] != "variance":
-        raise NotUnderstoodError("a root that is not part of a layer normalisation")
-    return replace(x, centred=("spread", x.centred[1]))
+def _count(units: Axis | None) -> int:
+    return math.prod(atom.size or 0 for atom in units or ())
 
 
-def _normalised(call: Call, x: Tensor, eps: float) -> Tensor:
-    size = math.prod(atom.size or 0 for atom in x.axes[-1])
-    if not size or x.type not in FLOATS or not 0 <= eps < math.inf:
+def _with_numbers(x: Tensor, numbers: Array, name: str) -> Tensor:
+    """A weight or a bias of each unit, on the last axis."""
+    assert x.centred is not None
+    size = _count(x.units)
+    if numbers.size != size or numbers.shape[-1:] != (size,) or numbers.ndim > len(x.axes) or x.type not in FLOATS:
+        raise NotUnderstoodError(_NO_PART)
+    if x.axes[-1] not in ((), x.units) or numbers.dtype != FLOATS[x.type] or x.units is None:
+        raise NotUnderstoodError(_NO_PART)
+    kept: dict[str, Any] = {name: numbers.reshape(-1)}
+    return replace(x, axes=(*x.axes[:-1], x.units), centred=replace(x.centred, **kept))
+
+
+def _spread(call: Call, x: Tensor) -> Tensor:
+    """A function of one part."""
+    after = {
+        ("Sqrt", "variance"): "spread", ("Reciprocal", "spread"): "inverse", ("Neg", "mean"): "minus",
+        ("Neg", "shift"): "offset",
+    }  # fmt: skip
+    kind = after.get((call.node.op_type, _kind(x)))
+    if kind is None or x.centred is None:
+        raise NotUnderstoodError("expected what is part of a layer normalisation")
+    return replace(x, centred=replace(x.centred, kind=kind))
+
+
+def _offset(x: Tensor, bias: Array) -> Tensor:
+    """The bias without the shift."""
+    if x.centred is None or x.centred.kind != "shift":
+        raise NotUnderstoodError("expected what comes from the input on the left")
+    offset = _with_numbers(x, bias, "bias")
+    assert offset.centred is not None
+    return replace(offset, centred=replace(offset.centred, kind="offset"))
+
+
+def _norm_of_rows(call: Call, x: Tensor) -> Tensor:
+    """A batch normalisation of each row by its own mean and variance, as Keras's fused layer normalisation has it."""
+    scale, bias, mean, variance = call.given[1:5]
+    x = ready(x)
+    given = [one for one in (mean, variance) if isinstance(one, Tensor) and one.axes == x.axes[1:2]]
+    parts = [one.centred for one in given if _is_same(one, x)]
+    rows = [axis for axis in x.axes if axis and axis != mean.units]
+    if parts != [Centred("mean"), Centred("variance")] or rows != [*x.axes[1:2]]:
+        raise NotUnderstoodError("expected the mean and the variance of all units of each row")
+    if not _is_all(scale, 1) or not _is_all(bias, 0) or call.attributes.whole("training_mode", 0):
+        raise NotUnderstoodError("expected no weights of each row")
+    eps = call.attributes.real("epsilon", 1e-5)
+    return _normalised(call, replace(x, units=mean.units), Centred("x", eps))
+
+
+def _is_all(value: Any, number: int) -> bool:
+    found = value.value if isinstance(value, Filled) else value
+    return not isinstance(found, (Size, Tensor)) and bool((np.asarray(found) == number).all())
+
+
+def _normalised(call: Call, x: Tensor, part: Centred) -> Tensor:
+    size = _count(x.units)
+    if not size or x.type not in FLOATS or not 0 <= part.eps < math.inf:
         raise NotUnderstoodError("a layer normalisation of how many units, or of what, is not known")
     call.scope.spend(size * FLOATS[x.type].itemsize)
-    weight = np.ones(size, FLOATS[x.type])
-    return call.step(_with_units_last(x), "layer_norm", weight=weight, bias=None, eps=eps, is_plain=True)
+    weight = np.ones(size, FLOATS[x.type]) if part.weight is None else part.weight
+    options = {"weight": weight, "bias": part.bias, "eps": part.eps, "is_plain": part.weight is None}
+    return call.step(replace(x, centred=None), "layer_norm", **options)
 
 
 def _part_of_norm(op: str, of: Mapping[str, Any], numbers: Array) -> dict[str, Any]:
@@ -1397,6 +1601,91 @@ def _part_of_norm(op: str, of: Mapping[str, Any], numbers: Array) -> dict[str, A
     if op == "Mul" and of.get("is_plain"):
         return {"weight": numbers, "is_plain": False}
     return {"bias": numbers} if op == "Add" else {}
+
+
+def _extreme(call: Call) -> Tensor:
+    """The smaller or the larger of the data and a number: of both in a row, the first waits for the second."""
+    given = sorted(call.given, key=lambda value: not isinstance(value, Tensor))
+    x, bound = (given[0], _bound(given[1])) if len(given) == 2 else (None, 0.0)
+    if not isinstance(x, Tensor) or math.isinf(bound) or np.ndim(given[1]) > len(x.axes):
+        raise NotUnderstoodError("expected the data and a number")
+    kind, last = _EXTREMES[call.node.op_type], x.steps[-1] if x.steps else None
+    if kind == "at most" and last and last.options.get("function") == Function("relu"):
+        return _clipped(call, replace(x, steps=x.steps[:-1]), 0.0, bound)
+    if last and last.kind in _EXTREMES.values() and last.kind != kind:
+        bounds = {last.kind: last.options["bound"], kind: bound}
+        return _clipped(call, replace(x, steps=x.steps[:-1]), bounds["at least"], bounds["at most"])
+    if kind == "at least" and bound == 0:
+        return _activated(x, call, "relu")
+    return call.step(ready(x), kind, bound=bound)
+
+
+_EXTREMES = {"Min": "at most", "Max": "at least"}
+_WAITING = (*_EXTREMES.values(), "above")  # kinds of steps that mean something only with the next one
+
+
+def _greater(call: Call) -> Tensor:
+    x, bound = ready(call.given[0]), _bound(call.given[1])
+    if np.ndim(call.given[1]) > len(x.axes):
+        raise NotUnderstoodError("expected the data and a number")
+    return call.step(x, "above", bound=bound)
+
+
+def _softplus(condition: Tensor, one: Any, other: Any) -> Tensor:
+    """PyTorch's, which above 20 is the number itself: no other one then, either."""
+    *before, last = condition.steps or (None,)
+    if last is None or last.kind != "above" or not isinstance(other, Tensor) or not other.steps:
+        raise NotUnderstoodError("condition: it depends on the data")
+    is_softplus = other.steps[-1].options.get("function") == Function("softplus")
+    x = replace(condition, steps=tuple(before))
+    same = isinstance(one, Tensor) and ready(one) == x == replace(other, steps=other.steps[:-1])
+    if not is_softplus or not same or last.options["bound"] < (20 if x.type == 1 else 40):
+        raise NotUnderstoodError("condition: it depends on the data, and is not that of softplus")
+    return other
+
+
+def _bound(value: Any) -> float:
+    found = value.value if isinstance(value, Filled) else value
+    if not isinstance(found, (np.ndarray, np.generic)) or found.dtype not in FLOATS.values() or found.size != 1:
+        raise NotUnderstoodError("expected a number")
+    return float(found.reshape(-1)[0])
+
+
+def _clip(call: Call) -> Any:
+    given, of = [*call.given, None, None], call.attributes
+    if call.version < 11:
+        least, most = of.real("min", -math.inf), of.real("max", math.inf)
+    else:
+        least = -math.inf if given[1] is None else _bound(given[1])
+        most = math.inf if given[2] is None else _bound(given[2])
+    if least == 0 and most > np.finfo(np.float32).max:
+        return _activated(call.given[0], call, "relu")
+    return _clipped(call, ready(call.given[0]), least, most)
+
+
+def _clipped(call: Call, x: Tensor, least: float, most: float) -> Tensor:
+    """A straight line that is cut off, in units of its height."""
+    height = most - least
+    if not (0 < height < math.inf) or not math.isfinite(least):
+        raise NotUnderstoodError("expected two bounds, of which the second is larger")
+    if height > (2**20 if least == 0 else 16):  # where what is small would be rounded as what is large
+        raise NotUnderstoodError(f"bounds: expected some that lie close together, got {least} and {most}")
+    if (least, most) == (0, 1):
+        steps, numbers = _without_line(x.steps)
+        return _activated(replace(x, steps=steps), call, "hard_sigmoid", *numbers)
+    x = _activated(x, call, "hard_sigmoid", 1 / height, 0.0 - least / height)
+    for op, number in (("Mul", height), ("Add", least)):
+        x = call.step(x, "affine", op=op, numbers=np.asarray(number), dtype=FLOATS[x.type])
+    return x
+
+
+def _without_line(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[float, float]]:
+    """The steps without a x + b at the end, and a and b."""
+    last = [step.options for step in steps[-2:] if step.kind == "affine" and not step.options["numbers"].ndim]
+    if [of["op"] for of in last] != ["Mul", "Add"] or not all(np.isfinite(of["numbers"]) for of in last):
+        return steps, (1.0, 0.0)
+    slope, offset = (_decimal(float(of["numbers"])) for of in last)
+    return steps[:-2], (slope, offset)
 
 
 def _silu(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
@@ -1498,6 +1787,8 @@ def _layer_norm(call: Call) -> Any:
 
 
 def _batch_norm(call: Call) -> Any:
+    if isinstance(call.given[0], Tensor) and isinstance(call.given[3], Tensor):
+        return _norm_of_rows(call, call.given[0])
     x, of = ready(call.given[0]), call.attributes
     if of.whole("training_mode", 0) or of.whole("spatial", 1) != 1 or len(x.axes) < 2:
         raise NotUnderstoodError("training_mode: expected inference")
@@ -1514,17 +1805,45 @@ def _batch_norm(call: Call) -> Any:
 
 def _reduce(call: Call) -> Any:
     value, axes = call.given[0], call.wholes(1, "axes", 13 if call.node.op_type == "ReduceSum" else 18)
-    if not isinstance(value, Tensor) or axes is None or len(axes) != 1:
+    if isinstance(value, np.ndarray):
+        return _product_of_sizes(call, value, axes)
+    if not isinstance(value, Tensor) or not axes:
         raise NotUnderstoodError("expected the directions to be merged")
     axis = _axis(axes[0], len(value.axes))
     is_merge = value.units is not None and len(value.units) == 2 and value.axes[axis] == value.units[:1]
-    if call.node.op_type == "ReduceMean" and axis == len(value.axes) - 1 and not is_merge:
-        return _mean(call, value)
-    if not is_merge or not value.steps:
+    if not is_merge and call.node.op_type in ("ReduceMean", "ReduceSumSquare"):
+        return _mean(call, value, axes, call.node.op_type)
+    if not is_merge or not value.steps or len(axes) > 1 or call.node.op_type not in MERGES:
         raise NotUnderstoodError("expected the directions to be merged")
     keeps: tuple[Axis, ...] = ((),) if call.attributes.whole("keepdims", 1) else ()
     x = replace(value, axes=(*value.axes[:axis], *keeps, *value.axes[axis + 1 :]))
     return _merged(x, MERGES[call.node.op_type])
+
+
+def _pool(call: Call) -> Any:
+    """The mean of all axes behind the second, which of steps with their units last are the units."""
+    x = call.given[0]
+    if not isinstance(x, Tensor) or len(x.axes) < 3:
+        raise NotUnderstoodError("expected what comes from the input")
+    return _mean(call, x, [*range(2, len(x.axes))], "ReduceMean")
+
+
+def _product_of_sizes(call: Call, value: Array, axes: list[int] | None) -> Array:
+    """Of a shape, or of a part of one."""
+    are_sizes = value.ndim == 1 and (value.dtype == object or value.dtype in WHOLE.values())
+    if (
+        call.node.op_type != "ReduceProd"
+        or not are_sizes
+        or value.size > MOST_AXES
+        or axes not in (None, [], [0], [-1])
+    ):
+        raise NotUnderstoodError("expected the product of a few sizes")
+    if not axes and call.attributes.whole("noop_with_empty_axes", 0):
+        return value
+    found = _objects([1])
+    for entry in value:
+        found = _sizes("Mul", found, _objects([entry]), (1,))
+    return found if call.attributes.whole("keepdims", 1) else found.reshape(())
 
 
 def _merged(x: Tensor, mode: str) -> Tensor:
@@ -1546,7 +1865,7 @@ def _convolution(call: Call) -> Any:
     spatial = [i for i in range(2, len(x.axes)) if x.axes[i]]
     if len(spatial) != 1 or weight.ndim != len(x.axes) or weight.dtype not in FLOATS.values() or 0 in weight.shape:
         raise NotUnderstoodError("expected a convolution over time alone")
-    if before and before[2] != spatial[0]:
+    if before and before[2] != x.axes[spatial[0]]:
         raise NotUnderstoodError("steps joined in front of others on another axis than that of time")
     count, at = len(x.axes) - 2, spatial[0] - 2
     if any(size != 1 for i, size in enumerate(weight.shape[2:]) if i != at):
@@ -1597,10 +1916,11 @@ OPERATIONS: dict[str, Callable[[Call], Any]] = {
     "Gather": _gather, "Slice": _slice, "Split": _split, "ConstantOfShape": _constant_of_shape, "Expand": _expand,
     "If": _branch, "Tile": _tile, "Range": _range, "Where": _where, "Pad": _pad, "Erf": _erf, "Softmax": _softmax,
     "MatMul": _matmul, "Gemm": _gemm, "LayerNormalization": _layer_norm, "BatchNormalization": _batch_norm,
-    "Conv": _convolution, "Pow": _power, "ReverseSequence": _reverse_sequence,
+    "Conv": _convolution, "Clip": _clip, "Min": _extreme, "Max": _extreme, "Greater": _greater, "Pow": _power,
+    "GlobalAveragePool": _pool, "ReverseSequence": _reverse_sequence,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Equal"), _arithmetic),
     **dict.fromkeys(("Sqrt", "Neg", "Reciprocal"), _unary),
-    **dict.fromkeys(("ReduceSum", "ReduceProd", "ReduceMean"), _reduce),
+    **dict.fromkeys(("ReduceSum", "ReduceProd", "ReduceMean", "ReduceSumSquare"), _reduce),
     **dict.fromkeys(("Relu", "Tanh", "Sigmoid", "Elu", "LeakyRelu", "Softplus", "HardSigmoid", "Gelu"), _activation),
     **dict.fromkeys(("ThresholdedRelu", "Softsign", "Selu", "Swish"), _activation),
 }  # fmt: skip
