@@ -108,7 +108,8 @@ def test_modules_of_ones_own(end, bidirectional, batch_first):
 
 @pytest.mark.usefixtures("rng")
 def test_activations():
-    names = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.ELU(0.5), nn.GELU(), nn.Softplus(), nn.Identity()]
+    names = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.ELU(0.5), nn.GELU(), nn.Softplus(), nn.Identity(),
+             nn.SELU(), nn.SiLU(), nn.Softsign()]  # fmt: skip
     module = nn.Sequential(nn.Linear(4, 5), *[nn.Sequential(name, nn.Linear(5, 5)) for name in names])
     assert gw.verify(gw.load(module), module).passed
 

@@ -261,7 +261,8 @@ def _activation(module: Any) -> blocks.Activation | None:
 
     nn = torch.nn
     simple = {
-        nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid",
+        nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid", nn.SELU: "selu",
+        nn.SiLU: "silu", nn.Softsign: "softsign",
     }  # fmt: skip
     kind = type(module)
     if kind in simple:
