@@ -18,15 +18,13 @@ from gatewise import blocks
 from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.formats.errors import reading
-from gatewise.formats.onnx_graph import (
+from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope
+from gatewise.formats.onnx_values import (
     IN_CELLS,
-    PEEPHOLES,
-    RECURRENT,
     SINCE,
     TYPES,
     Atom,
     NotUnderstoodError,
-    Scope,
     Stack,
     Step,
     Tensor,
