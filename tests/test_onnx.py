@@ -1400,3 +1400,101 @@ def test_mutated_files(path, tmp_path):
         except gw.FormatError:
             refused += 1
     assert refused > 500
+
+
+# ---- what is almost what a layer does
+
+
+def lstm_nodes(directions=1):
+    """An LSTM of 4 inputs and 3 units, Y, h and c, with Y as y [5, 3, 3] where it has one direction."""
+    generator = np.random.default_rng(0)
+    shapes = {"W": (directions, 12, 4), "R": (directions, 12, 3), "B": (directions, 24)}
+    arrays = {name: generator.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
+    direction = "forward" if directions == 1 else "bidirectional"
+    nodes = [helper.make_node("LSTM", [*"xWRB"], ["Y", "h", "c"], hidden_size=3, direction=direction)]
+    if directions == 1:
+        nodes.append(helper.make_node("Squeeze", ["Y", "one"], ["y"]))
+    return nodes, arrays | {"one": np.array([1]), "zero": np.array([0]), "two": np.array([2])}
+
+
+def write_graph(path, nodes, arrays, outputs, opset=13):
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [5, 3, 4])]
+    named = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", inputs, named, held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+N = helper.make_node
+ALMOST = {
+    "another order of axes": ([N("Transpose", ["y"], ["o"], perm=[1, 0, 2])], ["o"]),
+    "another order of units": ([N("Transpose", ["y"], ["o"], perm=[0, 2, 1])], ["o"]),
+    "the data as the first state": (
+        [N("Slice", ["x", "zero", "one", "zero"], ["s"]),
+         N("LSTM", ["x", "W4", "W4", "", "", "s"], ["o"], hidden_size=4)], ["o"],
+    ),
+    "numbers cut off": (
+        [N("Cast", ["x"], ["i"], to=7), N("Cast", ["i"], ["f"], to=1),
+         N("LSTM", ["f", "W", "R", "B"], ["o"], hidden_size=3)], ["o"],
+    ),
+    "a bias along the batch": (
+        [N("Squeeze", ["h", "zero"], ["k"]), N("Gemm", ["k", "square", "column"], ["o"])], ["o"],
+    ),
+    "a factor and then a bound": (
+        [N("Min", ["y", "half"], ["m"]), N("Mul", ["m", "half"], ["n"]), N("Max", ["n", "null"], ["o"])], ["o"],
+    ),
+    "a state that something was made of": ([N("Mul", ["h", "half"], ["o"])], ["o", "y"]),
+    "what is not understood in front": ([N("Concat", ["h", "c"], ["o"], axis=2)], ["o", "y"]),
+    "the input in front": ([N("Transpose", ["x"], ["o"], perm=[1, 0, 2])], ["o", "y"]),
+    "two turns and nothing else": (
+        [N("Slice", ["x", "last", "least", "zero", "last"], ["r"]), N("Slice", ["r", "last", "least", "zero", "last"],
+         ["o"])], ["o"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALMOST)
+def test_what_is_almost_a_layer(name, tmp_path):
+    """It is refused."""
+    more, outputs = ALMOST[name]
+    nodes, arrays = lstm_nodes()
+    arrays |= {
+        "half": np.float32(0.5), "null": np.float32(0), "square": np.eye(3, dtype="float32"), "last": np.array([-1]),
+        "column": np.arange(3, dtype="float32")[:, None], "least": np.array([-(2**62)]),
+        "W4": np.eye(16, 4, dtype="float32")[None],
+    }  # fmt: skip
+    with pytest.raises(gw.FormatError):
+        gw.load(write_graph(tmp_path / "m.onnx", [*nodes, *more], arrays, outputs))
+
+
+def test_directions_are_not_mixed(tmp_path):
+    """Y with the directions where the units belong, and each of them half as large before they are multiplied."""
+    nodes, arrays = lstm_nodes(2)
+    wide = N("Reshape", ["Y", "shape"], ["o"])
+    halves = [N("Mul", ["Y", "half"], ["a"]), N("ReduceProd", ["a"], ["o"], axes=[1], keepdims=0)]
+    arrays |= {"shape": np.array([5, 3, 6]), "half": np.float32(0.5)}
+    for more in ([wide], halves):
+        with pytest.raises(gw.FormatError):
+            gw.load(write_graph(tmp_path / "m.onnx", [*nodes, *more], arrays, ["o"]))
+
+
+def test_norms_that_train(tmp_path):
+    """Before version 14 more than one output says so."""
+    nodes, arrays = lstm_nodes()
+    of = ["y", *(f"n{i}" for i in range(4))]
+    arrays |= {name: np.ones(3, "float32") for name in of[1:]}
+    nodes = [nodes[0], N("Squeeze", ["Y"], ["y"], axes=[1])]
+    norm = N("BatchNormalization", of, ["o", "a", "b", "c1", "d"])
+    with pytest.raises(gw.FormatError, match="training_mode"):
+        gw.load(write_graph(tmp_path / "m.onnx", [*nodes, norm], arrays, ["o"], opset=9))
+
+
+def test_reasons_do_not_grow(tmp_path):
+    """Of nodes with long names behind one that is not known."""
+    nodes, arrays = lstm_nodes()
+    chain = [N("Det", ["x"], ["v0"], name="n" * 1000)]
+    chain += [N("LSTM", [f"v{i}", "W", "R", "B"], [f"v{i + 1}"], name="n" * 1000, hidden_size=3) for i in range(50)]
+    with pytest.raises(gw.FormatError) as caught:
+        gw.load(write_graph(tmp_path / "m.onnx", [*nodes, *chain], arrays, ["v50"]))
+    assert len(str(caught.value)) < 25_000

@@ -24,6 +24,7 @@ from gatewise.formats.onnx_values import (
     SINCE,
     TYPES,
     Atom,
+    Axis,
     NotUnderstoodError,
     Stack,
     Step,
@@ -45,6 +46,7 @@ from gatewise.sequential import Sequential
 OLDEST = 7
 OPSET = 17
 EXTRA = 2**20  # bytes that folding may take besides some times the size of the file
+MOST_OUTPUTS = 256  # the states of a stack of layers among them
 MOST_NAMES = 20
 
 
@@ -129,7 +131,7 @@ class _File:
                 raise ValueError(f"opset_import: version {self.version} has an {op} that is not known here")
 
     def scope(self, graph: Any, outer: MutableMapping[str, Any] | None = None) -> Scope:
-        return Scope(graph, self.version, self.read, self.spend, outer)
+        return Scope(graph, self.version, self.read, self.spend, outer, self.model.producer_name == "pytorch")
 
     def spend(self, count: int) -> None:
         if count > self._left:
@@ -238,7 +240,8 @@ def _network(file: _File) -> Sequential | Layer:
     scope.run()
     try:
         final = _final(graph, scope)
-        return _built(final, scope.inputs[final.source])
+        with np.errstate(all="ignore"):
+            return _built(final, scope.inputs[final.source])
     except (ValueError, TypeError) as error:
         places = [*_places(file, graph)]
         hint = f"; load(path, node=...) takes one of its recurrent nodes alone: {_named(places)}" if places else ""
@@ -247,10 +250,12 @@ def _network(file: _File) -> Sequential | Layer:
 
 def _final(graph: Any, scope: Scope) -> Tensor:
     """What the path ends with; the other outputs may be states."""
+    if len(graph.output) > MOST_OUTPUTS:
+        raise ValueError(f"outputs: expected at most {MOST_OUTPUTS}, got {len(graph.output)}")
     data, states, stacked, unclear = list[Tensor](), list[Tensor](), list[Tensor](), list[str]()
     for output in graph.output:
         value = scope.value(output.name)
-        if isinstance(value, Unclear) and value.is_state:
+        if isinstance(value, Unclear) and value.is_state and output is not graph.output[0]:
             unclear.append(value.reason)
             continue
         if isinstance(value, Stack):
@@ -260,9 +265,10 @@ def _final(graph: Any, scope: Scope) -> Tensor:
             raise ValueError(value.reason)
         if not isinstance(value, Tensor):
             raise ValueError(f"output {output.name!r}: expected one that depends on the input")
-        if is_input(value):
+        if is_input(value) and output is not graph.output[0]:
             continue
-        if value.state and (value.state == "c" or _is_apart(value)):
+        is_whole = value.gelu is None and value.centred is None and value.direction is None
+        if value.state and is_whole and (value.state == "c" or _is_apart(value)):
             states.append(value)
         else:
             data.append(ready(value))
@@ -285,9 +291,8 @@ def _is_end_within(value: Tensor, other: Tensor) -> bool:
     """Whether one is nothing but the last step of a layer on the way to the other, and so its last state."""
     kinds = [step.kind for step in value.steps[-2:]]
     before = value.steps[:-1]
-    return (
-        kinds == ["recurrent", "last"] and len(before) > 0 and value != other and other.steps[: len(before)] == before
-    )
+    is_own = kinds == ["recurrent", "last"] and value.steps[-1].options["own"]
+    return is_own and value != other and other.steps[: len(before)] == before
 
 
 def _is_apart(value: Tensor) -> bool:
@@ -311,12 +316,32 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
         raise ValueError(f"input {final.source!r}: expected axes of time and batch, and of units last but for tokens")
     _check_lengths(steps)
     joined = _joined(_turned_once(steps))
+    if not joined:
+        raise ValueError("expected a layer at least")
+    as_given, is_state = _is_as_given(final)
+    if not as_given:
+        _check_output(final, sequence, batch)
     group = joined[0]
-    apart = len(final.axes) == 3 and steps[-1].kind == "last"  # nothing is given but the node's own last state
-    if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + apart:
+    if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + is_state:
         return _layer(group[0].options, batch_first, group[1:])
-    _check_output(final, sequence, batch)
     return Sequential([*_layers(joined, batch_first)], batch_first=batch_first)
+
+
+def _is_as_given(final: Tensor) -> tuple[bool, bool]:
+    """Whether the output is a node's own, its axes as the node gave them; and whether it is its last state."""
+    is_state = final.steps[-1].kind == "last" and final.steps[-1].options["own"]
+    step = final.steps[-2 if is_state and len(final.steps) > 1 else -1]
+    if step.kind != "recurrent" or final.units is None or step.time is None or step.batch is None:
+        return False, False
+    directions, units, layout = final.units[:-1], final.units[-1:], step.options["layout"]
+    own: tuple[Axis, ...]
+    if is_state:
+        own = (step.batch, directions, units) if layout else (directions, step.batch, units)
+    elif layout:
+        own = (step.batch, step.time, directions, units)
+    else:
+        own = (step.time, directions, step.batch, units)
+    return final.axes == own, is_state and final.axes == own
 
 
 def _check_lengths(steps: Sequence[Step]) -> None:

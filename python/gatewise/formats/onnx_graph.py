@@ -17,6 +17,7 @@ from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.formats.onnx_operators import OPERATIONS, Call
 from gatewise.formats.onnx_values import (
+    ENTRY_BYTES,
     FLOATS,
     IN_CELLS,
     Atom,
@@ -51,6 +52,9 @@ LEFT_OUT: dict[str, tuple[float | None, ...]] = {
 }  # fmt: skip
 
 
+MOST_REASON = 1000  # letters, of which each node behind may tell again
+
+
 class Scope:
     """The values of one graph, by name, worked out node after node.
 
@@ -61,12 +65,14 @@ class Scope:
     read : what makes an array of a TensorProto
     spend : what is told of every number of bytes before they are taken, and refuses too many
     outer : the values around the body of a Loop, Scan or If
+    is_pytorchs : whether PyTorch's exporter wrote it, which fixes sizes that are open
     """
 
     def __init__(
         self, graph: Any, version: int, read: Callable[[Any], Array], spend: Callable[[int], None],
-        outer: MutableMapping[str, Any] | None = None,
+        outer: MutableMapping[str, Any] | None = None, is_pytorchs: bool = False,
     ) -> None:  # fmt: skip
+        self.is_pytorchs = is_pytorchs
         self.graph, self.version, self.read, self.spend = graph, version, read, spend
         self.values: ChainMap[str, Any] = ChainMap({}, *([] if outer is None else [outer]))
         self.inputs: dict[str, tuple[Atom, ...]] = {}
@@ -89,7 +95,7 @@ class Scope:
 
     def inside(self, body: Any) -> Scope:
         """Of the body of a node, which sees these values."""
-        return Scope(body, self.version, self.read, self.spend, self.values)
+        return Scope(body, self.version, self.read, self.spend, self.values, self.is_pytorchs)
 
     def value(self, name: str) -> Any:
         if name in self.pending:
@@ -109,7 +115,7 @@ class Scope:
         sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
         atoms = tuple(Atom(given.name, size, i) for i, size in enumerate(sizes))
         self.inputs[given.name] = atoms
-        return Tensor(given.name, tuple((atom,) for atom in atoms), int(kind.elem_type))
+        return Tensor(given.name, tuple((atom,) for atom in atoms), int(kind.elem_type), int(kind.elem_type))
 
     def _outputs(self, node: Any) -> Sequence[Any]:
         count = len(node.output)
@@ -129,7 +135,9 @@ class Scope:
                 result = operation(Call(self, node, given, Attributes(node)))
             return result if isinstance(result, list) else [result]
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-            wrong = f"node {label(node)!r} ({node.op_type}): {error}"
+            own_words = isinstance(error, ValueError)  # and not Python's
+            why = str(error)[:MOST_REASON] if own_words else "what it is given is nothing that it takes here"
+            wrong = f"node {label(node)!r} ({node.op_type}): {why}"
             return [Unclear(wrong, _makes_state(node, given), isinstance(error, MaskError))] * count
 
     def _loop(self, node: Any) -> Unclear:
@@ -222,16 +230,17 @@ class Scope:
         given = [*given, *[None] * 8][:8]
         x, lens = given[0], given[4]
         if isinstance(x, Unclear):
-            raise NotUnderstoodError(f"X: {x.reason}")
+            return [x] * 3
         x = ready(x)
+        self.spend(4 * ENTRY_BYTES * (len(x.steps) + 3))  # each tensor has the steps before it
         if len(x.axes) != 3:
             raise NotUnderstoodError(f"X: expected 3 axes, got {len(x.axes)}")
         batch, time = (x.axes[0], x.axes[1]) if of["layout"] else (x.axes[1], x.axes[0])
         check_axes(x, time, batch)
         check_units(x, 2, of["input_size"])
-        of["lengths"] = lengths_of(lens, time)
+        of["lengths"] = lengths_of(lens, time, x.source)
         of["states"] = tuple(
-            _initial(kind, one, of) for kind, one in zip(("initial_h", "initial_c"), given[5:7], strict=True)
+            _initial(kind, one, of, x.source) for kind, one in zip(("initial_h", "initial_c"), given[5:7], strict=True)
         )
         if of["reverse"]:
             x = turned_round(x, label(node), time, batch, {"own": True, "lengths": of["lengths"]})
@@ -324,14 +333,14 @@ def _is_coupled(op: str, attributes: Attributes, gate: Function) -> bool:
     return True
 
 
-def _initial(name: str, value: Any, of: Mapping[str, Any]) -> tuple[str, Atom | None] | None:
+def _initial(name: str, value: Any, of: Mapping[str, Any], source: str) -> tuple[str, Atom | None] | None:
     """From where a node's first state comes: an input of the graph, and which part of it; None: it is zero."""
     if value is None or is_zero(value):
         return None
     if isinstance(value, Unclear):
         raise NotUnderstoodError(f"{name}: {value.reason}")
     directions = 2 if of["bidirectional"] else 1
-    if is_input(value) and len(value.axes) == 3:
+    if is_input(value) and value.source != source and len(value.axes) == 3:
         first, batch = (value.axes[1], value.axes[0]) if of["layout"] else value.axes[:2]
         fits = [len(axis) <= 1 for axis in (first, batch)] + [len(value.axes[2]) == 1]
         size = first[0].size if first else 1

@@ -20,6 +20,7 @@ from gatewise.formats.onnx_values import (
     MOST_AXES,
     SELU,
     TYPES,
+    WAITING,
     WHOLE,
     Atom,
     Attributes,
@@ -132,7 +133,7 @@ def _cast(call: Call) -> Any:
             return value
         if not value.steps and value.type in TYPES and to in (6, 7):
             return replace(value, type=to)  # tokens that come as numbers of another kind
-        if is_input(value) and value.type in WHOLE and to in FLOATS:
+        if is_input(value) and value.type in WHOLE and to in FLOATS and value.given_type in WHOLE:  # not cut off before
             return replace(value, type=to)
         raise NotUnderstoodError("to: another dtype than that of the data")
     return value
@@ -175,6 +176,8 @@ def _unsqueeze(call: Call) -> Any:
     if isinstance(value, np.ndarray):
         return np.expand_dims(value, tuple(axes))
     rank = len(value.axes) + len(axes)
+    if rank > MOST_AXES:
+        raise NotUnderstoodError(f"axes: expected at most {MOST_AXES} in all")
     new = {_axis(axis, rank) for axis in axes}
     rest = iter(value.axes)
     return replace(value, axes=tuple(() if i in new else next(rest) for i in range(rank)))
@@ -229,15 +232,22 @@ def _reshape(call: Call) -> Any:
                 raise NotUnderstoodError("shape: an axis of size 0")
             entry = value.axes[i]
         wanted.append(entry.axis if isinstance(entry, Size) else entry)
-    wanted = _reopened(value, wanted)
+    wanted = _reopened(call.scope, value, wanted)
     return replace(value, axes=_regrouped([atom for axis in value.axes for atom in axis], wanted))
 
 
-def _reopened(x: Tensor, wanted: list[Any]) -> list[Any]:
+def _reopened(scope: Scope, x: Tensor, wanted: list[Any]) -> list[Any]:
     """Behind a node PyTorch's exporter may fix a size that the input has open: that of the first axis."""
     is_output = len(x.axes) == 4 and x.steps and x.steps[-1].kind == "recurrent" and not x.state
     is_fixed = len(wanted) == 3 and not any(isinstance(entry, tuple) for entry in wanted) and wanted[1] == -1
-    if not is_output or not is_fixed or len(x.axes[0]) != 1 or x.axes[0][0].size is not None or wanted[0] < 1:
+    if (
+        not scope.is_pytorchs
+        or not is_output
+        or not is_fixed
+        or len(x.axes[0]) != 1
+        or x.axes[0][0].size is not None
+        or wanted[0] < 2
+    ):
         return wanted
     return [x.axes[0], *wanted[1:]] if x.units and wanted[2] == _count(x.units) else wanted
 
@@ -445,6 +455,8 @@ def _end_of_direction(call: Call, x: Tensor, axis: int, place: int, keeps: bool)
 def _last_read(call: Call, x: Tensor, axis: int, keeps: bool) -> Tensor:
     """The first step of what was turned round: the last one before that."""
     *before, turn = ready(x).steps
+    if turn.kind != "reverse":
+        raise NotUnderstoodError("a factor between two changes of the order")
     two = bool(before) and before[-1].options.get("bidirectional", False)
     last = call.step(replace(x, steps=tuple(before)), "last", own=turn.options["own"] and not two)
     middle: tuple[Axis, ...] = ((),) if keeps else ()
@@ -527,6 +539,7 @@ def _backwards(call: Call, value: Tensor, axis: int, first: int, end: int) -> Te
     to_first = end < (-(2**31) + 2 if size is None else -size)
     if not from_last or not to_first:
         raise NotUnderstoodError("starts, ends: expected all steps where they are -1")
+    call.scope.spend(ENTRY_BYTES * len(x.steps))
     return turned_round(x, label(call.node), time, None, {"own": False})
 
 
@@ -535,7 +548,8 @@ def _reverse_sequence(call: Call) -> Any:
     rank = len(x.axes)
     time, batch = x.axes[_axis(of.whole("time_axis", 0), rank)], x.axes[_axis(of.whole("batch_axis", 1), rank)]
     check_axes(x, time, batch)
-    lengths = lengths_of(call.given[1] if len(call.given) > 1 else None, time)
+    lengths = lengths_of(call.given[1] if len(call.given) > 1 else None, time, x.source)
+    call.scope.spend(ENTRY_BYTES * len(x.steps))
     return turned_round(x, label(call.node), time, batch, {"own": True, "lengths": lengths})
 
 
@@ -563,7 +577,7 @@ def _sliced(call: Call, value: Any, axis: int, first: int, end: int) -> Any:
     if not value.steps and len(found) == 1 and value.before is None:
         return _part(value, axis, first, None if whole else end, keeps=True)
     size = found[0].size if len(found) == 1 else None
-    if size is not None and end == size:
+    if size is not None and end == size and value.before is None:
         if first == 0:
             return value
         whole = True
@@ -840,8 +854,9 @@ def _is_close(value: Any, numbers: Sequence[float]) -> bool:
 
 def _gelu_scaled(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
     found = value.value if isinstance(value, Filled) else np.asarray(value)
-    if np.size(found) != 1 or isinstance(found, Size):
-        raise NotUnderstoodError("an error function that is not part of gelu")
+    is_waiting = bool(x.steps) and x.steps[-1].kind in WAITING
+    if np.size(found) != 1 or isinstance(found, Size) or is_waiting:
+        raise NotUnderstoodError("an error function that is not part of gelu, or a bound that is not the last")
     number = float(np.asarray(found).reshape(-1)[0])
     kind, factor = x.gelu or ("x", 1.0)
     if op in ("Mul", "Div"):
@@ -1068,6 +1083,7 @@ def _extreme(call: Call) -> Tensor:
     x, bound = (given[0], _bound(given[1])) if len(given) == 2 else (None, 0.0)
     if not isinstance(x, Tensor) or math.isinf(bound) or np.ndim(given[1]) > len(x.axes):
         raise NotUnderstoodError("expected the data and a number")
+    x = ready(x) if x.gelu is not None else x
     kind, last = EXTREMES[call.node.op_type], x.steps[-1] if x.steps else None
     if kind == "at most" and last and last.options.get("function") == Function("relu"):
         return _clipped(call, replace(x, steps=x.steps[:-1]), 0.0, bound)
@@ -1126,7 +1142,7 @@ def _clipped(call: Call, x: Tensor, least: float, most: float) -> Tensor:
     if height > (2**20 if least == 0 else 16):  # where what is small would be rounded as what is large
         raise NotUnderstoodError(f"bounds: expected some that lie close together, got {least} and {most}")
     if (least, most) == (0, 1):
-        steps, numbers = _without_line(x.steps)
+        steps, numbers = _without_line(x)
         return _activated(replace(x, steps=steps), call, "hard_sigmoid", *numbers)
     x = _activated(x, call, "hard_sigmoid", 1 / height, 0.0 - least / height)
     for op, number in (("Mul", height), ("Add", least)):
@@ -1134,12 +1150,13 @@ def _clipped(call: Call, x: Tensor, least: float, most: float) -> Tensor:
     return x
 
 
-def _without_line(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[float, float]]:
+def _without_line(x: Tensor) -> tuple[tuple[Step, ...], tuple[float, float]]:
     """The steps without a x + b at the end, and a and b."""
+    steps = x.steps
     last = [step.options for step in steps[-2:] if step.kind == "affine" and not step.options["numbers"].ndim]
     if [of["op"] for of in last] != ["Mul", "Add"] or not all(np.isfinite(of["numbers"]) for of in last):
         return steps, (1.0, 0.0)
-    slope, offset = (decimal(float(of["numbers"])) for of in last)
+    slope, offset = (float(of["numbers"]) if x.type != 1 else decimal(float(of["numbers"])) for of in last)
     return steps[:-2], (slope, offset)
 
 
@@ -1209,7 +1226,7 @@ def _gemm(call: Call) -> Any:
     if bias is not None:
         if of.real("beta", 1.0) != 1 or not isinstance(bias, np.ndarray) or weight.ndim != 2:
             raise NotUnderstoodError("beta, C: expected a bias of the weights' size")
-        if bias.size not in (1, weight.shape[0]) or bias.shape[-1:] not in ((), (1,), weight.shape[:1]):
+        if bias.size != 1 and bias.shape not in (weight.shape[:1], (1, *weight.shape[:1])):
             raise NotUnderstoodError("C: expected a bias of the weights' size")
         bias = np.broadcast_to(bias.reshape(-1), weight.shape[:1])
     return _product(call, x, weight, bias)
@@ -1245,7 +1262,8 @@ def _batch_norm(call: Call) -> Any:
     if isinstance(call.given[0], Tensor) and isinstance(call.given[3], Tensor):
         return _norm_of_rows(call, call.given[0])
     x, of = ready(call.given[0]), call.attributes
-    if of.whole("training_mode", 0) or of.whole("spatial", 1) != 1 or len(x.axes) < 2:
+    trains = of.whole("training_mode", 0) or (call.version < 14 and len([*filter(None, call.node.output)]) > 1)
+    if trains or of.whole("spatial", 1) != 1 or len(x.axes) < 2:
         raise NotUnderstoodError("training_mode: expected inference")
     weight, bias, mean, variance = (call.array(i) for i in range(1, 5))
     if any(one.shape != weight.shape or one.dtype != weight.dtype or one.ndim != 1 for one in (bias, mean, variance)):
@@ -1305,7 +1323,7 @@ def _merged(x: Tensor, mode: str) -> Tensor:
     """Two directions as one: right behind the layer, or behind its last step."""
     at = -2 if len(x.steps) > 1 and x.steps[-1].kind == "last" and x.steps[-1].options["own"] else -1
     steps = [*x.steps]
-    if x.units is None or steps[at].kind != "recurrent" or x.state == "c":
+    if x.units is None or steps[at].kind != "recurrent" or x.state == "c" or x.gelu is not None:
         raise NotUnderstoodError("expected the directions to be merged right behind their layer")
     steps[at] = replace(steps[at], options={**steps[at].options, "merge": mode})
     return replace(x, steps=tuple(steps), units=x.units[1:], state="")

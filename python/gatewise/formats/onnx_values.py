@@ -112,6 +112,7 @@ class Tensor:
     source: str
     axes: tuple[Axis, ...]
     type: int
+    given_type: int  # of the input
     units: Axis | None = None  # None: no step has told yet which axis they are
     steps: tuple[Step, ...] = ()
     direction: int | None = None  # one of two alone
@@ -274,11 +275,12 @@ def named_function(name: str, *numbers: float) -> Function:
     return function_of(name, alpha, beta)
 
 
-def lengths_of(value: Any, time: Axis) -> str | None:
+def lengths_of(value: Any, time: Axis, source: str) -> str | None:
     if value is None or (isinstance(value, Filled) and value.value == Size(time)):
         return None
     if isinstance(value, np.ndarray) and value.size and time and (value == time[0].size).all():
         return None
-    if is_input(value) and len(value.axes) == 1:
+    is_own = is_input(value) and value.source != source and len(value.axes) == 1
+    if is_own and not any(atom.part for atom in value.axes[0]):
         return str(value.source)
     raise NotUnderstoodError("sequence_lens: expected an input of the graph, or all steps")
