@@ -1447,6 +1447,7 @@ ALMOST = {
     "a state that something was made of": ([N("Mul", ["h", "half"], ["o"])], ["o", "y"]),
     "what is not understood in front": ([N("Concat", ["h", "c"], ["o"], axis=2)], ["o", "y"]),
     "the input in front": ([N("Transpose", ["x"], ["o"], perm=[1, 0, 2])], ["o", "y"]),
+    "an order of axes and nothing else": ([N("Transpose", ["x"], ["o"], perm=[1, 0, 2])], ["o"]),
     "two turns and nothing else": (
         [N("Slice", ["x", "last", "least", "zero", "last"], ["r"]), N("Slice", ["r", "last", "least", "zero", "last"],
          ["o"])], ["o"],

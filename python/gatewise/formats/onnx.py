@@ -281,6 +281,8 @@ def _final(graph: Any, scope: Scope) -> Tensor:
     if len(distinct) != 1:
         raise ValueError(f"outputs: expected one besides the last states, got {len(distinct)}")
     (final,) = distinct
+    if not final.steps:
+        raise ValueError("expected a layer at least")
     on_path = {step.node for step in final.steps}
     if any(value.steps[-1].node not in on_path or value.source != final.source for value in (*states, *stacked)):
         raise ValueError("outputs: expected no states but those of the layers that lead to the other output")
