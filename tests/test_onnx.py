@@ -1447,6 +1447,9 @@ ALMOST = {
     "a state that something was made of": ([N("Mul", ["h", "half"], ["o"])], ["o", "y"]),
     "what is not understood in front": ([N("Concat", ["h", "c"], ["o"], axis=2)], ["o", "y"]),
     "the input in front": ([N("Transpose", ["x"], ["o"], perm=[1, 0, 2])], ["o", "y"]),
+    "a number that repeats the data": (
+        [N("ConstantOfShape", ["shape"], ["k"]), N("Add", ["h", "k"], ["o"])], ["o"],
+    ),
     "an order of axes and nothing else": ([N("Transpose", ["x"], ["o"], perm=[1, 0, 2])], ["o"]),
     "two turns and nothing else": (
         [N("Slice", ["x", "last", "least", "zero", "last"], ["r"]), N("Slice", ["r", "last", "least", "zero", "last"],
@@ -1463,7 +1466,7 @@ def test_what_is_almost_a_layer(name, tmp_path):
     arrays |= {
         "half": np.float32(0.5), "null": np.float32(0), "square": np.eye(3, dtype="float32"), "last": np.array([-1]),
         "column": np.arange(3, dtype="float32")[:, None], "least": np.array([-(2**62)]),
-        "W4": np.eye(16, 4, dtype="float32")[None],
+        "shape": np.array([7, 3, 3]), "W4": np.eye(16, 4, dtype="float32")[None],
     }  # fmt: skip
     with pytest.raises(gw.FormatError):
         gw.load(write_graph(tmp_path / "m.onnx", [*nodes, *more], arrays, outputs))

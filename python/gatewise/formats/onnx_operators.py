@@ -699,11 +699,13 @@ def _arithmetic(call: Call) -> Any:
         raise MaskError("a mask, or another comparison of data; Keras's own files tell of masks")
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _together(call, op, one, other)
-    if isinstance(one, Tensor) and isinstance(other, (np.ndarray, Filled)):
+    if any(isinstance(value, Tensor) for value in (one, other)) and any(isinstance(v, Filled) for v in (one, other)):
+        raise NotUnderstoodError("data and one number in an array whose shape might repeat them")
+    if isinstance(one, Tensor) and isinstance(other, np.ndarray):
         return _affine(call, op, one, other)
     if isinstance(other, Tensor) and isinstance(one, np.ndarray) and op == "Sub":
         return _offset(other, one)
-    if isinstance(other, Tensor) and isinstance(one, (np.ndarray, Filled)) and op in ("Add", "Mul"):
+    if isinstance(other, Tensor) and isinstance(one, np.ndarray) and op in ("Add", "Mul"):
         return _affine(call, op, other, one)
     if isinstance(one, Filled) and isinstance(other, Filled) and op == "Mul" and (is_zero(one) or is_zero(other)):
         return Filled(0)
