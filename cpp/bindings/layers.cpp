@@ -43,13 +43,13 @@ std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtyp
   std::vector<Weights> canonical;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const std::vector<Array>& from = weights[i];
-    const Size rows_of = gates_of(packed->layer[i].cell) * hidden;
+    const Size gates = gates_of(packed->layer[i].cell) * hidden;
     require(from.size() == 6 && from[0] && from[1] && from[4].has_value() == (projection > 0) &&
                 from[5].has_value() == peepholes,
             "internal: six weights a layer and direction");
-    canonical.push_back({flat(*packed, from[0], rows_of * packed->layer[i].input, false),
-                         flat(*packed, from[1], rows_of * packed->recurrent(), false),
-                         flat(*packed, from[2], rows_of, false), flat(*packed, from[3], rows_of, false),
+    canonical.push_back({flat(*packed, from[0], gates * packed->layer[i].input, false),
+                         flat(*packed, from[1], gates * packed->recurrent(), false),
+                         flat(*packed, from[2], gates, false), flat(*packed, from[3], gates, false),
                          flat(*packed, from[4], projection * hidden, false),
                          flat(*packed, from[5], 3 * hidden, false)});
   }
@@ -161,13 +161,13 @@ struct Tape {
     std::vector<Gradients> of_layer;
     for (Size i = 0; i < sequences; ++i) {
       const Layer& layer = packed->layer[i];
-      const Size rows_of = gates_of(layer.cell) * layer.hidden;
+      const Size gates = gates_of(layer.cell) * layer.hidden;
       const std::vector<Array>& to = gradients[i];
       require(to.size() == 6 && to[0] && to[1] && to[4].has_value() == (layer.projection > 0),
               "internal: six gradients a layer and direction");
-      of_layer.push_back({flat(*packed, to[0], rows_of * layer.input, true),
-                          flat(*packed, to[1], rows_of * recurrent, true), flat(*packed, to[2], rows_of, true),
-                          flat(*packed, to[3], rows_of, true),
+      of_layer.push_back({flat(*packed, to[0], gates * layer.input, true),
+                          flat(*packed, to[1], gates * recurrent, true), flat(*packed, to[2], gates, true),
+                          flat(*packed, to[3], gates, true),
                           flat(*packed, to[4], layer.projection * layer.hidden, true)});
     }
     call.gradients = of_layer.data();

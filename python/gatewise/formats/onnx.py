@@ -111,7 +111,6 @@ class _File:
         self._folder = os.path.dirname(os.path.realpath(os.fsdecode(path)))
         self._left = 16 * len(data) + EXTRA
         self._external: dict[str, int] = {}
-        self._read: dict[tuple[str, int, int], Array] = {}
         try:
             self.model = onnx.ModelProto.FromString(data)
         except Exception as error:  # protobuf's implementations each have their own
@@ -271,7 +270,10 @@ def _final(graph: Any, scope: Scope) -> Tensor:
         if value.state and is_whole and (value.state == "c" or _is_apart(value)):
             states.append(value)
         else:
-            data.append(ready(value))
+            try:
+                data.append(ready(value))
+            except NotUnderstoodError as error:
+                raise ValueError(f"output {output.name!r}: {error}") from None
     distinct = [value for i, value in enumerate(data) if value not in data[:i]]
     distinct = [value for value in distinct if not any(_is_end_within(value, other) for other in distinct)]
     if not distinct and unclear:
@@ -489,11 +491,7 @@ def _units(steps: Sequence[Step | list[Step]], at: int, same: Sequence[Step]) ->
         if "hidden_size" in of:
             return int(of["hidden_size"] * (2 if of["bidirectional"] and of["merge"] is None else 1))
         if "weight" in of:
-            return (
-                int(of["weight"].shape[1 if step[0].kind == "embedding" else 0])
-                if isinstance(step, list)
-                else int(of["weight"].shape[1 if step.kind == "embedding" else 0])
-            )
+            return int(of["weight"].shape[1 if not isinstance(step, list) and step.kind == "embedding" else 0])
         if "arrays" in of:
             return int(of["arrays"]["weight"].size)
     for step in steps[at:]:
