@@ -1,8 +1,12 @@
 """gatewise.torch against torch.nn: the same constructor, numbers, gradients, errors and habits, on gatewise's core."""
 
 import copy
+import gc
 import io
+import pathlib
 import pickle
+import shutil
+import subprocess
 import threading
 import warnings
 
@@ -23,6 +27,7 @@ pytestmark = [
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 NN = torch.nn
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -531,6 +536,240 @@ def test_forward_mode_derivatives():
     refused_or_equal(ours, theirs, call)
 
 
+class Subclass(torch.Tensor):
+    pass
+
+
+class Counting(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
+class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+    """Refuses to have been passed by."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.seen += 1
+        return function(*arguments, **(options or {}))
+
+    def __exit__(self, *error):
+        assert self.seen
+        return super().__exit__(*error)
+
+
+def leaked(tensor):
+    found = []
+    torch.func.grad(lambda one: (found.append(one), one.sum())[1])(tensor)
+    return found[0]
+
+
+ODD_TENSORS = {
+    "negated": lambda t: torch._neg_view(t),
+    "negated by a conjugate": lambda t: torch.complex(t, -t).conj().imag,
+    "every second unit": lambda t: torch.stack([t, t], -1)[..., 0],
+    "rows between others": lambda t: torch.stack([t, t], -2)[..., 0, :],
+    "one row for all": lambda t: t[:1].expand_as(t),
+    "transposed": lambda t: t.T.contiguous().T,
+    "a Parameter": lambda t: NN.Parameter(t),
+    "a tensor that wants a gradient": lambda t: t.clone().requires_grad_(),
+    "a subclass": lambda t: t.as_subclass(Subclass),
+    "zero by its kind": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+    "float32": lambda t: t.float(),
+    "bfloat16": lambda t: t.bfloat16(),
+    "complex": lambda t: t.to(torch.complex128),
+    "integers": lambda t: t.long(),
+    "sparse": lambda t: t.to_sparse(),
+    "on another device": lambda t: t.to("meta"),
+    "left over from a transform": leaked,
+    "too few units": lambda t: t[:, :-1].contiguous(),
+    "another batch": lambda t: t[:-1],
+    "without a batch": lambda t: t[0],
+    "no rows": lambda t: t[:0],
+    "a number": lambda t: t[0, 0],
+    "three axes": lambda t: t[None],
+    "an array": lambda t: t.numpy(),
+    "nothing": lambda t: None,
+}
+
+
+@pytest.mark.parametrize(("kind", "place"), [*((kind, place) for kind in CELLS for place in "xh"), ("LSTMCell", "c")])
+@pytest.mark.parametrize("odd", ODD_TENSORS)
+def test_steps_on_odd_tensors(kind, place, odd):
+    """After a plain step, whose packed weights are there."""
+    theirs, ours = twins(kind, 9, 9)
+    given = dict(zip("xhc", torch.randn(3, 4, 9, dtype=torch.float64), strict=True))
+
+    def call(module):
+        x, h, c = given.values()
+        return members(module(x, (h, c) if kind == "LSTMCell" else h))
+
+    with torch.no_grad():
+        call(ours)
+        given[place] = ODD_TENSORS[odd](given[place])
+        if odd == "on another device":
+            for module in (theirs, ours):
+                with pytest.raises((RuntimeError, NotImplementedError)):
+                    torch.equal(call(module)[0], torch.zeros(()))
+        elif odd == "a subclass":
+            assert [type(part) for part in call(ours)] == [type(part) for part in call(theirs)]
+        else:
+            refused_or_equal(ours, theirs, call)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_steps_on_odd_states(kind):
+    theirs, ours = twins(kind, 5, 9)
+    x, state = torch.randn(4, 5, dtype=torch.float64), step_state(ours, 4)
+    first = members(state)[0]
+    with torch.no_grad():
+        ours(x, state)
+        for odd in (
+            first,
+            (first,),
+            (first, first),
+            [first, first],
+            (first, first, first),
+            (),
+            "state",
+            1,
+            (None, None),
+        ):
+            refused_or_equal(ours, theirs, lambda module, odd=odd: members(module(x, odd)))
+
+
+def traced(module, x, state):
+    """Traced on one input, run on another."""
+    found = torch.jit.trace(
+        lambda x, *state: module(x, state if len(state) > 1 else state[0]), (x * 2, *members(state))
+    )
+    return members(found(x, *members(state)))
+
+
+def tangents(module, x, state):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        return [torch.autograd.forward_ad.unpack_dual(part).tangent for part in members(module(dual, state))]
+
+
+def within(context):
+    def call(module, x, state):
+        with context():
+            return members(module(x, state))
+
+    return call
+
+
+ODD_MOMENTS = {
+    "autocast": within(lambda: torch.autocast("cpu", torch.bfloat16)),
+    "a mode of functions": within(Counting),
+    "a mode of operations": within(Watching),
+    "a default device": within(lambda: torch.device("cpu")),
+    "functionalize": lambda m, x, state: torch.func.functionalize(lambda one: members(m(one, state)))(x),
+    "vmap": lambda m, x, state: members(torch.vmap(lambda one: m(one, members(state)[0][0])[0])(x)),
+    "a trace": traced,
+    "forward-mode derivatives": tangents,
+    "gradients": within(torch.enable_grad),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("moment", ODD_MOMENTS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+def test_steps_at_odd_moments(kind, moment):
+    theirs, ours = twins(kind, 5, 9, dtype=torch.float32)
+    x, state = torch.randn(4, 5), step_state(ours, 4, dtype=torch.float32)
+    with torch.no_grad():
+        ours(x, state)
+        refused_or_equal(ours, theirs, lambda module: ODD_MOMENTS[moment](module, x, state))
+
+
+@pytest.mark.parametrize("sizes", [(0, 9), (5, 0)], ids=str)
+def test_cells_of_no_size(sizes):
+    theirs, ours = twins("GRUCell", *sizes)
+    x, state = torch.zeros(4, sizes[0], dtype=torch.float64), step_state(ours, 4)
+    with torch.no_grad():
+        refused_or_equal(ours, theirs, lambda module: members(module(x, state)))
+
+
+def test_steps_on_odd_weights():
+    """Weights of the same address and version that are not the same."""
+    theirs, ours = twins("GRUCell", 6, 9)
+    x, state = torch.randn(4, 6, dtype=torch.float64), step_state(ours, 4)
+    with torch.no_grad():
+        weight = theirs.weight_ih.detach()
+        for change in (
+            torch._neg_view,
+            lambda weight: weight.view(6, 27).T,
+            lambda weight: weight.as_subclass(Subclass),
+        ):
+            for value in (weight, change(weight)):
+                for module in (theirs, ours):
+                    module.weight_ih = NN.Parameter(value)
+                refused_or_equal(ours, theirs, lambda module: members(module(x, state)))
+
+
+def test_packed_weights_go_with_their_module():
+    _, ours = twins("GRUCell", 5, 9)
+    with torch.no_grad():
+        ours(torch.zeros(1, 5, dtype=torch.float64))
+    place = id(ours)
+    assert gt._caches[place].module() is ours
+    del ours
+    gc.collect()
+    assert place not in gt._caches
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
+def test_the_interface_is_dlpacks(tmp_path):
+    """Each offset that the core relies on, against the header that comes with PyTorch."""
+    names = {
+        "Version": ("DLPackVersion", {"major": "major", "minor": "minor"}),
+        "Device": ("DLDevice", {"type": "device_type", "number": "device_id"}),
+        "DataType": ("DLDataType", {"code": "code", "bits": "bits", "lanes": "lanes"}),
+        "Tensor": (
+            "DLTensor",
+            {
+                "data": "data", "device": "device", "axes": "ndim", "dtype": "dtype", "shape": "shape",
+                "strides": "strides", "byte_offset": "byte_offset",
+            },
+        ),
+        "ExchangeApi": (
+            "DLPackExchangeAPI",
+            {
+                "version": "header.version", "older": "header.prev_api", "new_tensor": "managed_tensor_allocator",
+                "tensor_of_object": "managed_tensor_from_py_object_no_sync",
+                "object_of_tensor": "managed_tensor_to_py_object_no_sync",
+                "look": "dltensor_from_py_object_no_sync", "stream": "current_work_stream",
+            },
+        ),
+    }  # fmt: skip
+    checks = [
+        f"static_assert(offsetof({ours}, {one}) == offsetof({theirs}, {other}));"
+        f"static_assert(sizeof(std::declval<{ours}>().{one}) == sizeof(std::declval<{theirs}>().{other}));"
+        for ours, (theirs, fields) in names.items()
+        for one, other in fields.items()
+    ]
+    checks += [f"static_assert(sizeof({ours}) == sizeof({theirs}));" for ours, (theirs, _) in names.items()]
+    checks += [
+        "static_assert(int(cpu) == kDLCPU && int(floating) == kDLFloat && version_major == DLPACK_MAJOR_VERSION);",
+    ]
+    source = tmp_path / "check.cpp"
+    header = REPOSITORY / "cpp" / "bindings" / "dlpack.hpp"
+    source.write_text(
+        f'#include <cstddef>\n#include <utility>\n#include "ATen/dlpack.h"\n#include "{header}"\n'
+        "using namespace gatewise::dlpack;\n" + "\n".join(checks)
+    )
+    include = pathlib.Path(torch.__file__).parent / "include"
+    done = subprocess.run(
+        ["c++", "-std=c++17", "-fsyntax-only", f"-I{include}", str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # -----------------------------------------------------------------------------------------------------------
 # Packed weights are never stale
 
@@ -541,15 +780,21 @@ def changed(kind, change, rows):
     ours.eval()
     cell = kind in CELLS
     x = torch.randn(*(() if cell else (rows,)), rows if cell else 1, 5, dtype=torch.float64)
+    state = step_state(ours, rows) if cell else None
     with torch.no_grad():
         for _ in range(2):
-            before = members(ours(x))[0]
+            before = members(ours(x, state))[0]
     change(ours)
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        after, wanted = members(ours(x))[0], members(theirs(x))[0]
+        after, wanted = members(ours(x, state))[0], members(theirs(x, state))[0]
     assert not torch.equal(before, after)
     assert_equal_results([after], [wanted])
+
+
+def step_state(cell, *batch, dtype=torch.float64):
+    state = tuple(torch.randn(*batch, cell.hidden_size, dtype=dtype) for _ in range(1 + isinstance(cell, NN.LSTMCell)))
+    return state if len(state) > 1 else state[0]
 
 
 def weight_of(module):
@@ -654,7 +899,7 @@ def test_another_backend_packs_anew():
         for name in gw.backends():
             gw.use_backend(name)
             ours(x)
-            assert gt._caches[ours].packed.backend == name
+            assert gt._caches[id(ours)].weights.packed.backend == name
     gw.use_backend(before)
 
 

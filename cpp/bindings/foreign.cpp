@@ -1,7 +1,6 @@
 #include "foreign.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace gatewise {
 namespace {
@@ -14,41 +13,6 @@ Pointer at(Address address) {
 template <class Pointer>
 Rows<Pointer> rows_at(const Triple& rows) {
   return {at<Pointer>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
-}
-
-// One step of one layer in inference, contiguous x [B, I], h and c [B, .] before and after: a cell.
-void cell_forward(const Packed& packed, Size batch, Address x, Address hidden, Address cell, Address hidden_after,
-                  Address cell_after, int most_threads) {
-  Forward call{};
-  call.stack = packed.stack();
-  call.steps = 1;
-  call.batch = batch;
-  call.input = {at(x), 0, packed.input};
-  call.hidden_before = at(hidden);
-  call.cell_before = at(cell);
-  call.output = {at(hidden_after), 0, packed.output()};
-  call.hidden_after = at(hidden_after);
-  call.cell_after = at(cell_after);
-  call.threads = std::min(most_threads, packed.threads(1, batch));
-  run_forward(packed, call);
-}
-
-// A number that changes whenever a byte does, but for one case in 2^64 or so. As fast as memory is read.
-std::uint64_t fingerprint(Address address, std::size_t bytes) {
-  constexpr int lanes = 4;
-  constexpr std::uint64_t factor[lanes] = {0x9E3779B97F4A7C15u, 0xBF58476D1CE4E5B9u, 0x94D049BB133111EBu,
-                                           0xD6E8FEB86659FD93u};
-  std::uint64_t sum[lanes] = {bytes, 1, 2, 3}, words[lanes] = {};
-  const char* data = at<const char*>(address);
-  for (std::size_t done = 0; done < bytes; done += sizeof words) {
-    const std::size_t left = bytes - done;
-    if (left < sizeof words) std::memset(words, 0, sizeof words);
-    std::memcpy(words, data + done, left < sizeof words ? left : sizeof words);
-    for (int i = 0; i < lanes; ++i) sum[i] = (sum[i] ^ words[i]) * factor[i], sum[i] ^= sum[i] >> 29;
-  }
-  std::uint64_t all = 0;
-  for (int i = 0; i < lanes; ++i) all = (all ^ sum[i]) * factor[lanes - 1 - i], all ^= all >> 32;
-  return all;
 }
 
 // `method` as Python calls it.
@@ -128,15 +92,6 @@ void bind_foreign(py::module_& module) {
       .def_property_readonly("tape_bytes", &ForeignCall::tape_bytes)
       .def("forward", without_gil_at(&ForeignCall::forward))
       .def("backward", without_gil_at(&ForeignCall::backward));
-  module.def("cell_forward", cell_forward);
-  module.def(
-      "fingerprint",
-      [](Address address, std::size_t bytes) {
-        std::uint64_t found = 0;
-        without_gil(static_cast<Size>(bytes), [&] { found = fingerprint(address, bytes); });
-        return found;
-      },
-      "address"_a, "bytes"_a);
 }
 
 }  // namespace gatewise

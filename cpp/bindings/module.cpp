@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gatewise::bind_streams(module);
   gatewise::bind_pools(module);
   gatewise::bind_foreign(module);
+  gatewise::bind_tensors(module);
   gatewise::bind_xla(module);
 }

@@ -160,6 +160,7 @@ void bind_networks(py::module_& module);
 void bind_streams(py::module_& module);
 void bind_pools(py::module_& module);
 void bind_foreign(py::module_& module);
+void bind_tensors(py::module_& module);
 void bind_xla(py::module_& module);
 void bind_settings(py::module_& module);
 

@@ -1,6 +1,6 @@
 """The C++ core. Private: it checks for memory's sake only; the checks that speak to users are in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, final
 
 import numpy as np
@@ -216,15 +216,25 @@ class Foreign:
         /,
     ) -> None: ...
 
-def cell_forward(
-    packed: Packed,
-    batch: int,
-    x: int,
-    hidden: int,
-    cell: int,
-    hidden_after: int,
-    cell_after: int,
-    most_threads: int,
-    /,
-) -> None: ...
-def fingerprint(address: int, bytes: int) -> int: ...
+@final
+class TensorLibrary:
+    def __init__(
+        self,
+        exchange: Any,
+        tensor: type,
+        parameter: type,
+        is_negative: Callable[[Any], bool],
+        like: Callable[[Any], Any],
+        threads: Callable[[], int],
+        busy: tuple[Callable[[], object], ...],
+    ) -> None: ...
+
+@final
+class TensorWeights:
+    def __init__(self, library: TensorLibrary, weights: list[Any], pack: Callable[[list[Any]], Packed]) -> None: ...
+    def hold(self, weights: list[Any], rows: int) -> bool: ...
+    @property
+    def can_last(self) -> bool: ...
+    @property
+    def packed(self) -> Packed: ...
+    def step(self, weights: list[Any] | None, x: Any, state: Any, /) -> Any: ...

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import numpy as np
 
 try:
     import torch
     from torch import Tensor, library
+    from torch.autograd import forward_ad as _forward_ad
     from torch.nn.utils.rnn import PackedSequence
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
@@ -47,9 +48,6 @@ CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_
 WITHOUT_BIASES = ("weight_ih", "weight_hh")
 WITH_BIASES = (*WITHOUT_BIASES, "bias_ih", "bias_hh")
 WRONG = "something that PyTorch refuses"
-# Calls with so many rows (steps times batch) look at all weights before they use packed ones: it costs as much as
-# multiplying some 8 rows by them.
-ROWS_TO_LOOK = 64
 
 
 # ---- packed weights
@@ -69,69 +67,56 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
     return _core.Packed(cell, dtype, of.input_size, of.hidden_size, projection, layers, directions, grouped)
 
 
+# What a step of a cell in the core asks PyTorch, and what keeps it from being made there.
+_tensors = _core.TensorLibrary(
+    Tensor.__dlpack_c_exchange_api__, Tensor, torch.nn.Parameter, Tensor.is_neg, torch.empty_like,
+    torch.get_num_threads,
+    (
+        torch._C._is_any_autocast_enabled, torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state,
+        torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack,
+    ),
+)  # fmt: skip
+
+
 class _Cache(NamedTuple):
-    """Packed weights of a module for calls without gradients, and by what they are known to be the present ones."""
-
-    key: tuple[Any, ...]
-    fingerprint: int
-    backend: str
-    packed: _core.Packed
-    weights: list[Tensor]  # kept alive, so that no other tensor can come to their addresses
+    module: ref[torch.nn.Module]
+    weights: _core.TensorWeights
 
 
-_caches: WeakKeyDictionary[torch.nn.Module, _Cache] = WeakKeyDictionary()
+# By id(module); an entry goes with its module. A WeakKeyDictionary would take half a microsecond to look at.
+_caches: dict[int, _Cache] = {}
 
 
-def _fingerprint(weights: Sequence[Tensor]) -> int:
-    found = 0
-    for weight in weights:
-        dense = weight.detach().contiguous()
-        own = _core.fingerprint(dense.data_ptr(), dense.numel() * dense.element_size())
-        found = (found * 0x9E3779B97F4A7C15 + own) % 2**64
-    return found
+def _remember(module: torch.nn.Module, weights: _core.TensorWeights) -> None:
+    def forget(_: object, place: int = id(module), caches: dict[int, _Cache] = _caches) -> None:
+        caches.pop(place, None)
+
+    _caches[id(module)] = _Cache(ref(module, forget), weights)
 
 
-def _key(weights: Sequence[Tensor]) -> tuple[Any, ...] | None:
-    """Address, version and strides of each; None where versions are not tracked."""
-    try:
-        return tuple([part for weight in weights for part in (weight.data_ptr(), weight._version, weight.stride())])
-    except RuntimeError:  # made under inference_mode
-        return None
+def _forget(module: torch.nn.Module) -> None:
+    _caches.pop(id(module), None)
 
 
-def _cached(module: Any, key: tuple[Any, ...] | None, weights: Sequence[Tensor], rows: int) -> _core.Packed | None:
-    """The packed weights of an earlier call where they are sound.
+def _packed(module: Any, weights: list[Tensor], rows: int) -> _core.TensorWeights:
+    """Packed weights for a call without gradients, from an earlier one if possible.
 
-    An address and a version tell of optimizers, in-place changes, load_state_dict and moves; not of writes through
-    `.data` or a NumPy view. So calls that are long enough also look at the weights themselves.
+    In shared memory others may write: packed each time. So are weights that are made of others and no parameters
+    themselves.
     """
-    cache = _caches.get(module)
-    if cache is None or cache.key != key or cache.backend != _core.backend():
-        return None
-    if rows >= ROWS_TO_LOOK and cache.fingerprint != _fingerprint(weights):
-        return None
-    return cache.packed
-
-
-def _packed(module: Any, weights: Sequence[Tensor], rows: int) -> _core.Packed:
-    """Packed weights, from an earlier call if possible. In shared memory others may write: packed each time.
-
-    So are weights that are made of others and no parameters themselves.
-    """
-    key = _key(weights)
-    packed = _cached(module, key, weights, rows)
-    if packed is None:
-        seen = _fingerprint(weights)
-        packed = module._gatewise_pack(weights)
-        if key is not None and not any(weight.grad_fn or weight.is_shared() for weight in weights):
-            _caches[module] = _Cache(key, seen, packed.backend, packed, [weight.detach() for weight in weights])
+    cache = _caches.get(id(module))
+    if cache is not None and cache.weights.hold(weights, rows):
+        return cache.weights
+    packed = _core.TensorWeights(_tensors, weights, module._gatewise_pack)
+    if packed.can_last and not any(weight.grad_fn or weight.is_shared() for weight in weights):
+        _remember(module, packed)
     return packed
 
 
 def repack(model: torch.nn.Module) -> None:
     """Forget all packed weights inside `model`: after writes that PyTorch does not see (`.data`, a NumPy view)."""
     for module in _modules(model):
-        _caches.pop(module, None)
+        _forget(module)
 
 
 # ---- one call on tensors
@@ -385,7 +370,7 @@ def _off_the_road() -> str | None:
         return "autocast"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0:
         return "forward-mode derivatives"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler"
@@ -646,7 +631,7 @@ class _Module:
         return [own[name] if name in own else getattr(self, name) for name in names]
 
     def train(self, mode: bool = True) -> Any:
-        _caches.pop(self, None)  # who writes through .data does it in training
+        _forget(self)  # who writes through .data does it in training
         return super().train(mode)  # type: ignore[misc]
 
 
@@ -749,7 +734,7 @@ class _Layer(_Module):
         """As `_gatewise_refuses`, of what a compiler can see."""
         if not isinstance(input, Tensor):
             return "a PackedSequence in a compiler"
-        if torch.is_autocast_enabled("cpu") or torch.autograd.forward_ad._current_level >= 0:
+        if torch.is_autocast_enabled("cpu") or _forward_ad._current_level >= 0:
             return "autocast or forward-mode derivatives in a compiler"
         lstm, batched = self.mode == "LSTM", input.dim() == 3
         if hx is not None and isinstance(hx, Tensor) is lstm:
@@ -841,7 +826,7 @@ class _Layer(_Module):
         if _needs_gradients((x, h, c, *weights)):
             y, *after = _Walk.apply(call, self._gatewise_pack(weights), x, h, c, *weights)
         else:
-            packed = _packed(self, weights, batch * steps)
+            packed = _packed(self, weights, batch * steps).packed
             y, *after = _forward(call, packed, x, h, c, record=dropout > 0)[:3]
         return y, tuple(part for part in after if part is not None)
 
@@ -896,41 +881,37 @@ class _Cell(_Module):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's."""
-        if torch.is_grad_enabled() or _off_the_road() is not None:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _forward_ad._current_level >= 0:
             return super().forward(input, hx)  # type: ignore[misc]
-        state = () if hx is None else (hx,) if type(hx) is Tensor else tuple(hx)
         weights = self._gatewise_named(WITH_BIASES if self.bias else WITHOUT_BIASES)
-        if self._gatewise_refuses(input, state, weights[0].dtype):
-            return super().forward(input, hx)  # type: ignore[misc]
-        rows = input.size(0) if input.dim() == 2 else 1
-        packed = _cached(self, _key(weights), weights, rows)
-        if packed is None:
-            if not all(_plain(weight) and weight.dtype is input.dtype for weight in weights):
-                return super().forward(input, hx)  # type: ignore[misc]
-            packed = _packed(self, weights, rows)
-        x = input.contiguous()
-        has_c = isinstance(self, LSTMCell)
-        h = state[0].contiguous() if state else None
-        c = state[1].contiguous() if state and has_c else None
-        h_after = x.new_empty((*x.shape[:-1], self.hidden_size)) if h is None else torch.empty_like(h)
-        c_after = torch.empty_like(h_after) if has_c else None
-        _core.cell_forward(
-            packed, rows, x.data_ptr(), _address(h), _address(c), h_after.data_ptr(), _address(c_after),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return (h_after, c_after) if has_c else h_after
+        cache = _caches.get(id(self))
+        after = None if cache is None else cache.weights.step(weights, input, hx)
+        if after is None:
+            after = self._gatewise_step(input, hx, weights)
+        return super().forward(input, hx) if after is None else after  # type: ignore[misc]
 
-    def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], dtype: torch.dtype) -> bool:
-        if dtype not in DTYPES or not _plain(x) or x.dtype is not dtype:
+    def _gatewise_step(self, input: Any, hx: Any, weights: list[Any]) -> Any:
+        """What `forward` gives in a case that is less plain, or the first; None: PyTorch must."""
+        if _off_the_road() is not None:
+            return None
+        parts = 1 + isinstance(self, LSTMCell)
+        state = (hx,) if parts == 1 or hx is None else tuple(hx) if isinstance(hx, (tuple, list)) else ()
+        if hx is None and _plain(input):
+            state = (input.new_zeros((*input.shape[:-1], self.hidden_size)),) * parts
+        if len(state) != parts or self._gatewise_refuses(input, state, weights):
+            return None
+        state = tuple(part.contiguous() for part in state)
+        packed = _packed(self, weights, input.size(0) if input.dim() == 2 else 1)
+        return packed.step(None, input.contiguous(), state if len(state) > 1 else state[0])
+
+    def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], weights: list[Any]) -> bool:
+        if not all(map(_plain, (x, *state, *weights))) or x.dtype not in DTYPES:
             return True
-        shape = x.shape
-        if not 1 <= len(shape) <= 2 or shape[-1] != self.input_size:
+        if not 1 <= x.dim() <= 2 or x.size(-1) != self.input_size or not (x.numel() and self.hidden_size):
             return True
-        wanted = (*shape[:-1], self.hidden_size)
-        for part in state:
-            if not _plain(part) or part.dtype is not dtype or part.shape != wanted:
-                return True
-        return len(state) not in (0, 2 if isinstance(self, LSTMCell) else 1)
+        if any(one.dtype is not x.dtype for one in (*state, *weights)):
+            return True
+        return any(part.shape != (*x.shape[:-1], self.hidden_size) for part in state)
 
     def _gatewise_kind(self) -> str:
         if isinstance(self, RNNCell):
@@ -983,7 +964,7 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     """Undo `accelerate`: every class in `model` is torch.nn's again. Also of modules that were made as gatewise's."""
     for module in _modules(model):
         _change(module, {own: theirs for theirs, own in TWINS.items()})
-        _caches.pop(module, None)
+        _forget(module)
     return model
 
 

@@ -1,0 +1,48 @@
+// The interface through which PyTorch shows its tensors without a call of Python: the part of DLPack's exchange API
+// that ours need, the same in every version 1. The layouts stand here, since dlpack.h comes with PyTorch only, against
+// which nothing is compiled; a test compares them with it. (https://dmlc.github.io/dlpack/latest/)
+#pragma once
+
+#include <cstdint>
+
+namespace gatewise::dlpack {
+
+constexpr std::uint32_t version_major = 1;
+constexpr const char* capsule_name = "dlpack_exchange_api";
+constexpr std::int32_t cpu = 1;
+constexpr std::uint8_t floating = 2;
+
+struct Version {
+  std::uint32_t major, minor;
+};
+
+struct Device {
+  std::int32_t type, number;
+};
+
+struct DataType {
+  std::uint8_t code, bits;
+  std::uint16_t lanes;
+};
+
+struct Tensor {
+  void* data;
+  Device device;
+  std::int32_t axes;
+  DataType dtype;
+  std::int64_t* shape;    // [axes]
+  std::int64_t* strides;  // [axes], in elements
+  std::uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  Version version;
+  void* older;
+  void* new_tensor;
+  void* tensor_of_object;
+  void* object_of_tensor;
+  int (*look)(void* object, Tensor* found);  // what it points to lives as long as the object; not 0: a Python exception
+  void* stream;
+};
+
+}  // namespace gatewise::dlpack
