@@ -737,12 +737,16 @@ def test_the_interface_is_dlpacks(tmp_path):
                 "strides": "strides", "byte_offset": "byte_offset",
             },
         ),
+        "Owned": (
+            "DLManagedTensorVersioned",
+            {"version": "version", "owner": "manager_ctx", "free": "deleter", "flags": "flags", "tensor": "dl_tensor"},
+        ),
         "ExchangeApi": (
             "DLPackExchangeAPI",
             {
                 "version": "header.version", "older": "header.prev_api", "new_tensor": "managed_tensor_allocator",
                 "tensor_of_object": "managed_tensor_from_py_object_no_sync",
-                "object_of_tensor": "managed_tensor_to_py_object_no_sync",
+                "object_of": "managed_tensor_to_py_object_no_sync",
                 "look": "dltensor_from_py_object_no_sync", "stream": "current_work_stream",
             },
         ),

@@ -7,7 +7,7 @@
 
 namespace gatewise::dlpack {
 
-constexpr std::uint32_t version_major = 1;
+constexpr std::uint32_t version_major = 1, version_minor = 1;
 constexpr const char* capsule_name = "dlpack_exchange_api";
 constexpr std::int32_t cpu = 1;
 constexpr std::uint8_t floating = 2;
@@ -35,13 +35,22 @@ struct Tensor {
   std::uint64_t byte_offset;
 };
 
+struct Owned {
+  Version version;
+  void* owner;
+  void (*free)(Owned* self);  // from any thread, with the GIL or without
+  std::uint64_t flags;
+  Tensor tensor;
+};
+
+// Not 0: a Python exception.
 struct ExchangeApi {
   Version version;
   void* older;
   void* new_tensor;
   void* tensor_of_object;
-  void* object_of_tensor;
-  int (*look)(void* object, Tensor* found);  // what it points to lives as long as the object; not 0: a Python exception
+  int (*object_of)(Owned* tensor, void** object);  // a new reference, which owns the tensor
+  int (*look)(void* object, Tensor* found);        // what it points to lives as long as the object
   void* stream;
 };
 

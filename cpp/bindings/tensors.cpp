@@ -4,6 +4,7 @@
 // Python.
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "dlpack.hpp"
@@ -38,7 +39,7 @@ bool is_true(const py::object& answer) {
 struct TensorLibrary {
   py::capsule exchange;
   py::object tensor, parameter;  // types
-  py::object is_negative, like;  // functions of a tensor
+  py::object is_negative;        // of a tensor
   py::object threads;            // how many PyTorch uses
   py::tuple busy;                // whether PyTorch does something at the moment that a step here would pass by
   py::str version{"_version"};
@@ -127,7 +128,7 @@ struct Seen {
 // the numbers.
 class TensorWeights {
  public:
-  TensorWeights(std::shared_ptr<const TensorLibrary> library, const py::list& weights, const py::function& pack)
+  TensorWeights(std::shared_ptr<const TensorLibrary> library, const py::tuple& weights, const py::function& pack)
       : library_(std::move(library)), fingerprint_(fingerprint_of(weights)) {
     for (const py::handle weight : weights) {
       dlpack::Tensor found;
@@ -146,12 +147,12 @@ class TensorWeights {
   }
 
   // Whether they are, for a call of so many rows.
-  bool hold(const py::list& weights, Size rows) const {
+  bool hold(const py::tuple& weights, Size rows) const {
     const Backend& backend = active_backend();
     if (packed_->kernels != backend.float32 && packed_->kernels != backend.float64) return false;
     if (weights.size() != seen_.size() || !can_last()) return false;
     for (std::size_t i = 0; i < seen_.size(); ++i) {
-      PyObject* weight = PyList_GET_ITEM(weights.ptr(), static_cast<Py_ssize_t>(i));
+      PyObject* weight = PyTuple_GET_ITEM(weights.ptr(), static_cast<Py_ssize_t>(i));
       dlpack::Tensor found;
       if (!library_->look(weight, found) || !seen_[i].is(found) || library_->version_of(weight) != seen_[i].version)
         return false;
@@ -163,7 +164,7 @@ class TensorWeights {
   const TensorLibrary& library() const { return *library_; }
 
  private:
-  std::uint64_t fingerprint_of(const py::list& weights) const {
+  std::uint64_t fingerprint_of(const py::tuple& weights) const {
     std::uint64_t all = 0;
     for (const py::handle weight : weights) {
       const py::object dense = weight.attr("contiguous")();
@@ -205,6 +206,52 @@ void* plain_rows(const TensorWeights& weights, PyObject* object, Size units, con
   return !extent || (axes == extent->axes && batch == extent->batch) ? found.data : nullptr;
 }
 
+// Memory for a tensor that is to be, which has half the cost of one from PyTorch: [B, units], or [units], with its
+// description before it.
+class NewTensor {
+ public:
+  NewTensor(const Extent& extent, Size units, Size item_bytes) {
+    const auto bytes = static_cast<std::size_t>(extent.batch * units * item_bytes);
+    block_.reset(new (::operator new(data_at + bytes, alignment)) Block{});
+    dlpack::Owned& owned = block_->owned;
+    owned.version = {dlpack::version_major, dlpack::version_minor};
+    owned.owner = block_.get();
+    owned.free = [](dlpack::Owned* self) { Free()(static_cast<Block*>(self->owner)); };
+    const bool has_batch = extent.axes == 2;
+    block_->shape = {has_batch ? extent.batch : units, units};
+    block_->strides = {has_batch ? units : 1, 1};
+    owned.tensor = {data(),
+                    {dlpack::cpu, 0},
+                    extent.axes,
+                    {dlpack::floating, static_cast<std::uint8_t>(8 * item_bytes), 1},
+                    block_->shape.data(),
+                    block_->strides.data(),
+                    0};
+  }
+
+  void* data() const { return reinterpret_cast<char*>(block_.get()) + data_at; }
+
+  // Once, when the numbers are there.
+  py::object object(const TensorLibrary& library) {
+    void* found = nullptr;
+    if (library.api()->object_of(&block_.release()->owned, &found) != 0) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(static_cast<PyObject*>(found));
+  }
+
+ private:
+  struct Block {
+    dlpack::Owned owned;
+    std::array<std::int64_t, 2> shape, strides;
+  };
+  static constexpr std::align_val_t alignment{64};
+  static constexpr std::size_t data_at = (sizeof(Block) + 63) / 64 * 64;
+  struct Free {
+    void operator()(Block* block) const { ::operator delete(block, alignment); }
+  };
+
+  std::unique_ptr<Block, Free> block_;
+};
+
 // The state after, or None where PyTorch's own cell must say what it is.
 py::object step_of(const TensorWeights& weights, PyObject* present, PyObject* x, PyObject* state) {
   const TensorLibrary& library = weights.library();
@@ -216,8 +263,6 @@ py::object step_of(const TensorWeights& weights, PyObject* present, PyObject* x,
   PyObject* const before[2] = {is_pair ? PyTuple_GET_ITEM(state, 0) : state,
                                is_pair ? PyTuple_GET_ITEM(state, 1) : nullptr};
   const void* before_at[2] = {};
-  void* after_at[2] = {};
-  py::object after[2];
 
   dlpack::Tensor found;
   const void* x_at = plain_rows(weights, x, packed.input, nullptr, found);
@@ -226,13 +271,11 @@ py::object step_of(const TensorWeights& weights, PyObject* present, PyObject* x,
   for (int i = 0; i < parts; ++i)
     if (!(before_at[i] = plain_rows(weights, before[i], packed.hidden, &extent, found))) return py::none();
   if (present != Py_None) {
-    if (!PyList_CheckExact(present) || library.is_busy()) return py::none();
-    if (!weights.hold(py::reinterpret_borrow<py::list>(present), extent.batch)) return py::none();
+    if (!PyTuple_CheckExact(present) || library.is_busy()) return py::none();
+    if (!weights.hold(py::reinterpret_borrow<py::tuple>(present), extent.batch)) return py::none();
   }
-  for (int i = 0; i < parts; ++i) {
-    after[i] = ask(library.like, before[i]);
-    if (!(after_at[i] = plain_rows(weights, after[i].ptr(), packed.hidden, &extent, found))) return py::none();
-  }
+  std::optional<NewTensor> after[2];
+  for (int i = 0; i < parts; ++i) after[i].emplace(extent, packed.hidden, packed.kernels->item_bytes);
 
   Forward call{};
   call.stack = packed.stack();
@@ -241,13 +284,14 @@ py::object step_of(const TensorWeights& weights, PyObject* present, PyObject* x,
   call.input = {x_at, 0, packed.input};
   call.hidden_before = before_at[0];
   call.cell_before = before_at[1];
-  call.output = {after_at[0], 0, packed.hidden};
-  call.hidden_after = after_at[0];
-  call.cell_after = after_at[1];
+  call.output = {after[0]->data(), 0, packed.hidden};
+  call.hidden_after = after[0]->data();
+  call.cell_after = is_pair ? after[1]->data() : nullptr;
   const long most_threads = PyLong_AsLong(ask(library.threads).ptr());
   call.threads = static_cast<int>(std::clamp<long>(most_threads, 1, packed.threads(1, extent.batch)));
   run_forward(packed, call);
-  return is_pair ? py::make_tuple(std::move(after[0]), std::move(after[1])) : after[0];
+  py::object hidden = after[0]->object(library);
+  return is_pair ? py::make_tuple(std::move(hidden), after[1]->object(library)) : hidden;
 }
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
@@ -281,19 +325,19 @@ void bind_tensors(py::module_& module) {
   using namespace py::literals;
   py::class_<TensorLibrary, std::shared_ptr<TensorLibrary>>(module, "TensorLibrary")
       .def(py::init([](py::capsule exchange, py::object tensor, py::object parameter, py::object is_negative,
-                       py::object like, py::object threads, py::tuple busy) {
-             TensorLibrary library{std::move(exchange),    std::move(tensor), std::move(parameter),
-                                   std::move(is_negative), std::move(like),   std::move(threads),
-                                   std::move(busy)};
+                       py::object threads, py::tuple busy) {
+             TensorLibrary library{std::move(exchange),    std::move(tensor),  std::move(parameter),
+                                   std::move(is_negative), std::move(threads), std::move(busy)};
              const dlpack::ExchangeApi* api = library.api();
              if (!api) throw py::error_already_set();
-             require(api->version.major == dlpack::version_major && api->look, "internal: another DLPack");
+             require(api->version.major == dlpack::version_major && api->look && api->object_of,
+                     "internal: another DLPack");
              return library;
            }),
-           "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "like"_a, "threads"_a, "busy"_a);
+           "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a);
   py::class_<TensorWeights> weights(module, "TensorWeights");
   weights
-      .def(py::init<std::shared_ptr<const TensorLibrary>, const py::list&, const py::function&>(), "library"_a,
+      .def(py::init<std::shared_ptr<const TensorLibrary>, const py::tuple&, const py::function&>(), "library"_a,
            "weights"_a, "pack"_a)
       .def("hold", &TensorWeights::hold, "weights"_a, "rows"_a)
       .def_property_readonly("can_last", &TensorWeights::can_last)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -47,6 +48,7 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 WITHOUT_BIASES = ("weight_ih", "weight_hh")
 WITH_BIASES = (*WITHOUT_BIASES, "bias_ih", "bias_hh")
+_OWN_WEIGHTS = {False: itemgetter(*WITHOUT_BIASES), True: itemgetter(*WITH_BIASES)}
 WRONG = "something that PyTorch refuses"
 
 
@@ -69,8 +71,7 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
 
 # What a step of a cell in the core asks PyTorch, and what keeps it from being made there.
 _tensors = _core.TensorLibrary(
-    Tensor.__dlpack_c_exchange_api__, Tensor, torch.nn.Parameter, Tensor.is_neg, torch.empty_like,
-    torch.get_num_threads,
+    Tensor.__dlpack_c_exchange_api__, Tensor, torch.nn.Parameter, Tensor.is_neg, torch.get_num_threads,
     (
         torch._C._is_any_autocast_enabled, torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state,
         torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack,
@@ -98,7 +99,7 @@ def _forget(module: torch.nn.Module) -> None:
     _caches.pop(id(module), None)
 
 
-def _packed(module: Any, weights: list[Tensor], rows: int) -> _core.TensorWeights:
+def _packed(module: Any, weights: tuple[Tensor, ...], rows: int) -> _core.TensorWeights:
     """Packed weights for a call without gradients, from an earlier one if possible.
 
     In shared memory others may write: packed each time. So are weights that are made of others and no parameters
@@ -625,10 +626,10 @@ class _Module:
     hidden_size: int
     bias: bool
 
-    def _gatewise_named(self, names: Iterable[str]) -> list[Any]:
+    def _gatewise_named(self, names: Iterable[str]) -> tuple[Any, ...]:
         """Weights by name, past the search for attributes where they are plain parameters."""
         own = self._parameters  # type: ignore[attr-defined]
-        return [own[name] if name in own else getattr(self, name) for name in names]
+        return tuple([own[name] if name in own else getattr(self, name) for name in names])
 
     def train(self, mode: bool = True) -> Any:
         _forget(self)  # who writes through .data does it in training
@@ -666,7 +667,7 @@ class _Layer(_Module):
         """
         if torch.compiler.is_compiling():
             return self._gatewise_traced(input, hx, lengths, resets, checkpoint_every)
-        weights: list[Any] = []
+        weights: tuple[Any, ...] = ()
         why_not = _off_the_road() or self._gatewise_refuses(input, hx)
         if why_not is None:
             # Asked for once: a parametrization may change with each look.
@@ -800,7 +801,7 @@ class _Layer(_Module):
         return _pack(CELLS[self.mode], self, weights, self.bias, self.num_layers, 1 + self.bidirectional)
 
     def _gatewise_run(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: list[Any], *, batch_first: bool,
+        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: tuple[Any, ...], *, batch_first: bool,
         unbatched: bool, lengths: object, resets: object, checkpoint_every: int | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         """x [T, B, I] or [B, T, I]; state [L*D, B, .] each."""
@@ -813,7 +814,7 @@ class _Layer(_Module):
         return self._gatewise_call(x, state, weights, batch_first, steps, taken, batch, plan, checkpoint_every)
 
     def _gatewise_call(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: list[Any], batch_first: bool, steps: int,
+        self, x: Tensor, state: tuple[Tensor, ...] | None, weights: tuple[Any, ...], batch_first: bool, steps: int,
         taken: int, batch: int, plan: _core.Plan | None, checkpoint_every: int | None, packed_rows: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         of = self._gatewise_architecture(x.dtype)
@@ -831,7 +832,7 @@ class _Layer(_Module):
         return y, tuple(part for part in after if part is not None)
 
     def _gatewise_packed(
-        self, input: Any, state: tuple[Tensor, ...] | None, weights: list[Any], checkpoint_every: int | None
+        self, input: Any, state: tuple[Tensor, ...] | None, weights: tuple[Any, ...], checkpoint_every: int | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """The core walks over packed rows as they lie. Their states are sorted as they are."""
         counts = _counts(input)
@@ -883,14 +884,17 @@ class _Cell(_Module):
         """As torch.nn's."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or _forward_ad._current_level >= 0:
             return super().forward(input, hx)  # type: ignore[misc]
-        weights = self._gatewise_named(WITH_BIASES if self.bias else WITHOUT_BIASES)
+        try:
+            weights = _OWN_WEIGHTS[self.bias](self._parameters)  # type: ignore[attr-defined]
+        except KeyError:  # parametrized
+            weights = self._gatewise_named(WITH_BIASES if self.bias else WITHOUT_BIASES)
         cache = _caches.get(id(self))
         after = None if cache is None else cache.weights.step(weights, input, hx)
         if after is None:
             after = self._gatewise_step(input, hx, weights)
         return super().forward(input, hx) if after is None else after  # type: ignore[misc]
 
-    def _gatewise_step(self, input: Any, hx: Any, weights: list[Any]) -> Any:
+    def _gatewise_step(self, input: Any, hx: Any, weights: tuple[Any, ...]) -> Any:
         """What `forward` gives in a case that is less plain, or the first; None: PyTorch must."""
         if _off_the_road() is not None:
             return None
@@ -904,7 +908,7 @@ class _Cell(_Module):
         packed = _packed(self, weights, input.size(0) if input.dim() == 2 else 1)
         return packed.step(None, input.contiguous(), state if len(state) > 1 else state[0])
 
-    def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], weights: list[Any]) -> bool:
+    def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], weights: tuple[Any, ...]) -> bool:
         if not all(map(_plain, (x, *state, *weights))) or x.dtype not in DTYPES:
             return True
         if not 1 <= x.dim() <= 2 or x.size(-1) != self.input_size or not (x.numel() and self.hidden_size):
