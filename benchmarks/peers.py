@@ -248,11 +248,12 @@ def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
         cell.load_state_dict({name.removesuffix("_l0"): value for name, value in parameters.items()})
         zero = torch.zeros(w.batch, w.hidden, dtype=dtype)
         state: Any = (zero, zero) if w.cell == "LSTM" else zero
+        now = x[0]
 
         def step() -> Any:
             nonlocal state
             with torch.no_grad():
-                state = cell(x[0], state)
+                state = cell(now, state)
             return state[0] if w.cell == "LSTM" else state
 
         return Party(step, lambda h: {"output": numpy_of(h)[None]})
