@@ -3,10 +3,12 @@
 import copy
 import gc
 import io
+import os
 import pathlib
 import pickle
 import shutil
 import subprocess
+import sys
 import threading
 import warnings
 
@@ -458,6 +460,11 @@ def test_dropout_is_drawn_from_torchs_generator(kind):
 # What gatewise has no road for goes to PyTorch
 
 
+def flat(results):
+    """All tensors in tuples in tuples."""
+    return [results] if isinstance(results, torch.Tensor) else [part for one in results for part in flat(one)]
+
+
 def refused_or_equal(ours, theirs, call):
     """Both give the same, or both raise the same."""
     results = []
@@ -468,12 +475,15 @@ def refused_or_equal(ours, theirs, call):
         except Exception as error:
             results.append(f"{type(error).__name__}: {error}")
     one, other = results
-    if isinstance(other, str):
+    if isinstance(one, str) or isinstance(other, str):
         assert one == other
-    elif other[0].dtype in (torch.float32, torch.float64):
-        assert_equal_results([one[0]], [other[0]])
+        return
+    one, other = flat(one), flat(other)
+    if other[0].dtype in (torch.float32, torch.float64):
+        assert_equal_results(one, other)
     else:
-        assert torch.equal(one[0], other[0])
+        assert [part.dtype for part in one] == [part.dtype for part in other]
+        assert all(map(torch.equal, one, other))
 
 
 BAD_CALLS = {
@@ -573,7 +583,7 @@ ODD_TENSORS = {
     "every second unit": lambda t: torch.stack([t, t], -1)[..., 0],
     "rows between others": lambda t: torch.stack([t, t], -2)[..., 0, :],
     "one row for all": lambda t: t[:1].expand_as(t),
-    "transposed": lambda t: t.T.contiguous().T,
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "a Parameter": lambda t: NN.Parameter(t),
     "a tensor that wants a gradient": lambda t: t.clone().requires_grad_(),
     "a subclass": lambda t: t.as_subclass(Subclass),
@@ -585,27 +595,41 @@ ODD_TENSORS = {
     "sparse": lambda t: t.to_sparse(),
     "on another device": lambda t: t.to("meta"),
     "left over from a transform": leaked,
-    "too few units": lambda t: t[:, :-1].contiguous(),
+    "too few units": lambda t: t[..., :-1].contiguous(),
     "another batch": lambda t: t[:-1],
     "without a batch": lambda t: t[0],
     "no rows": lambda t: t[:0],
-    "a number": lambda t: t[0, 0],
-    "three axes": lambda t: t[None],
+    "a number": lambda t: t.flatten()[0],
+    "one axis more": lambda t: t[None],
     "an array": lambda t: t.numpy(),
     "nothing": lambda t: None,
 }
 
 
-@pytest.mark.parametrize(("kind", "place"), [*((kind, place) for kind in CELLS for place in "xh"), ("LSTMCell", "c")])
+def plain_call(kind, dtype=torch.float64):
+    """Input and state of a plain call of torch.nn's `kind` with 9 inputs and 9 units: 3 steps of 4 rows."""
+    torch.manual_seed(6)
+    is_cell = kind in CELLS
+    x = torch.randn(4, 9, dtype=dtype) if is_cell else torch.randn(3, 4, 9, dtype=dtype)
+    state = tuple(torch.randn(*([] if is_cell else [1]), 4, 9, dtype=dtype) for _ in range(1 + ("LSTM" in kind)))
+    return x, state if len(state) > 1 else state[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [(kind, place) for kind in (*CELLS, *LAYERS) for place in ("xhc" if "LSTM" in kind else "xh")],
+)
 @pytest.mark.parametrize("odd", ODD_TENSORS)
-def test_steps_on_odd_tensors(kind, place, odd):
-    """After a plain step, whose packed weights are there."""
+@pytest.mark.filterwarnings("ignore:The use of `x.T`:UserWarning")
+def test_odd_tensors(kind, place, odd):
+    """After a plain call, whose packed weights are there."""
     theirs, ours = twins(kind, 9, 9)
-    given = dict(zip("xhc", torch.randn(3, 4, 9, dtype=torch.float64), strict=True))
+    x, state = plain_call(kind)
+    given = dict(zip("xhc", (x, *members(state)), strict=False))
 
     def call(module):
-        x, h, c = given.values()
-        return members(module(x, (h, c) if kind == "LSTMCell" else h))
+        x, *state = given.values()
+        return module(x, tuple(state) if "LSTM" in kind else state[0])
 
     with torch.no_grad():
         call(ours)
@@ -613,32 +637,73 @@ def test_steps_on_odd_tensors(kind, place, odd):
         if odd == "on another device":
             for module in (theirs, ours):
                 with pytest.raises((RuntimeError, NotImplementedError)):
-                    torch.equal(call(module)[0], torch.zeros(()))
+                    torch.equal(flat(call(module))[0], torch.zeros(()))
         elif odd == "a subclass":
-            assert [type(part) for part in call(ours)] == [type(part) for part in call(theirs)]
+            assert [type(part) for part in flat(call(ours))] == [type(part) for part in flat(call(theirs))]
         else:
             refused_or_equal(ours, theirs, call)
 
 
-@pytest.mark.parametrize("kind", CELLS)
-def test_steps_on_odd_states(kind):
-    theirs, ours = twins(kind, 5, 9)
-    x, state = torch.randn(4, 5, dtype=torch.float64), step_state(ours, 4)
-    first = members(state)[0]
+@pytest.mark.parametrize("kind", [*CELLS, *LAYERS])
+def test_odd_states(kind):
+    theirs, ours = twins(kind, 9, 9)
+    x, state = plain_call(kind)
+    one = members(state)[0]
     with torch.no_grad():
         ours(x, state)
-        for odd in (
-            first,
-            (first,),
-            (first, first),
-            [first, first],
-            (first, first, first),
-            (),
-            "state",
-            1,
-            (None, None),
-        ):
-            refused_or_equal(ours, theirs, lambda module, odd=odd: members(module(x, odd)))
+        for odd in (one, (one,), (one, one), [one, one], (one,) * 3, (), "state", 1, (None, None), (one, None), None):
+            refused_or_equal(ours, theirs, lambda module, odd=odd: module(x, odd))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_plain_calls_of_any_strides(kind, options):
+    """And with the bits, and without gradients the memory, of calls that go by the longer road."""
+    theirs, ours = twins(kind, 9, 9, **options)
+    whole = torch.randn(6, 8, 18, dtype=torch.float64)
+    with torch.no_grad():
+        for x in (
+            whole[:3, :4, :9], whole[::2, ::2, 9:], whole.transpose(0, 1)[:3, :4, :9],
+            whole[:1, :1, :9].expand(3, 4, 9), whole[:1, :4, :9], whole[:3, :1, :9], whole[0, :4, :9],
+            whole[0, :1, :9], whole[0, ::3, :9],
+        ):  # fmt: skip
+            state = state_for(ours, *([] if x.dim() == 2 else [x.size(0 if ours.batch_first else 1)]))
+            for before in (None, state):
+                gt.repack(ours)
+                first, second = flat(ours(x, before)), flat(ours(x, before))
+                assert gt._caches[id(ours)]
+                assert_equal_results(second, flat(theirs(x, before)))
+                assert all(map(torch.equal, first, second))
+                assert [part.shape for part in first] == [part.shape for part in second]
+                assert all(part.is_contiguous() and not part.requires_grad for part in second)
+
+
+def test_tensors_made_by_the_core_are_torchs():
+    """What may be done with any tensor may be done with them, long after their module."""
+    _, ours = twins("LSTM", 9, 9)
+    x, state = plain_call("LSTM")
+    with torch.no_grad():
+        ours(x, state)
+        found = ours(x, state)
+    y, (h, _) = found
+    kept = y.clone()
+    del ours, found
+    gc.collect()
+    y.add_(1).sub_(1)
+    assert torch.allclose(y, kept)
+    assert torch.equal(pickle.loads(pickle.dumps(h)), h)
+    assert torch.equal(copy.deepcopy(h), h)
+    h.numpy()[...] = 2
+    assert float(h.sum()) == 2 * h.numel()
+    assert y.data_ptr() % 64 == 0
+    assert h.share_memory_().is_shared()
+    weight = torch.ones(9, dtype=torch.float64, requires_grad=True)
+    (y * weight).sum().backward()
+    assert torch.allclose(weight.grad, kept.sum((0, 1)))
+    ours = twins("LSTM", 9, 9)[1]
+    with torch.inference_mode():
+        ours(x, state)
+        assert all(part.is_inference() for part in flat(ours(x, state)))
 
 
 def traced(module, x, state):
@@ -646,19 +711,19 @@ def traced(module, x, state):
     found = torch.jit.trace(
         lambda x, *state: module(x, state if len(state) > 1 else state[0]), (x * 2, *members(state))
     )
-    return members(found(x, *members(state)))
+    return found(x, *members(state))
 
 
 def tangents(module, x, state):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
-        return [torch.autograd.forward_ad.unpack_dual(part).tangent for part in members(module(dual, state))]
+        return [torch.autograd.forward_ad.unpack_dual(part).tangent for part in flat(module(dual, state))]
 
 
 def within(context):
     def call(module, x, state):
         with context():
-            return members(module(x, state))
+            return module(x, state)
 
     return call
 
@@ -668,20 +733,20 @@ ODD_MOMENTS = {
     "a mode of functions": within(Counting),
     "a mode of operations": within(Watching),
     "a default device": within(lambda: torch.device("cpu")),
-    "functionalize": lambda m, x, state: torch.func.functionalize(lambda one: members(m(one, state)))(x),
-    "vmap": lambda m, x, state: members(torch.vmap(lambda one: m(one, members(state)[0][0])[0])(x)),
+    "functionalize": lambda m, x, state: torch.func.functionalize(lambda one: m(one, state))(x),
+    "vmap": lambda m, x, state: torch.vmap(lambda one: m(one)[0], randomness="same")(x),
     "a trace": traced,
     "forward-mode derivatives": tangents,
     "gradients": within(torch.enable_grad),
 }
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", [*CELLS, *LAYERS])
 @pytest.mark.parametrize("moment", ODD_MOMENTS)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:DeprecationWarning")
-def test_steps_at_odd_moments(kind, moment):
-    theirs, ours = twins(kind, 5, 9, dtype=torch.float32)
-    x, state = torch.randn(4, 5), step_state(ours, 4, dtype=torch.float32)
+def test_odd_moments(kind, moment):
+    theirs, ours = twins(kind, 9, 9, dtype=torch.float32)
+    x, state = plain_call(kind, torch.float32)
     with torch.no_grad():
         ours(x, state)
         refused_or_equal(ours, theirs, lambda module: ODD_MOMENTS[moment](module, x, state))
@@ -692,10 +757,10 @@ def test_cells_of_no_size(sizes):
     theirs, ours = twins("GRUCell", *sizes)
     x, state = torch.zeros(4, sizes[0], dtype=torch.float64), step_state(ours, 4)
     with torch.no_grad():
-        refused_or_equal(ours, theirs, lambda module: members(module(x, state)))
+        refused_or_equal(ours, theirs, lambda module: module(x, state))
 
 
-def test_steps_on_odd_weights():
+def test_odd_weights():
     """Weights of the same address and version that are not the same."""
     theirs, ours = twins("GRUCell", 6, 9)
     x, state = torch.randn(4, 6, dtype=torch.float64), step_state(ours, 4)
@@ -709,7 +774,7 @@ def test_steps_on_odd_weights():
             for value in (weight, change(weight)):
                 for module in (theirs, ours):
                     module.weight_ih = NN.Parameter(value)
-                refused_or_equal(ours, theirs, lambda module: members(module(x, state)))
+                refused_or_equal(ours, theirs, lambda module: module(x, state))
 
 
 def test_packed_weights_go_with_their_module():
@@ -1146,6 +1211,29 @@ def test_torchs_number_of_threads_is_kept_to(monkeypatch):
         torch.set_num_threads(threads)
         ours(torch.zeros(3, 2, 5, dtype=torch.float64))
     assert asked == [1, 2]
+
+
+THREADS = """
+import os, sys, torch, gatewise, gatewise.torch as gt
+torch.set_num_threads(1)
+gatewise.set_num_threads(2)
+module, x = gt.LSTM(128, 128).eval(), torch.zeros(50, 32, 128)
+with torch.no_grad():
+    module(x[:1, :1])  # packs
+    before = len(os.listdir("/proc/self/task"))
+    torch.set_num_threads(int(sys.argv[1]))
+    module(x)
+    assert gt._caches[id(module)]
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by /proc")
+@pytest.mark.skipif(not gt._core.configuration()["openmp"], reason="built without OpenMP")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_plain_calls_keep_to_torchs_number_of_threads(threads):
+    done = subprocess.run([sys.executable, "-c", THREADS, str(threads)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == threads - 1
 
 
 def test_the_import_is_lazy():

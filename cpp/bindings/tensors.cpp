@@ -1,8 +1,9 @@
-// PyTorch's tensors: weights that were packed and are known again, and the step of a cell. A step takes a few
-// microseconds, and asking seven tensors from Python what they are would take as long again. So they are looked at
-// here, by DLPack's exchange interface, without compiling against PyTorch; what is not the plain case is left to
+// PyTorch's tensors: weights that were packed and are known again, and the plain calls without gradients. One step
+// takes a few microseconds, and asking seven tensors from Python what they are takes several times that. So they are
+// looked at here, by DLPack's exchange interface, without compiling against PyTorch; all other calls are left to
 // Python.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -17,7 +18,7 @@ namespace {
 // multiplying some 8 rows by them.
 constexpr Size rows_to_look = 64;
 
-// ---- Python ---------------------------------------------------------------------------------------------------------
+// ---- Python -------------------------------------------------------------------------------------------------------
 
 // A new reference, or the exception that there is none.
 py::object taken(PyObject* result) {
@@ -34,7 +35,7 @@ bool is_true(const py::object& answer) {
   return found;
 }
 
-// ---- what PyTorch is asked ------------------------------------------------------------------------------------------
+// ---- what PyTorch is asked ----------------------------------------------------------------------------------------
 
 struct TensorLibrary {
   py::capsule exchange;
@@ -87,8 +88,7 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
   return true;
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------------------------
 
 // A number that changes whenever a byte does, but for one case in 2^64 or so. As fast as memory is read.
 std::uint64_t fingerprint(const void* memory, std::size_t bytes) {
@@ -128,8 +128,11 @@ struct Seen {
 // the numbers.
 class TensorWeights {
  public:
-  TensorWeights(std::shared_ptr<const TensorLibrary> library, const py::tuple& weights, const py::function& pack)
-      : library_(std::move(library)), fingerprint_(fingerprint_of(weights)) {
+  TensorWeights(std::shared_ptr<const TensorLibrary> library, py::tuple names, const py::tuple& given,
+                const py::function& pack)
+      : library_(std::move(library)), names_(std::move(names)) {
+    const std::vector<PyObject*> weights = items(given);
+    fingerprint_ = fingerprint_of(weights);
     for (const py::handle weight : weights) {
       dlpack::Tensor found;
       require(library_->look(weight.ptr(), found), "internal: weights that are not plain");
@@ -138,7 +141,7 @@ class TensorWeights {
       extent.insert(extent.end(), found.strides, found.strides + found.axes);
       seen_.push_back({weight.attr("detach")(), found.data, library_->version_of(weight.ptr()), std::move(extent)});
     }
-    packed_ = pack(weights).cast<std::shared_ptr<const Packed>>();
+    packed_ = pack(given).cast<std::shared_ptr<const Packed>>();
   }
 
   // Whether a later call may find that these are the present ones.
@@ -147,24 +150,42 @@ class TensorWeights {
   }
 
   // Whether they are, for a call of so many rows.
-  bool hold(const py::tuple& weights, Size rows) const {
-    const Backend& backend = active_backend();
-    if (packed_->kernels != backend.float32 && packed_->kernels != backend.float64) return false;
-    if (weights.size() != seen_.size() || !can_last()) return false;
-    for (std::size_t i = 0; i < seen_.size(); ++i) {
-      PyObject* weight = PyTuple_GET_ITEM(weights.ptr(), static_cast<Py_ssize_t>(i));
-      dlpack::Tensor found;
-      if (!library_->look(weight, found) || !seen_[i].is(found) || library_->version_of(weight) != seen_[i].version)
-        return false;
+  bool hold(const py::tuple& weights, Size rows) const { return hold(items(weights), rows); }
+  // The same of a module's parameters by name; false where one has another home, as with a parametrization.
+  bool hold(PyObject* parameters, Size rows) const {
+    std::vector<PyObject*> weights;
+    weights.reserve(seen_.size());
+    for (const py::handle name : names_) {
+      PyObject* const found = PyDict_GetItemWithError(parameters, name.ptr());
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
+      if (!found) return false;
+      weights.push_back(found);
     }
-    return rows < rows_to_look || fingerprint_of(weights) == fingerprint_;
+    return hold(weights, rows);
   }
 
   const std::shared_ptr<const Packed>& packed() const { return packed_; }
   const TensorLibrary& library() const { return *library_; }
 
  private:
-  std::uint64_t fingerprint_of(const py::tuple& weights) const {
+  static std::vector<PyObject*> items(const py::tuple& tuple) {
+    PyObject** const first = PySequence_Fast_ITEMS(tuple.ptr());
+    return {first, first + tuple.size()};
+  }
+
+  bool hold(const std::vector<PyObject*>& weights, Size rows) const {
+    const Backend& backend = active_backend();
+    if (packed_->kernels != backend.float32 && packed_->kernels != backend.float64) return false;
+    if (weights.size() != seen_.size() || !can_last()) return false;
+    for (std::size_t i = 0; i < seen_.size(); ++i) {
+      dlpack::Tensor found;
+      if (!library_->look(weights[i], found) || !seen_[i].is(found)) return false;
+      if (library_->version_of(weights[i]) != seen_[i].version) return false;
+    }
+    return rows < rows_to_look || fingerprint_of(weights) == fingerprint_;
+  }
+
+  std::uint64_t fingerprint_of(const std::vector<PyObject*>& weights) const {
     std::uint64_t all = 0;
     for (const py::handle weight : weights) {
       const py::object dense = weight.attr("contiguous")();
@@ -180,53 +201,51 @@ class TensorWeights {
   }
 
   std::shared_ptr<const TensorLibrary> library_;
+  py::tuple names_;
   std::vector<Seen> seen_;
-  std::uint64_t fingerprint_;
+  std::uint64_t fingerprint_ = 0;
   std::shared_ptr<const Packed> packed_;
 };
 
-// ---- the step of a cell
-// -----------------------------------------------------------------------------------------------
+// ---- calls --------------------------------------------------------------------------------------------------------
 
-// What [B, units], or [units] without a batch, has besides its units.
-struct Extent {
+constexpr int most_axes = 3;
+
+struct Shape {
   std::int32_t axes;
-  Size batch;
+  std::array<std::int64_t, most_axes> sizes;
+
+  // -1: more than there can be
+  Size elements() const {
+    Size count = 1;
+    for (std::int32_t i = 0; i < axes; ++i) {
+      if (sizes[i] > 0 && count > PTRDIFF_MAX / 8 / sizes[i]) return -1;
+      count *= sizes[i];
+    }
+    return count;
+  }
 };
 
-Extent extent_of(const dlpack::Tensor& tensor) { return {tensor.axes, tensor.axes == 2 ? tensor.shape[0] : 1}; }
-
-// The address of a contiguous tensor of the cell's dtype, of `units` and, if one is given, of that extent; else null.
-void* plain_rows(const TensorWeights& weights, PyObject* object, Size units, const Extent* extent,
-                 dlpack::Tensor& found) {
-  if (!weights.library().look(object, found) || found.dtype.bits != 8 * weights.packed()->kernels->item_bytes)
-    return nullptr;
-  if (found.axes < 1 || found.axes > 2 || found.shape[found.axes - 1] != units || !is_contiguous(found)) return nullptr;
-  const auto [axes, batch] = extent_of(found);
-  return !extent || (axes == extent->axes && batch == extent->batch) ? found.data : nullptr;
-}
-
-// Memory for a tensor that is to be, which has half the cost of one from PyTorch: [B, units], or [units], with its
-// description before it.
+// Memory for a tensor that is to be, which has half the cost of one from PyTorch; its description comes before it.
 class NewTensor {
  public:
-  NewTensor(const Extent& extent, Size units, Size item_bytes) {
-    const auto bytes = static_cast<std::size_t>(extent.batch * units * item_bytes);
-    block_.reset(new (::operator new(data_at + bytes, alignment)) Block{});
-    dlpack::Owned& owned = block_->owned;
-    owned.version = {dlpack::version_major, dlpack::version_minor};
-    owned.owner = block_.get();
-    owned.free = [](dlpack::Owned* self) { Free()(static_cast<Block*>(self->owner)); };
-    const bool has_batch = extent.axes == 2;
-    block_->shape = {has_batch ? extent.batch : units, units};
-    block_->strides = {has_batch ? units : 1, 1};
-    owned.tensor = {data(),
-                    {dlpack::cpu, 0},
-                    extent.axes,
-                    {dlpack::floating, static_cast<std::uint8_t>(8 * item_bytes), 1},
-                    block_->shape.data(),
-                    block_->strides.data(),
-                    0};
+  NewTensor(const Shape& shape, Size item_bytes) {
+    Buffer memory(data_at + static_cast<std::size_t>(shape.elements() * item_bytes));
+    block_.reset(new (memory.data()) Block{});
+    block_->memory = std::move(memory);
+    block_->shape = shape.sizes;
+    Size stride = 1;
+    for (std::int32_t i = shape.axes; i-- > 0; stride *= shape.sizes[i]) block_->strides[i] = stride;
+    block_->owned.version = {dlpack::version_major, dlpack::version_minor};
+    block_->owned.owner = block_.get();
+    block_->owned.free = [](dlpack::Owned* self) { Free()(static_cast<Block*>(self->owner)); };
+    block_->owned.tensor = {data(),
+                            {dlpack::cpu, 0},
+                            shape.axes,
+                            {dlpack::floating, static_cast<std::uint8_t>(8 * item_bytes), 1},
+                            block_->shape.data(),
+                            block_->strides.data(),
+                            0};
   }
 
   void* data() const { return reinterpret_cast<char*>(block_.get()) + data_at; }
@@ -239,69 +258,133 @@ class NewTensor {
   }
 
  private:
+  // At the beginning of its own memory.
   struct Block {
     dlpack::Owned owned;
-    std::array<std::int64_t, 2> shape, strides;
+    Buffer memory;
+    std::array<std::int64_t, most_axes> shape, strides;
   };
-  static constexpr std::align_val_t alignment{64};
   static constexpr std::size_t data_at = (sizeof(Block) + 63) / 64 * 64;
   struct Free {
-    void operator()(Block* block) const { ::operator delete(block, alignment); }
+    void operator()(Block* block) const {
+      const Buffer memory = std::move(block->memory);
+      block->~Block();
+    }
   };
 
   std::unique_ptr<Block, Free> block_;
 };
 
-// The state after, or None where PyTorch's own cell must say what it is.
-py::object step_of(const TensorWeights& weights, PyObject* present, PyObject* x, PyObject* state) {
+// Where x has its steps and its rows: cell [B, I], time_first [T, B, I], batch_first [B, T, I]; or without B.
+enum class Order { cell, time_first, batch_first };
+
+// What a call is, read from x.
+struct Extent {
+  Size steps = 1, batch = 1;
+  Rows<const void*> x{};
+  Shape output{};    // as x, of the output's units
+  Shape state[2]{};  // h and c
+
+  // Whether it is a call that can be.
+  bool read(const TensorWeights& weights, PyObject* object, Order order) {
+    const Packed& packed = *weights.packed();
+    dlpack::Tensor found;
+    if (!weights.library().look(object, found) || found.dtype.bits != 8 * packed.kernels->item_bytes) return false;
+    const std::int32_t unbatched = order == Order::cell ? 1 : 2, units = found.axes - 1;
+    if (found.axes != unbatched && found.axes != unbatched + 1) return false;
+    if (found.shape[units] != packed.input || (packed.input > 1 && found.strides[units] != 1)) return false;
+    const bool has_batch = found.axes > unbatched;
+    x = {found.data, 0, 0};
+    if (order != Order::cell) {
+      const int time = has_batch && order == Order::batch_first;
+      steps = found.shape[time], x.step = found.strides[time];
+    }
+    if (has_batch) {
+      const int row = order == Order::time_first;
+      batch = found.shape[row], x.row = found.strides[row];
+    }
+    output.axes = found.axes;
+    std::copy(found.shape, found.shape + units, output.sizes.begin());
+    output.sizes[units] = packed.output();
+    for (int i = 0; i < 2; ++i) {
+      std::int32_t& axes = state[i].axes;
+      if (order != Order::cell) state[i].sizes[axes++] = packed.layers * packed.directions;
+      if (has_batch) state[i].sizes[axes++] = batch;
+      state[i].sizes[axes++] = i == 0 ? packed.recurrent() : packed.hidden;
+    }
+    return steps > 0 && batch > 0 && output.elements() >= 0;
+  }
+
+  // A row of the output follows the one before it, or that of the next step does.
+  Rows<void*> output_rows(void* data, Size units, Order order) const {
+    return order == Order::batch_first ? Rows<void*>{data, units, steps * units}
+                                       : Rows<void*>{data, batch * units, units};
+  }
+};
+
+// The address of a contiguous tensor of that shape; else null.
+const void* contiguous_at(const TensorWeights& weights, PyObject* object, const Shape& shape) {
+  dlpack::Tensor found;
+  if (!weights.library().look(object, found) || found.dtype.bits != 8 * weights.packed()->kernels->item_bytes)
+    return nullptr;
+  const bool is_like =
+      found.axes == shape.axes && std::equal(found.shape, found.shape + found.axes, shape.sizes.begin());
+  return is_like && is_contiguous(found) ? found.data : nullptr;
+}
+
+// The state after of a cell, or of a layer output and state after; None where it is not the plain case.
+py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject* x, PyObject* state, Order order) {
   const TensorLibrary& library = weights.library();
   const Packed& packed = *weights.packed();
-  require(packed.layers == 1 && packed.directions == 1 && !packed.projection, "internal: not a cell");
-  const bool is_pair = packed.has_cell();
-  const int parts = 1 + is_pair;
-  if (is_pair && !(PyTuple_CheckExact(state) && PyTuple_GET_SIZE(state) == 2)) return py::none();
-  PyObject* const before[2] = {is_pair ? PyTuple_GET_ITEM(state, 0) : state,
-                               is_pair ? PyTuple_GET_ITEM(state, 1) : nullptr};
-  const void* before_at[2] = {};
-
-  dlpack::Tensor found;
-  const void* x_at = plain_rows(weights, x, packed.input, nullptr, found);
-  if (!x_at) return py::none();
-  const Extent extent = extent_of(found);
-  for (int i = 0; i < parts; ++i)
-    if (!(before_at[i] = plain_rows(weights, before[i], packed.hidden, &extent, found))) return py::none();
-  if (present != Py_None) {
-    if (!PyTuple_CheckExact(present) || library.is_busy()) return py::none();
-    if (!weights.hold(py::reinterpret_borrow<py::tuple>(present), extent.batch)) return py::none();
+  const bool is_cell = order == Order::cell, is_pair = packed.has_cell();
+  require(!is_cell || (packed.layers == 1 && packed.directions == 1 && !packed.projection), "internal: not a cell");
+  Extent extent;
+  if (!extent.read(weights, x, order)) return py::none();
+  const void* before[2] = {};
+  if (state != Py_None) {
+    if (is_pair && !(PyTuple_CheckExact(state) && PyTuple_GET_SIZE(state) == 2)) return py::none();
+    for (int i = 0; i < 1 + is_pair; ++i) {
+      before[i] = contiguous_at(weights, is_pair ? PyTuple_GET_ITEM(state, i) : state, extent.state[i]);
+      if (!before[i]) return py::none();
+    }
   }
-  std::optional<NewTensor> after[2];
-  for (int i = 0; i < parts; ++i) after[i].emplace(extent, packed.hidden, packed.kernels->item_bytes);
+  if (parameters != Py_None &&
+      (!PyDict_CheckExact(parameters) || library.is_busy() || !weights.hold(parameters, extent.steps * extent.batch)))
+    return py::none();
 
+  const Size item_bytes = packed.kernels->item_bytes;
+  std::optional<NewTensor> output, after[2];
+  if (!is_cell) output.emplace(extent.output, item_bytes);
+  for (int i = 0; i < 1 + is_pair; ++i) after[i].emplace(extent.state[i], item_bytes);
   Forward call{};
   call.stack = packed.stack();
-  call.steps = 1;
+  call.steps = extent.steps;
   call.batch = extent.batch;
-  call.input = {x_at, 0, packed.input};
-  call.hidden_before = before_at[0];
-  call.cell_before = before_at[1];
-  call.output = {after[0]->data(), 0, packed.hidden};
+  call.input = extent.x;
+  call.output = extent.output_rows((is_cell ? after[0] : output)->data(), packed.output(), order);
+  call.hidden_before = before[0];
+  call.cell_before = before[1];
   call.hidden_after = after[0]->data();
   call.cell_after = is_pair ? after[1]->data() : nullptr;
   const long most_threads = PyLong_AsLong(ask(library.threads).ptr());
-  call.threads = static_cast<int>(std::clamp<long>(most_threads, 1, packed.threads(1, extent.batch)));
+  call.threads = static_cast<int>(std::clamp<long>(most_threads, 1, packed.threads(extent.steps, extent.batch)));
   run_forward(packed, call);
-  py::object hidden = after[0]->object(library);
-  return is_pair ? py::make_tuple(std::move(hidden), after[1]->object(library)) : hidden;
+
+  py::object state_after = after[0]->object(library);
+  if (is_pair) state_after = py::make_tuple(std::move(state_after), after[1]->object(library));
+  return is_cell ? state_after : py::make_tuple(output->object(library), std::move(state_after));
 }
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+// Of a plain C method, whose arguments are given.
+template <class Call>
+PyObject* answer(PyObject* self, Py_ssize_t count, Py_ssize_t expected, const Call& call) {
   const auto* weights = object_in<TensorWeights>(self);
-  if (!weights || count != 3) {
-    PyErr_SetString(PyExc_TypeError, "step: expected step(weights, x, state)");
+  if (!weights || count != expected) {
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
     return nullptr;
   }
   try {
-    return step_of(*weights, arguments[0], arguments[1], arguments[2]).release().ptr();
+    return call(*weights).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const std::bad_alloc&) {
@@ -312,12 +395,27 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return nullptr;
 }
 
-PyMethodDef step_definition = {
-    "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
-    "step($self, weights, x, state, /)\n--\n\n"
-    "One step of a cell: the state after, or None where it is not the plain case. weights: those of the module, or "
-    "None\n"
-    "if they were packed just now; x (B, I) or (I,); state (B, H) or (H,), of an LSTM a tuple of two."};
+PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return answer(self, count, 3, [&](const TensorWeights& weights) {
+    return call_of(weights, given[0], given[1], given[2], Order::cell);
+  });
+}
+
+PyObject* walk(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return answer(self, count, 4, [&](const TensorWeights& weights) {
+    return call_of(weights, given[0], given[1], given[2], given[3] == Py_True ? Order::batch_first : Order::time_first);
+  });
+}
+
+PyMethodDef methods[] = {
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
+     "step($self, parameters, x, state, /)\n--\n\n"
+     "The state after one step of a cell, or None where it is not the plain case. parameters: the module's by name, "
+     "or\n"
+     "None if they are known to be the present ones; x (B, I) or (I,); state (B, H) or (H,), of an LSTM two, or None."},
+    {"walk", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(walk)), METH_FASTCALL,
+     "walk($self, parameters, x, state, batch_first, /)\n--\n\n"
+     "Output and state after of a layer, likewise. x (T, B, I), (B, T, I) or (T, I); state (L*D, B, .) or (L*D, .)."}};
 
 }  // namespace
 
@@ -337,14 +435,15 @@ void bind_tensors(py::module_& module) {
            "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a);
   py::class_<TensorWeights> weights(module, "TensorWeights");
   weights
-      .def(py::init<std::shared_ptr<const TensorLibrary>, const py::tuple&, const py::function&>(), "library"_a,
-           "weights"_a, "pack"_a)
-      .def("hold", &TensorWeights::hold, "weights"_a, "rows"_a)
+      .def(py::init<std::shared_ptr<const TensorLibrary>, py::tuple, const py::tuple&, const py::function&>(),
+           "library"_a, "names"_a, "weights"_a, "pack"_a)
+      .def("hold", py::overload_cast<const py::tuple&, Size>(&TensorWeights::hold, py::const_), "weights"_a, "rows"_a)
       .def_property_readonly("can_last", &TensorWeights::can_last)
       .def_property_readonly("packed", &TensorWeights::packed);
-  // As of a stream: a plain C method.
-  weights.attr("step") = py::reinterpret_steal<py::object>(
-      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(weights.ptr()), &step_definition));
+  // As of a stream: plain C methods.
+  for (PyMethodDef& method : methods)
+    weights.attr(method.ml_name) =
+        py::reinterpret_steal<py::object>(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(weights.ptr()), &method));
 }
 
 }  // namespace gatewise

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -48,7 +47,6 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 WITHOUT_BIASES = ("weight_ih", "weight_hh")
 WITH_BIASES = (*WITHOUT_BIASES, "bias_ih", "bias_hh")
-_OWN_WEIGHTS = {False: itemgetter(*WITHOUT_BIASES), True: itemgetter(*WITH_BIASES)}
 WRONG = "something that PyTorch refuses"
 
 
@@ -108,7 +106,7 @@ def _packed(module: Any, weights: tuple[Tensor, ...], rows: int) -> _core.Tensor
     cache = _caches.get(id(module))
     if cache is not None and cache.weights.hold(weights, rows):
         return cache.weights
-    packed = _core.TensorWeights(_tensors, weights, module._gatewise_pack)
+    packed = _core.TensorWeights(_tensors, module._gatewise_names(), weights, module._gatewise_pack)
     if packed.can_last and not any(weight.grad_fn or weight.is_shared() for weight in weights):
         _remember(module, packed)
     return packed
@@ -371,13 +369,17 @@ def _off_the_road() -> str | None:
         return "autocast"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func"
-    if _forward_ad._current_level >= 0:
+    if _in_forward_mode():
         return "forward-mode derivatives"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler"
     if torch._C._len_torch_dispatch_stack() or (torch._C._len_torch_function_stack() and not _only_a_default_device()):
         return "a mode that watches PyTorch's operations"
     return None
+
+
+def _in_forward_mode() -> bool:
+    return bool(_forward_ad._current_level >= 0)
 
 
 def _only_a_default_device() -> bool:
@@ -626,10 +628,13 @@ class _Module:
     hidden_size: int
     bias: bool
 
-    def _gatewise_named(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """Weights by name, past the search for attributes where they are plain parameters."""
+    def _gatewise_names(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _gatewise_weights(self) -> tuple[Any, ...]:
+        """Past the search for attributes where they are plain parameters."""
         own = self._parameters  # type: ignore[attr-defined]
-        return tuple([own[name] if name in own else getattr(self, name) for name in names])
+        return tuple([own[name] if name in own else getattr(self, name) for name in self._gatewise_names()])
 
     def train(self, mode: bool = True) -> Any:
         _forget(self)  # who writes through .data does it in training
@@ -667,11 +672,17 @@ class _Layer(_Module):
         """
         if torch.compiler.is_compiling():
             return self._gatewise_traced(input, hx, lengths, resets, checkpoint_every)
+        is_plain = lengths is None and resets is None and checkpoint_every is None
+        cache = _caches.get(id(self))
+        if is_plain and cache and not (torch.is_grad_enabled() or self._gatewise_drops() or _in_forward_mode()):
+            found = cache.weights.walk(self._parameters, input, hx, self.batch_first)  # type: ignore[attr-defined]
+            if found is not None:
+                return found
         weights: tuple[Any, ...] = ()
         why_not = _off_the_road() or self._gatewise_refuses(input, hx)
         if why_not is None:
             # Asked for once: a parametrization may change with each look.
-            weights = self._gatewise_named(self._flat_weights_names)
+            weights = self._gatewise_weights()
             if not all(_plain(weight) and weight.dtype is _data_of(input).dtype for weight in weights):
                 why_not = "weights that are not plain tensors of the input's dtype"
         if why_not is not None:
@@ -697,6 +708,12 @@ class _Layer(_Module):
         if not batched:
             y, after = y[:, 0], tuple(part[:, 0] for part in after)
         return y, after if len(after) > 1 else after[0]
+
+    def _gatewise_names(self) -> tuple[str, ...]:
+        return tuple(self._flat_weights_names)
+
+    def _gatewise_drops(self) -> float:
+        return self.dropout if self.training and self.num_layers > 1 else 0.0
 
     def _gatewise_refuses(self, input: Any, hx: Any) -> str | None:
         """Why PyTorch's own code must take this call, be it to say what is wrong with it; None: gatewise can."""
@@ -735,7 +752,7 @@ class _Layer(_Module):
         """As `_gatewise_refuses`, of what a compiler can see."""
         if not isinstance(input, Tensor):
             return "a PackedSequence in a compiler"
-        if torch.is_autocast_enabled("cpu") or _forward_ad._current_level >= 0:
+        if torch.is_autocast_enabled("cpu") or _in_forward_mode():
             return "autocast or forward-mode derivatives in a compiler"
         lstm, batched = self.mode == "LSTM", input.dim() == 3
         if hx is not None and isinstance(hx, Tensor) is lstm:
@@ -775,7 +792,7 @@ class _Layer(_Module):
             lengths = None if lengths is None else torch.as_tensor(lengths).reshape(1)
             resets = None if resets is None else torch.as_tensor(resets).unsqueeze(1)
         h, c = (*state, None, None)[:2]
-        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        dropout = self._gatewise_drops()
         record = dropout > 0 or (
             torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, h, c, *weights))
         )
@@ -819,7 +836,7 @@ class _Layer(_Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         of = self._gatewise_architecture(x.dtype)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
-        dropout = self.dropout if self.training and of.num_layers > 1 else 0.0
+        dropout = self._gatewise_drops()
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if dropout else 0
         call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed, packed_rows)
         x = _walkable(x)
@@ -882,31 +899,29 @@ class _Cell(_Module):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _in_forward_mode():
             return super().forward(input, hx)  # type: ignore[misc]
-        try:
-            weights = _OWN_WEIGHTS[self.bias](self._parameters)  # type: ignore[attr-defined]
-        except KeyError:  # parametrized
-            weights = self._gatewise_named(WITH_BIASES if self.bias else WITHOUT_BIASES)
         cache = _caches.get(id(self))
-        after = None if cache is None else cache.weights.step(weights, input, hx)
+        after = cache.weights.step(self._parameters, input, hx) if cache else None  # type: ignore[attr-defined]
         if after is None:
-            after = self._gatewise_step(input, hx, weights)
+            after = self._gatewise_step(input, hx)
         return super().forward(input, hx) if after is None else after  # type: ignore[misc]
 
-    def _gatewise_step(self, input: Any, hx: Any, weights: tuple[Any, ...]) -> Any:
+    def _gatewise_step(self, input: Any, hx: Any) -> Any:
         """What `forward` gives in a case that is less plain, or the first; None: PyTorch must."""
         if _off_the_road() is not None:
             return None
-        parts = 1 + isinstance(self, LSTMCell)
-        state = (hx,) if parts == 1 or hx is None else tuple(hx) if isinstance(hx, (tuple, list)) else ()
-        if hx is None and _plain(input):
-            state = (input.new_zeros((*input.shape[:-1], self.hidden_size)),) * parts
-        if len(state) != parts or self._gatewise_refuses(input, state, weights):
+        is_pair = isinstance(self, LSTMCell)
+        state = () if hx is None else tuple(hx) if is_pair and isinstance(hx, (tuple, list)) else (hx,)
+        weights = self._gatewise_weights()
+        if (hx is not None and len(state) != 1 + is_pair) or self._gatewise_refuses(input, state, weights):
             return None
-        state = tuple(part.contiguous() for part in state)
         packed = _packed(self, weights, input.size(0) if input.dim() == 2 else 1)
-        return packed.step(None, input.contiguous(), state if len(state) > 1 else state[0])
+        state = tuple(part.contiguous() for part in state)
+        return packed.step(None, _walkable(input), None if not state else state if is_pair else state[0])
+
+    def _gatewise_names(self) -> tuple[str, ...]:
+        return WITH_BIASES if self.bias else WITHOUT_BIASES
 
     def _gatewise_refuses(self, x: Any, state: tuple[Any, ...], weights: tuple[Any, ...]) -> bool:
         if not all(map(_plain, (x, *state, *weights))) or x.dtype not in DTYPES:
