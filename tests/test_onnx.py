@@ -896,6 +896,23 @@ def test_steps_in_front_of_turned_axes(path):
         assert_close(model(x), run(path, x=x)["y"], "torch_float32")
 
 
+def test_one_kind_of_padding(path):
+    for options in ({"auto_pad": "SAME_UPPER"}, {"pads": [1, 1]}, {"auto_pad": "SAME_UPPER", "pads": [1, 1]}):
+        nodes = [
+            node("Transpose", ["x"], ["turned"], perm=[0, 2, 1]), node("Conv", ["turned", "kernel"], ["c"], **options),
+            node("Transpose", ["c"], ["z"], perm=[2, 0, 1]), recurrent("GRU", "z"),
+            node("Squeeze", ["all", "one"], ["later"]), node("Transpose", ["later"], ["y"], perm=[1, 0, 2]),
+        ]  # fmt: skip
+        arrays = weights("GRU", inputs=6) | {"one": np.array([1]), "kernel": random((6, 5, 3))}
+        written(path, nodes, {"x": (1, ["B", "T", 5])}, {"y": (1, None)}, arrays)
+        if len(options) > 1:  # ONNX Runtime refuses it, too
+            with pytest.raises(gw.FormatError, match="auto_pad, pads: expected one of them"):
+                formats.load(path)
+            continue
+        x = random((3, 7, 5))
+        assert_close(formats.load(path)(x), run(path, x=x)["y"], "torch_float32")
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_loops(masked, path):
     """The loop is named, and not what happens in it; but if it needs a mask, that is."""

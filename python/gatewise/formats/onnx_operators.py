@@ -1354,6 +1354,8 @@ def _convolution(call: Call) -> Any:
     reach = (taps - 1) * dilation
     automatic = of.text("auto_pad", "NOTSET")
     pads = of.wholes("pads") or [0] * (2 * count)
+    if automatic != "NOTSET" and any(pads):
+        raise NotUnderstoodError("auto_pad, pads: expected one of them")
     if automatic == "SAME_UPPER":
         pads = [0] * (2 * count)
         pads[at], pads[count + at] = reach // 2, reach - reach // 2
