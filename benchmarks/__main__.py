@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import CELL, HOMES, NETWORK, ONE_STEP, PLAIN, POOL, QUICK, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import CELL, HOMES, LAYER, NETWORK, ONE_STEP, PLAIN, POOL, QUICK, STEP, TRAIN, WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -121,7 +121,7 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
             if who in MODULES:
                 yield job("cold", 1, [COLD], peer=who, module=MODULES[who])
     for threads in options.threads:
-        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, CELL, NETWORK)]
+        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, CELL, LAYER, NETWORK)]
         yield job("limits", threads, at_these)
         for peer in found:
             yield job("pairs", threads, [name for name in at_these if not _hopeless(peer, WORKLOADS[name])], peer=peer)

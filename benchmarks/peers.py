@@ -26,6 +26,7 @@ from .workloads import (
     FORWARD,
     GATES,
     HOMES,
+    LAYER,
     NETWORK,
     ONE_STEP,
     PLAIN,
@@ -235,7 +236,7 @@ def pytorch_padded(case: Case) -> Party:
 
 
 def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
-    """A module of torch.nn, perhaps changed: zero_grad, forward, backward; or a cell's step under no_grad."""
+    """A module of torch.nn, perhaps changed: zero_grad, forward, backward; or one step under no_grad."""
     import torch
 
     w = case.workload
@@ -261,6 +262,17 @@ def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
         getattr(torch.nn, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=dtype)
     )
     module.load_state_dict(parameters)
+    if w.mode == LAYER:
+        module.eval()
+        state = None
+
+        def step_of_layer() -> Any:
+            nonlocal state
+            with torch.no_grad():
+                y, state = module(x, state)
+            return y
+
+        return Party(step_of_layer, lambda y: {"output": numpy_of(y)})
     x.requires_grad_()
     grad_output = torch.from_numpy(case.grad_output)
 

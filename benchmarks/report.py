@@ -11,6 +11,7 @@ from rich.table import Table
 from .workloads import (
     CELL,
     FORWARD,
+    LAYER,
     MODULE,
     NETWORK,
     PLAIN,
@@ -46,6 +47,7 @@ TITLES = {
     MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
     PROGRAM: "program: a compiled training step in JAX, lax.scan against gatewise.jax",
     CELL: "cell: one step of a cell in PyTorch, without gradients",
+    LAYER: "layer: one step of a layer in PyTorch, without gradients",
 }
 # So many of the other peers fit into a line of 140 columns; the results hold them all.
 NEXT = 3

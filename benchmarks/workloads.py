@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 GATES = {"LSTM": 4, "GRU": 3}
 FORWARD, TRAIN, STEP = "forward", "train", "step"
-# In PyTorch: a training step of a module, zero_grad to backward; one step of a cell without gradients.
-MODULE, CELL = "module", "cell"
+# In PyTorch: a training step of a module, zero_grad to backward; one step of a cell, or of a layer, without gradients.
+MODULE, CELL, LAYER = "module", "cell", "layer"
 # In JAX: a compiled training step.
 PROGRAM = "program"
 # One tick of many streams.
@@ -25,9 +25,9 @@ POOL = "pool"
 # One step of several layers in a row, not only recurrent ones.
 NETWORK = "network"
 # ONE_STEP: of a single layer, outside of frameworks.
-TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, POOL, NETWORK), (STEP, POOL)
+TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, LAYER, POOL, NETWORK), (STEP, POOL)
 # Where both parties of a row run inside a framework.
-HOMES = {MODULE: "PyTorch", CELL: "PyTorch", PROGRAM: "JAX"}
+HOMES = {MODULE: "PyTorch", CELL: "PyTorch", LAYER: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
 # gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or only the
 # recurrent layers of a network.
@@ -229,6 +229,7 @@ def _in_frameworks() -> Iterator[Workload]:
             yield Workload(MODULE, cell, *SCHEDULED[0], rows=rows)
         for size in STEPS:
             yield Workload(CELL, cell, 1, 1, size, size)
+            yield Workload(LAYER, cell, 1, 1, size, size)
         for sizes in TRAINED:
             yield Workload(PROGRAM, cell, *sizes)
         yield Workload(PROGRAM, cell, *SCHEDULED[0], rows=RAGGED)
@@ -271,7 +272,7 @@ def floor_of(workload: Workload, threads: int) -> Floor:
     w, several = workload, int(threads > 1)
     sizes = (w.steps, w.batch, w.input, w.hidden)
     lengths = w.lengths
-    if w.mode == CELL:
+    if w.mode in (CELL, LAYER):
         return Floor(2.5)
     if w.mode == MODULE:  # a tenth for the way through PyTorch
         usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0

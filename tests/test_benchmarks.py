@@ -19,6 +19,7 @@ from benchmarks.workloads import (
     EMBEDDING,
     FORWARD,
     HOMES,
+    LAYER,
     MODULE,
     NETWORK,
     ONE_LONG,
@@ -56,9 +57,9 @@ SMALL = [
     )
 ]
 SMALL += [
-    Workload(mode, cell, 1 if mode == CELL else 16, 3, 5, 6, rows=rows)
+    Workload(mode, cell, 1 if mode in (CELL, LAYER) else 16, 3, 5, 6, rows=rows)
     for cell in ("LSTM", "GRU")
-    for mode, rows in ((MODULE, ""), (MODULE, RAGGED), (CELL, ""), (PROGRAM, ""), (PROGRAM, RAGGED))
+    for mode, rows in ((MODULE, ""), (MODULE, RAGGED), (CELL, ""), (LAYER, ""), (PROGRAM, ""), (PROGRAM, RAGGED))
 ]
 SMALL += [
     network(Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
