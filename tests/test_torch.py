@@ -824,7 +824,8 @@ def test_the_interface_is_dlpacks(tmp_path):
     ]
     checks += [f"static_assert(sizeof({ours}) == sizeof({theirs}));" for ours, (theirs, _) in names.items()]
     checks += [
-        "static_assert(int(cpu) == kDLCPU && int(floating) == kDLFloat && version_major == DLPACK_MAJOR_VERSION);",
+        "static_assert(int(cpu) == kDLCPU && version_major == DLPACK_MAJOR_VERSION);",
+        "static_assert(int(unsigned_integer) == kDLUInt && int(floating) == kDLFloat);",
     ]
     source = tmp_path / "check.cpp"
     header = REPOSITORY / "cpp" / "bindings" / "dlpack.hpp"

@@ -10,7 +10,7 @@ namespace gatewise::dlpack {
 constexpr std::uint32_t version_major = 1, version_minor = 1;
 constexpr const char* capsule_name = "dlpack_exchange_api";
 constexpr std::int32_t cpu = 1;
-constexpr std::uint8_t floating = 2;
+constexpr std::uint8_t unsigned_integer = 1, floating = 2;
 
 struct Version {
   std::uint32_t major, minor;

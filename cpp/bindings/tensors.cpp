@@ -229,8 +229,9 @@ struct Shape {
 // Memory for a tensor that is to be, which has half the cost of one from PyTorch; its description comes before it.
 class NewTensor {
  public:
-  NewTensor(const Shape& shape, Size item_bytes) {
-    Buffer memory(data_at + static_cast<std::size_t>(shape.elements() * item_bytes));
+  NewTensor(const Shape& shape, dlpack::DataType dtype) {
+    if (shape.elements() < 0) throw std::bad_alloc();
+    Buffer memory(data_at + static_cast<std::size_t>(shape.elements() * (dtype.bits / 8)));
     block_.reset(new (memory.data()) Block{});
     block_->memory = std::move(memory);
     block_->shape = shape.sizes;
@@ -239,12 +240,7 @@ class NewTensor {
     block_->owned.version = {dlpack::version_major, dlpack::version_minor};
     block_->owned.owner = block_.get();
     block_->owned.free = [](dlpack::Owned* self) { Free()(static_cast<Block*>(self->owner)); };
-    block_->owned.tensor = {data(),
-                            {dlpack::cpu, 0},
-                            shape.axes,
-                            {dlpack::floating, static_cast<std::uint8_t>(8 * item_bytes), 1},
-                            block_->shape.data(),
-                            block_->strides.data(),
+    block_->owned.tensor = {data(), {dlpack::cpu, 0}, shape.axes, dtype, block_->shape.data(), block_->strides.data(),
                             0};
   }
 
@@ -352,10 +348,10 @@ py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject*
       (!PyDict_CheckExact(parameters) || library.is_busy() || !weights.hold(parameters, extent.steps * extent.batch)))
     return py::none();
 
-  const Size item_bytes = packed.kernels->item_bytes;
+  const dlpack::DataType dtype{dlpack::floating, static_cast<std::uint8_t>(8 * packed.kernels->item_bytes), 1};
   std::optional<NewTensor> output, after[2];
-  if (!is_cell) output.emplace(extent.output, item_bytes);
-  for (int i = 0; i < 1 + is_pair; ++i) after[i].emplace(extent.state[i], item_bytes);
+  if (!is_cell) output.emplace(extent.output, dtype);
+  for (int i = 0; i < 1 + is_pair; ++i) after[i].emplace(extent.state[i], dtype);
   Forward call{};
   call.stack = packed.stack();
   call.steps = extent.steps;
@@ -373,6 +369,17 @@ py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject*
   py::object state_after = after[0]->object(library);
   if (is_pair) state_after = py::make_tuple(std::move(state_after), after[1]->object(library));
   return is_cell ? state_after : py::make_tuple(output->object(library), std::move(state_after));
+}
+
+// An uninitialised tensor of float32, float64 or bytes.
+py::object empty(const TensorLibrary& library, const std::vector<Size>& sizes, Size item_bytes) {
+  Shape shape{static_cast<std::int32_t>(sizes.size()), {}};
+  require(sizes.size() <= most_axes && (item_bytes == 1 || item_bytes == 4 || item_bytes == 8) &&
+              std::all_of(sizes.begin(), sizes.end(), [](Size size) { return size >= 0; }),
+          "internal: no such tensor");
+  std::copy(sizes.begin(), sizes.end(), shape.sizes.begin());
+  const std::uint8_t code = item_bytes == 1 ? dlpack::unsigned_integer : dlpack::floating;
+  return NewTensor(shape, {code, static_cast<std::uint8_t>(8 * item_bytes), 1}).object(library);
 }
 
 // Of a plain C method, whose arguments are given.
@@ -432,7 +439,8 @@ void bind_tensors(py::module_& module) {
                      "internal: another DLPack");
              return library;
            }),
-           "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a);
+           "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a)
+      .def("empty", empty, "shape"_a, "item_bytes"_a);
   py::class_<TensorWeights> weights(module, "TensorWeights");
   weights
       .def(py::init<std::shared_ptr<const TensorLibrary>, py::tuple, const py::tuple&, const py::function&>(),

@@ -227,6 +227,7 @@ class TensorLibrary:
         threads: Callable[[], int],
         busy: tuple[Callable[[], object], ...],
     ) -> None: ...
+    def empty(self, shape: Sequence[int], item_bytes: int) -> Any: ...
 
 @final
 class TensorWeights:

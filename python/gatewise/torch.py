@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
 
 from gatewise import _core
-from gatewise.arrays import empty as empty_array
 from gatewise.arrays import whole_number
 from gatewise.layouts import Layout
 from gatewise.parameters import Architecture
@@ -155,10 +154,8 @@ class _Call:
     def new_state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         of = self.architecture
         sequences = of.num_layers * of.directions
-        hidden = torch.empty((sequences, self.batch, of.recurrent_size), dtype=dtype, device="cpu")
-        return hidden, torch.empty(
-            (sequences, self.batch, of.hidden_size), dtype=dtype, device="cpu"
-        ) if of.has_cell_state else None
+        hidden = _empty((sequences, self.batch, of.recurrent_size), dtype)
+        return hidden, _empty((sequences, self.batch, of.hidden_size), dtype) if of.has_cell_state else None
 
     def rows(self, tensor: Tensor | None) -> tuple[int, int, int]:
         """Address, step and row of a tensor [T, B, units] whose units are next to each other; or of a packed one."""
@@ -171,8 +168,9 @@ class _Call:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor; large ones in memory that the core uses again."""
-    return torch.from_numpy(empty_array(tuple(shape), DTYPES.get(dtype, np.dtype(np.uint8))))
+    """An uninitialised tensor in memory of the core, which uses large blocks again."""
+    tensor: Tensor = _tensors.empty(shape, dtype.itemsize)
+    return tensor
 
 
 def _walkable(tensor: Tensor) -> Tensor:
