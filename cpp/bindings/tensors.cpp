@@ -57,6 +57,7 @@ struct TensorLibrary {
   bool look(PyObject* object, dlpack::Tensor& found) const {
     const auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(object));
     if (kind != tensor.ptr() && kind != parameter.ptr()) return false;
+    if (is_true(ask(is_negative, object))) return false;  // first, since it lets other threads in
     if (api()->look(object, &found) != 0) {
       PyErr_Clear();
       return false;
@@ -67,7 +68,7 @@ struct TensorLibrary {
     const bool is_empty = std::count(found.shape, found.shape + found.axes, 0) > 0;
     if (!found.data && !is_empty) return false;
     found.data = static_cast<char*>(found.data) + found.byte_offset;
-    return !is_true(ask(is_negative, object));
+    return true;
   }
 
   // -1: PyTorch does not count the changes of this tensor
@@ -131,9 +132,9 @@ class TensorWeights {
   TensorWeights(std::shared_ptr<const TensorLibrary> library, py::tuple names, const py::tuple& given,
                 const py::function& pack)
       : library_(std::move(library)), names_(std::move(names)) {
-    const std::vector<PyObject*> weights = items(given);
+    const std::vector<py::object> weights = items(given);
     fingerprint_ = fingerprint_of(weights);
-    for (const py::handle weight : weights) {
+    for (const py::object& weight : weights) {
       dlpack::Tensor found;
       require(library_->look(weight.ptr(), found), "internal: weights that are not plain");
       std::vector<std::int64_t> extent{found.dtype.bits};
@@ -153,13 +154,13 @@ class TensorWeights {
   bool hold(const py::tuple& weights, Size rows) const { return hold(items(weights), rows); }
   // The same of a module's parameters by name; false where one has another home, as with a parametrization.
   bool hold(PyObject* parameters, Size rows) const {
-    std::vector<PyObject*> weights;
+    std::vector<py::object> weights;  // owned, since another thread may change the module
     weights.reserve(seen_.size());
     for (const py::handle name : names_) {
       PyObject* const found = PyDict_GetItemWithError(parameters, name.ptr());
       if (!found && PyErr_Occurred()) throw py::error_already_set();
       if (!found) return false;
-      weights.push_back(found);
+      weights.push_back(py::reinterpret_borrow<py::object>(found));
     }
     return hold(weights, rows);
   }
@@ -168,26 +169,27 @@ class TensorWeights {
   const TensorLibrary& library() const { return *library_; }
 
  private:
-  static std::vector<PyObject*> items(const py::tuple& tuple) {
-    PyObject** const first = PySequence_Fast_ITEMS(tuple.ptr());
-    return {first, first + tuple.size()};
+  static std::vector<py::object> items(const py::tuple& tuple) {
+    std::vector<py::object> items;
+    for (const py::handle item : tuple) items.push_back(py::reinterpret_borrow<py::object>(item));
+    return items;
   }
 
-  bool hold(const std::vector<PyObject*>& weights, Size rows) const {
+  bool hold(const std::vector<py::object>& weights, Size rows) const {
     const Backend& backend = active_backend();
     if (packed_->kernels != backend.float32 && packed_->kernels != backend.float64) return false;
     if (weights.size() != seen_.size() || !can_last()) return false;
     for (std::size_t i = 0; i < seen_.size(); ++i) {
       dlpack::Tensor found;
-      if (!library_->look(weights[i], found) || !seen_[i].is(found)) return false;
-      if (library_->version_of(weights[i]) != seen_[i].version) return false;
+      if (!library_->look(weights[i].ptr(), found) || !seen_[i].is(found)) return false;
+      if (library_->version_of(weights[i].ptr()) != seen_[i].version) return false;
     }
     return rows < rows_to_look || fingerprint_of(weights) == fingerprint_;
   }
 
-  std::uint64_t fingerprint_of(const std::vector<PyObject*>& weights) const {
+  std::uint64_t fingerprint_of(const std::vector<py::object>& weights) const {
     std::uint64_t all = 0;
-    for (const py::handle weight : weights) {
+    for (const py::object& weight : weights) {
       const py::object dense = weight.attr("contiguous")();
       dlpack::Tensor found;
       require(library_->look(dense.ptr(), found), "internal: weights that are not plain");
