@@ -1214,6 +1214,37 @@ def test_torchs_number_of_threads_is_kept_to(monkeypatch):
     assert asked == [1, 2]
 
 
+RACE = """
+import sys, threading, time, torch, gatewise.torch as gt
+sys.setswitchinterval(1e-6)
+layer, cell, x = gt.LSTM(8, 8).eval(), gt.GRUCell(8, 8).eval(), torch.randn(1, 1, 8)
+end = time.monotonic() + 2
+
+def change():
+    while time.monotonic() < end:
+        for module, name in ((layer, "weight_ih_l0"), (cell, "weight_ih")):
+            setattr(module, name, torch.nn.Parameter(torch.randn_like(getattr(module, name))))
+
+def use():
+    state = h = None
+    with torch.no_grad():
+        while time.monotonic() < end:
+            _, state = layer(x, state)
+            h = cell(x[0], h)
+
+threads = [threading.Thread(target=one) for one in (change, use, use)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_parameters_are_replaced_during_a_call():
+    """They may be gone while they are looked at, where nobody holds them."""
+    subprocess.run([sys.executable, "-c", RACE], check=True, timeout=120)
+
+
 THREADS = """
 import os, sys, torch, gatewise, gatewise.torch as gt
 torch.set_num_threads(1)
