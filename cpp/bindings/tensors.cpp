@@ -3,6 +3,7 @@
 // looked at here, by DLPack's exchange interface, without compiling against PyTorch; all other calls are left to
 // Python.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -17,6 +18,9 @@ namespace {
 // Calls with so many rows (steps times batch) look at all weights before they use packed ones: it costs as much as
 // multiplying some 8 rows by them.
 constexpr Size rows_to_look = 64;
+// All calls look at so many numbers of each weight, spread over it: writes that PyTorch does not count, of an
+// optimizer's fused step, between processes, into a vector of all parameters, change nearly all of them.
+constexpr Size samples = 32;
 
 // ---- Python -------------------------------------------------------------------------------------------------------
 
@@ -109,24 +113,63 @@ std::uint64_t fingerprint(const void* memory, std::size_t bytes) {
   return all;
 }
 
+struct Sample {
+  Size at;  // in bytes
+  std::uint64_t bits;
+};
+
 // What one weight is known by. `memory` is kept, so that no other tensor can come to its address.
-struct Seen {
-  py::object memory;
-  const void* data;
-  std::int64_t version;
-  std::vector<std::int64_t> extent;  // bits, shape, strides
+class Seen {
+ public:
+  const std::int64_t version;
+
+  Seen(const dlpack::Tensor& tensor, std::int64_t version, py::object memory)
+      : version(version),
+        memory_(std::move(memory)),
+        data_(static_cast<const char*>(tensor.data)),
+        item_bytes_(tensor.dtype.bits / 8) {
+    extent_.insert(extent_.end(), tensor.shape, tensor.shape + tensor.axes);
+    extent_.insert(extent_.end(), tensor.strides, tensor.strides + tensor.axes);
+    Size count = 1;
+    for (std::int32_t i = 0; i < tensor.axes; ++i) count *= tensor.shape[i];
+    const Size taken = std::min(count, samples);
+    for (Size i = 0; i < taken; ++i) {
+      // By the golden ratio, or all would lie in a few columns.
+      Size element =
+               static_cast<Size>(std::fmod(0.6180339887 * static_cast<double>(i), 1) * static_cast<double>(count)),
+           at = 0;
+      for (std::int32_t axis = tensor.axes; axis-- > 0; element /= tensor.shape[axis])
+        at += element % tensor.shape[axis] * tensor.strides[axis] * item_bytes_;
+      samples_.push_back({at, bits_at(at)});
+    }
+  }
 
   bool is(const dlpack::Tensor& tensor) const {
     const auto axes = static_cast<std::size_t>(tensor.axes);
-    return data == tensor.data && extent.size() == 2 * axes + 1 && extent[0] == tensor.dtype.bits &&
-           std::equal(tensor.shape, tensor.shape + axes, extent.begin() + 1) &&
-           std::equal(tensor.strides, tensor.strides + axes, extent.begin() + 1 + tensor.axes);
+    return data_ == tensor.data && extent_.size() == 2 * axes && item_bytes_ == tensor.dtype.bits / 8 &&
+           std::equal(tensor.shape, tensor.shape + axes, extent_.begin()) &&
+           std::equal(tensor.strides, tensor.strides + axes, extent_.begin() + tensor.axes) &&
+           std::all_of(samples_.begin(), samples_.end(),
+                       [&](const Sample& sample) { return bits_at(sample.at) == sample.bits; });
   }
+
+ private:
+  std::uint64_t bits_at(Size at) const {
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, data_ + at, static_cast<std::size_t>(item_bytes_));
+    return bits;
+  }
+
+  py::object memory_;
+  const char* data_;
+  Size item_bytes_;
+  std::vector<std::int64_t> extent_;  // shape, strides
+  std::vector<Sample> samples_;
 };
 
 // Weights of a module, packed, and by what they are known to be the present ones: an address and a version tell of
-// optimizers, in-place changes and moves; not of writes past PyTorch, so that calls which are long enough also compare
-// the numbers.
+// most optimizers, in-place changes and moves; not of writes past PyTorch's counting, so that some numbers are
+// compared, too, and in calls that are long enough all.
 class TensorWeights {
  public:
   TensorWeights(std::shared_ptr<const TensorLibrary> library, py::tuple names, const py::tuple& given,
@@ -137,10 +180,10 @@ class TensorWeights {
     for (const py::object& weight : weights) {
       dlpack::Tensor found;
       require(library_->look(weight.ptr(), found), "internal: weights that are not plain");
-      std::vector<std::int64_t> extent{found.dtype.bits};
-      extent.insert(extent.end(), found.shape, found.shape + found.axes);
-      extent.insert(extent.end(), found.strides, found.strides + found.axes);
-      seen_.push_back({weight.attr("detach")(), found.data, library_->version_of(weight.ptr()), std::move(extent)});
+      const std::int64_t version = library_->version_of(weight.ptr());
+      const py::object memory = weight.attr("detach")();
+      require(library_->look(memory.ptr(), found), "internal: weights that are not plain");
+      seen_.emplace_back(found, version, memory);
     }
     packed_ = pack(given).cast<std::shared_ptr<const Packed>>();
   }
@@ -310,7 +353,7 @@ struct Extent {
       if (has_batch) state[i].sizes[axes++] = batch;
       state[i].sizes[axes++] = i == 0 ? packed.recurrent() : packed.hidden;
     }
-    return steps > 0 && batch > 0 && output.elements() >= 0;
+    return steps > 0 && batch > 0 && output.elements() >= 0 && state[0].elements() >= 0 && state[1].elements() >= 0;
   }
 
   // A row of the output follows the one before it, or that of the next step does.
@@ -336,6 +379,7 @@ py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject*
   const Packed& packed = *weights.packed();
   const bool is_cell = order == Order::cell, is_pair = packed.has_cell();
   require(!is_cell || (packed.layers == 1 && packed.directions == 1 && !packed.projection), "internal: not a cell");
+  if (parameters != Py_None && (!PyDict_CheckExact(parameters) || library.is_busy())) return py::none();
   Extent extent;
   if (!extent.read(weights, x, order)) return py::none();
   const void* before[2] = {};
@@ -346,9 +390,7 @@ py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject*
       if (!before[i]) return py::none();
     }
   }
-  if (parameters != Py_None &&
-      (!PyDict_CheckExact(parameters) || library.is_busy() || !weights.hold(parameters, extent.steps * extent.batch)))
-    return py::none();
+  if (parameters != Py_None && !weights.hold(parameters, extent.steps * extent.batch)) return py::none();
 
   const dlpack::DataType dtype{dlpack::floating, static_cast<std::uint8_t>(8 * packed.kernels->item_bytes), 1};
   std::optional<NewTensor> output, after[2];
@@ -384,6 +426,17 @@ py::object empty(const TensorLibrary& library, const std::vector<Size>& sizes, S
   return NewTensor(shape, {code, static_cast<std::uint8_t>(8 * item_bytes), 1}).object(library);
 }
 
+// The memory of a tensor as an array that owns it. PyTorch's own numpy() makes a storage one that cannot be resized.
+py::array array_of(const TensorLibrary& library, const py::object& tensor) {
+  dlpack::Tensor found;
+  require(library.look(tensor.ptr(), found), "internal: a tensor that is not plain");
+  const Size item_bytes = found.dtype.bits / 8;
+  std::vector<py::ssize_t> shape(found.shape, found.shape + found.axes), strides;
+  for (std::int32_t i = 0; i < found.axes; ++i) strides.push_back(found.strides[i] * item_bytes);
+  return py::array(item_bytes == 4 ? py::dtype::of<float>() : py::dtype::of<double>(), shape, strides, found.data,
+                   tensor);
+}
+
 // Of a plain C method, whose arguments are given.
 template <class Call>
 PyObject* answer(PyObject* self, Py_ssize_t count, Py_ssize_t expected, const Call& call) {
@@ -412,7 +465,8 @@ PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count) {
 
 PyObject* walk(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   return answer(self, count, 4, [&](const TensorWeights& weights) {
-    return call_of(weights, given[0], given[1], given[2], given[3] == Py_True ? Order::batch_first : Order::time_first);
+    return call_of(weights, given[0], given[1], given[2],
+                   PyObject_IsTrue(given[3]) == 1 ? Order::batch_first : Order::time_first);
   });
 }
 
@@ -442,7 +496,8 @@ void bind_tensors(py::module_& module) {
              return library;
            }),
            "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a)
-      .def("empty", empty, "shape"_a, "item_bytes"_a);
+      .def("empty", empty, "shape"_a, "item_bytes"_a)
+      .def("array", array_of, "tensor"_a);
   py::class_<TensorWeights> weights(module, "TensorWeights");
   weights
       .def(py::init<std::shared_ptr<const TensorLibrary>, py::tuple, const py::tuple&, const py::function&>(),

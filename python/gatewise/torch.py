@@ -43,6 +43,7 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
 }
+KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 WITHOUT_BIASES = ("weight_ih", "weight_hh")
 WITH_BIASES = (*WITHOUT_BIASES, "bias_ih", "bias_hh")
@@ -56,7 +57,7 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
     """`weights` as PyTorch lists them: layer by layer, direction by direction."""
     projection = getattr(of, "proj_size", 0)
     count = 2 + 2 * bias + (projection > 0)
-    arrays = [weight.detach().contiguous().numpy() for weight in weights]
+    arrays = [_tensors.array(_aligned(weight.detach().contiguous())) for weight in weights]
     grouped = []
     for first in range(0, len(arrays), count):
         own = arrays[first : first + count]
@@ -64,6 +65,11 @@ def _pack(cell: str, of: Any, weights: Sequence[Tensor], bias: bool, layers: int
         grouped.append([own[0], own[1], *biases, own[-1] if projection else None, None])
     dtype = DTYPES[weights[0].dtype]
     return _core.Packed(cell, dtype, of.input_size, of.hidden_size, projection, layers, directions, grouped)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Weights of a file that was mapped into memory may lie anywhere."""
+    return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 
 
 # What a step of a cell in the core asks PyTorch, and what keeps it from being made there.
@@ -307,7 +313,7 @@ class _Walk(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         x, h, c, y, tape, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not all(grad is None or (_plain(grad) and _has_memory(grad)) for grad in grads):
+        if torch.is_grad_enabled() or not all(grad is None or _plain(grad) for grad in grads):
             return _by_torch(ctx.call, (x, h, c, *weights), wanted, grads, torch.is_grad_enabled())
         grad_x, grad_h_before, grad_c_before, gradients = _backward(
             ctx.call, ctx.foreign, tape, x, h, y, grads, wanted[2], wanted[5:], weights
@@ -350,6 +356,7 @@ def _plain(tensor: Any) -> bool:
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and _has_memory(tensor)
     )
 
 
@@ -392,6 +399,11 @@ def _architecture(
     dtype: torch.dtype,
 ) -> Architecture:  # fmt: skip
     return Architecture(cell, input_size, hidden_size, layers, bias, bidirectional, projection, DTYPES[dtype])
+
+
+@lru_cache(maxsize=1024)
+def _weight_shapes(architecture: Architecture) -> list[tuple[int, ...]]:
+    return list(architecture.shapes().values())
 
 
 def _needs_gradients(tensors: Iterable[Tensor | None]) -> bool:
@@ -638,6 +650,14 @@ class _Module:
         _forget(self)  # who writes through .data does it in training
         return super().train(mode)  # type: ignore[misc]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        _forget(self)  # torch.nn's forward reads all of them
+        super().__setattr__(name, value)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        _forget(self)  # or the old weights would be kept
+        return super()._apply(*arguments, **options)  # type: ignore[misc]
+
 
 class _Layer(_Module):
     """What LSTM, GRU and RNN share: forward on gatewise, or on the torch.nn class that comes after this one."""
@@ -681,8 +701,11 @@ class _Layer(_Module):
         if why_not is None:
             # Asked for once: a parametrization may change with each look.
             weights = self._gatewise_weights()
-            if not all(_plain(weight) and weight.dtype is _data_of(input).dtype for weight in weights):
+            dtype = _data_of(input).dtype
+            if not all(_plain(weight) and weight.dtype is dtype for weight in weights):
                 why_not = "weights that are not plain tensors of the input's dtype"
+            elif [tuple(weight.shape) for weight in weights] != _weight_shapes(self._gatewise_architecture(dtype)):
+                why_not = WRONG
         if why_not is not None:
             if (lengths is not None or resets is not None or checkpoint_every is not None) and why_not != WRONG:
                 raise NotImplementedError(
@@ -840,6 +863,7 @@ class _Layer(_Module):
         x = _walkable(x)
         h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
         if _needs_gradients((x, h, c, *weights)):
+            _forget(self)  # what trains will change, and not every optimizer says so
             y, *after = _Walk.apply(call, self._gatewise_pack(weights), x, h, c, *weights)
         else:
             packed = _packed(self, weights, batch * steps).packed
@@ -898,6 +922,8 @@ class _Cell(_Module):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or _in_forward_mode():
+            if not torch.compiler.is_compiling():
+                _forget(self)  # what trains will change, and not every optimizer says so
             return super().forward(input, hx)  # type: ignore[misc]
         cache = _caches.get(id(self))
         after = cache.weights.step(self._parameters, input, hx) if cache else None  # type: ignore[attr-defined]
@@ -927,6 +953,11 @@ class _Cell(_Module):
         if not 1 <= x.dim() <= 2 or x.size(-1) != self.input_size or not (x.numel() and self.hidden_size):
             return True
         if any(one.dtype is not x.dtype for one in (*state, *weights)):
+            return True
+        if self._gatewise_kind() not in KINDS:
+            return True
+        of = _architecture(self._gatewise_kind(), self.input_size, self.hidden_size, 1, self.bias, False, 0, x.dtype)
+        if [tuple(weight.shape) for weight in weights] != _weight_shapes(of):
             return True
         return any(part.shape != (*x.shape[:-1], self.hidden_size) for part in state)
 
