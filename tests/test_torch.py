@@ -843,6 +843,20 @@ def test_weights_of_other_kinds(kind):
     assert all(parameter.untyped_storage().resizable() for parameter in ours.parameters())
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_packed_weights_are_forgotten(kind):
+    """By what trains, or moves the weights."""
+    _, ours = twins(kind, 9, 9)
+    x, _ = plain_call(kind)
+    for forget in (lambda: ours(x), lambda: ours.to(torch.float32), lambda: setattr(ours, "bias", True)):
+        ours.to(torch.float64)
+        with torch.no_grad():
+            ours(x)
+        assert id(ours) in gt._caches
+        forget()
+        assert id(ours) not in gt._caches
+
+
 def test_packed_weights_go_with_their_module():
     _, ours = twins("GRUCell", 5, 9)
     with torch.no_grad():

@@ -118,7 +118,7 @@ struct Sample {
   std::uint64_t bits;
 };
 
-// What one weight is known by. `memory` is kept, so that no other tensor can come to its address.
+// What one weight is known by. Its memory is kept, so that no other tensor can come to its address.
 class Seen {
  public:
   const std::int64_t version;
@@ -200,16 +200,15 @@ class TensorWeights {
     std::vector<py::object> weights;  // owned, since another thread may change the module
     weights.reserve(seen_.size());
     for (const py::handle name : names_) {
-      PyObject* const found = PyDict_GetItemWithError(parameters, name.ptr());
-      if (!found && PyErr_Occurred()) throw py::error_already_set();
-      if (!found) return false;
-      weights.push_back(py::reinterpret_borrow<py::object>(found));
+      PyObject* const found = PyObject_GetItem(parameters, name.ptr());
+      if (!found && PyErr_ExceptionMatches(PyExc_KeyError)) return PyErr_Clear(), false;
+      weights.push_back(taken(found));
     }
     return hold(weights, rows);
   }
 
   const std::shared_ptr<const Packed>& packed() const { return packed_; }
-  const TensorLibrary& library() const { return *library_; }
+  const TensorLibrary& tensors() const { return *library_; }
 
  private:
   static std::vector<py::object> items(const py::tuple& tuple) {
@@ -330,7 +329,7 @@ struct Extent {
   bool read(const TensorWeights& weights, PyObject* object, Order order) {
     const Packed& packed = *weights.packed();
     dlpack::Tensor found;
-    if (!weights.library().look(object, found) || found.dtype.bits != 8 * packed.kernels->item_bytes) return false;
+    if (!weights.tensors().look(object, found) || found.dtype.bits != 8 * packed.kernels->item_bytes) return false;
     const std::int32_t unbatched = order == Order::cell ? 1 : 2, units = found.axes - 1;
     if (found.axes != unbatched && found.axes != unbatched + 1) return false;
     if (found.shape[units] != packed.input || (packed.input > 1 && found.strides[units] != 1)) return false;
@@ -366,7 +365,7 @@ struct Extent {
 // The address of a contiguous tensor of that shape; else null.
 const void* contiguous_at(const TensorWeights& weights, PyObject* object, const Shape& shape) {
   dlpack::Tensor found;
-  if (!weights.library().look(object, found) || found.dtype.bits != 8 * weights.packed()->kernels->item_bytes)
+  if (!weights.tensors().look(object, found) || found.dtype.bits != 8 * weights.packed()->kernels->item_bytes)
     return nullptr;
   const bool is_like =
       found.axes == shape.axes && std::equal(found.shape, found.shape + found.axes, shape.sizes.begin());
@@ -375,7 +374,7 @@ const void* contiguous_at(const TensorWeights& weights, PyObject* object, const 
 
 // The state after of a cell, or of a layer output and state after; None where it is not the plain case.
 py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject* x, PyObject* state, Order order) {
-  const TensorLibrary& library = weights.library();
+  const TensorLibrary& library = weights.tensors();
   const Packed& packed = *weights.packed();
   const bool is_cell = order == Order::cell, is_pair = packed.has_cell();
   require(!is_cell || (packed.layers == 1 && packed.directions == 1 && !packed.projection), "internal: not a cell");
