@@ -115,14 +115,10 @@ GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vec
   }
 }
 
-// How many prefetches a k takes, so that two tiles bring as many cache lines as they read; and into which cache: the
-// first, where a chain's weights and the next one's fit into it together (AVX2: 16 KB of 32), else the second.
+// How many prefetches a k takes, so that two tiles bring as many cache lines as they read. Into the first cache, even
+// where a chain's weights fill it (AVX-512: 32 KB): those of the second come too late (8 % of the time).
 template <int G>
-constexpr Size step_bytes = G * lanes * Size(sizeof(Real));
-template <int G>
-constexpr int prefetches = (step_bytes<G> + 127) / 128;
-template <int G>
-constexpr int locality = chain_length * step_bytes<G> <= 16 * 1024 ? 3 : 2;
+constexpr int prefetches = (G * lanes * Size(sizeof(Real)) + 127) / 128;
 
 // The micro-kernel: `tiles` times M rows of P panels, the M * P * G sums of a tile in registers from the first k of a
 // chain to its last.
@@ -144,6 +140,10 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
   for (Size tile = 0; tile < tiles; ++tile) {
     Register sums[P][M][G];
     each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
+    // What the chain is added to may lie far away by now: the gradients of weights (12 % of the time of their product).
+    if (M > 1 && start)
+      each_sum([&](int p, int m, int g)
+                   GATEWISE_LAMBDA { __builtin_prefetch(start + p * start_panel + m * start_row + g * lanes); });
     for (Size segment = 0; segment < segments; ++segment) {
       const Real* scalar = first_scalar + segment * scalars.segment;
       const Real* vector = chain.vectors + segment * vectors.segment;
@@ -152,9 +152,8 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
         multiply_step<G, M, P>(scalar, scalars.row, vector, vectors.panel, sums);
         if constexpr (M > 1)  // one row: as fast as the cache anyhow
           repeat<prefetches<G>>([&](int) GATEWISE_LAMBDA {
-            repeat<P>([&](int p) GATEWISE_LAMBDA {
-              __builtin_prefetch(next + p * vectors.panel * Size(sizeof(Real)), 0, locality<G>);
-            });
+            repeat<P>([&](int p)
+                          GATEWISE_LAMBDA { __builtin_prefetch(next + p * vectors.panel * Size(sizeof(Real))); });
             next += next_step;
           });
       }
@@ -227,9 +226,12 @@ void multiply_panels(const Product& product, const Order& order, Size panel, Siz
     chain.scalars = product.scalars.data + segment * product.scalars.segment + step * product.scalars.step;
     chain.vectors = vectors + segment * product.vectors.segment + step * product.vectors.step;
     chain.sums = sums;
-    // With one tile each weight is used once: nothing to keep in the first cache.
     const Size steps = chain.segments * chain.run;
-    chain.next = reinterpret_cast<const char*>(chain.vectors + (order.tiles == 1 ? 0 : steps * product.vectors.step));
+    const bool last = segment + chain.segments == product.segments && step + chain.run == product.run;
+    const Real* const next = last ? vectors + (product.descending ? -width : width) * product.vectors.panel
+                                  : chain.vectors + steps * product.vectors.step;
+    // With one tile each weight is used once: nothing to keep in the first cache.
+    chain.next = reinterpret_cast<const char*>(order.tiles == 1 ? chain.vectors : next);
     chain.next_step = order.tiles == 1 ? 0 : bytes / prefetches<G> / order.tiles;
     if (order.taller_tiles > 0) {
       multiply_tiles<G>(product, chain, order.taller_tiles, order.tile_rows + 1, width);
