@@ -171,12 +171,16 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
   }
 }
 
-// With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two.
+// With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two. One or two
+// rows are bound by the cache that holds the weights: they take just as many panels as keep enough sums in flight,
+// since each is one more place to read from, and 16 of them, a power of two apart, displace each other (AVX-512, H 256:
+// a step of an RNN and the gradient of h take half of the time).
 template <int G>
 constexpr int most_rows = G == 1 ? accumulators / (accumulators > 12 ? 4 : 2) : accumulators / G;
 constexpr int most_panels(int gates, int rows) {
+  const int most = rows > 2 || accumulators < 2 * least_sums ? accumulators : 2 * least_sums - 1;
   int panels = 1;
-  while (2 * panels * rows * gates <= accumulators) panels *= 2;
+  while (2 * panels * rows * gates <= most) panels *= 2;
   return panels;
 }
 

@@ -27,12 +27,13 @@ struct Register {
 constexpr Size lanes = Eigen::internal::packet_traits<Real>::size;
 
 // How many sums the micro-kernel keeps in registers: what is left of 32 (AVX-512, AArch64) or 16 (else) after
-// a panel's weights and one input. Latency 4 at two products a cycle asks for 8 at least.
+// a panel's weights and one input. And at the least: latency 4 at two products a cycle.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int accumulators = 24;
 #else
 constexpr int accumulators = 12;
 #endif
+constexpr int least_sums = 8;
 
 GATEWISE_INLINE Register operator+(Register a, Register b) { return Eigen::internal::padd(a.packet, b.packet); }
 GATEWISE_INLINE Register operator-(Register a, Register b) { return Eigen::internal::psub(a.packet, b.packet); }
