@@ -29,6 +29,7 @@ from .workloads import (
     LAYER,
     NETWORK,
     ONE_STEP,
+    PACKED,
     PLAIN,
     POOL,
     RESETS,
@@ -273,25 +274,40 @@ def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
             return y
 
         return Party(step_of_layer, lambda y: {"output": numpy_of(y)})
-    x.requires_grad_()
     grad_output = torch.from_numpy(case.grad_output)
+
+    def pack(rows: Any) -> Any:
+        return torch.nn.utils.rnn.pack_padded_sequence(rows, torch.from_numpy(lengths), enforce_sorted=False)
+
+    def pad(rows: Any) -> Any:
+        return torch.nn.utils.rnn.pad_packed_sequence(rows)[0]
+
+    is_packed = w.rows == PACKED
+    if is_packed:
+        packed, grad_output = pack(x), pack(grad_output).data
+        x = packed.data
+    x.requires_grad_()
 
     def train() -> Any:
         module.zero_grad()
         x.grad = None
-        if lengths is None:
+        if is_packed:
+            y = module(packed)[0].data
+        elif lengths is None:
             y = module(x)[0]
         else:
-            rows = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(lengths), enforce_sorted=False)
-            y = torch.nn.utils.rnn.pad_packed_sequence(module(rows)[0])[0]
+            y = pad(module(pack(x))[0])
         y.backward(grad_output)
         return y
+
+    def as_given(rows: Any) -> Any:
+        return pad(packed._replace(data=rows)) if is_packed else rows
 
     return Party(
         train,
         lambda y: {
-            "output": numpy_of(y.detach()),
-            "input": numpy_of(x.grad),
+            "output": numpy_of(as_given(y.detach())),
+            "input": numpy_of(as_given(x.grad)),
             **{name: numpy_of(parameter.grad) for name, parameter in module.named_parameters()},
         },
     )

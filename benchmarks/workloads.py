@@ -29,6 +29,8 @@ TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, LAYER, POO
 # Where both parties of a row run inside a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", LAYER: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
+# RAGGED for a module that is given a PackedSequence and returns one; else packing and padding are timed with it.
+PACKED = "packed"
 # gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or only the
 # recurrent layers of a network.
 PLAIN = "gatewise plain"
@@ -128,10 +130,10 @@ class Workload:
     @property
     def lengths(self) -> npt.NDArray[np.int64] | None:
         """(B,), the first row has all T steps."""
-        if self.rows not in (RAGGED, ONE_LONG):
+        if self.rows not in (RAGGED, PACKED, ONE_LONG):
             return None
         lengths = np.full(self.batch, self.steps // 8)
-        if self.rows == RAGGED:
+        if self.rows != ONE_LONG:
             lengths = np.random.default_rng(2).integers(self.steps // 4, self.steps, self.batch, endpoint=True)
         lengths[0] = self.steps
         return lengths
@@ -225,7 +227,7 @@ def _in_frameworks() -> Iterator[Workload]:
     for cell in GATES:
         for sizes in TRAINED:
             yield Workload(MODULE, cell, *sizes)
-        for rows in (RAGGED, ONE_LONG):
+        for rows in (RAGGED, PACKED, ONE_LONG):
             yield Workload(MODULE, cell, *SCHEDULED[0], rows=rows)
         for size in STEPS:
             yield Workload(CELL, cell, 1, 1, size, size)

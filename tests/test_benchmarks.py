@@ -23,6 +23,7 @@ from benchmarks.workloads import (
     MODULE,
     NETWORK,
     ONE_LONG,
+    PACKED,
     PADDED,
     PLAIN,
     POOL,
@@ -59,7 +60,15 @@ SMALL = [
 SMALL += [
     Workload(mode, cell, 1 if mode in (CELL, LAYER) else 16, 3, 5, 6, rows=rows)
     for cell in ("LSTM", "GRU")
-    for mode, rows in ((MODULE, ""), (MODULE, RAGGED), (CELL, ""), (LAYER, ""), (PROGRAM, ""), (PROGRAM, RAGGED))
+    for mode, rows in (
+        (MODULE, ""),
+        (MODULE, RAGGED),
+        (MODULE, PACKED),
+        (CELL, ""),
+        (LAYER, ""),
+        (PROGRAM, ""),
+        (PROGRAM, RAGGED),
+    )
 ]
 SMALL += [
     network(Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
