@@ -215,8 +215,9 @@ def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int |
 def pytorch(case: Case) -> Party:
     """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step.
 
-    Rows of different lengths as packed sequences; packing and padding again are timed with it. A network is a module
-    of cells, torch.nn.Linear and torch.nn.Embedding.
+    Rows of different lengths as packed sequences; packing and padding again are timed with it, except where a module
+    in PyTorch is given a packed sequence and returns one. A network is a module of cells, torch.nn.Linear and
+    torch.nn.Embedding.
     """
     if HOMES.get(case.workload.mode) == "PyTorch":
         return _in_pytorch(case, lambda module: module)

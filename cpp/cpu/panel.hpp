@@ -141,9 +141,10 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
     Register sums[P][M][G];
     each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
     // What the chain is added to may lie far away by now: the gradients of weights (12 % of the time of their product).
-    if (M > 1 && start)
-      each_sum([&](int p, int m, int g)
-                   GATEWISE_LAMBDA { __builtin_prefetch(start + p * start_panel + m * start_row + g * lanes); });
+    if constexpr (M > 1)
+      if (start)
+        each_sum([&](int p, int m, int g)
+                     GATEWISE_LAMBDA { __builtin_prefetch(start + p * start_panel + m * start_row + g * lanes); });
     for (Size segment = 0; segment < segments; ++segment) {
       const Real* scalar = first_scalar + segment * scalars.segment;
       const Real* vector = chain.vectors + segment * vectors.segment;
@@ -178,7 +179,7 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
 template <int G>
 constexpr int most_rows = G == 1 ? accumulators / (accumulators > 12 ? 4 : 2) : accumulators / G;
 constexpr int most_panels(int gates, int rows) {
-  const int most = rows > 2 || accumulators < 2 * least_sums ? accumulators : 2 * least_sums - 1;
+  const int most = rows > 2 ? accumulators : smaller(accumulators, 2 * least_sums - 1);
   int panels = 1;
   while (2 * panels * rows * gates <= most) panels *= 2;
   return panels;
@@ -188,7 +189,8 @@ constexpr int most_panels(int gates, int rows) {
 template <int G, int M, int P>
 void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size panels) {
   if (panels == P) return multiply_tiles<G, M, P>(product, chain, tiles);
-  if constexpr (P > 1) multiply_tiles<G, M, P / 2>(product, chain, tiles, panels);
+  if constexpr (P > 1) return multiply_tiles<G, M, P / 2>(product, chain, tiles, panels);
+  __builtin_trap();  // tiles of one product whose rows allow unequal numbers of panels
 }
 template <int G, int M = most_rows<G>>
 void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size rows, Size panels) {
@@ -211,9 +213,9 @@ Order order_of(const Product& product) {
 }
 
 // All rows of `width` panels from the given one on, chain by chain: all tiles pass over the weights of one chain in the
-// first cache, and together bring those of the next one, which follow them in memory: else the first tile would wait
-// for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is filled in place: a copy would be read
-// before it is written (3 % of the time).
+// first cache, and together bring those of the next one, after the last one the next panels': else the first tile would
+// wait for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is filled in place: a copy would be
+// read before it is written (3 % of the time).
 template <int G>
 void multiply_panels(const Product& product, const Order& order, Size panel, Size width) {
   const Size bytes = product.vectors.step * Size(sizeof(Real));

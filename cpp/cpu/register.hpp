@@ -27,13 +27,17 @@ struct Register {
 constexpr Size lanes = Eigen::internal::packet_traits<Real>::size;
 
 // How many sums the micro-kernel keeps in registers: what is left of 32 (AVX-512, AArch64) or 16 (else) after
-// a panel's weights and one input. And at the least: latency 4 at two products a cycle.
+// a panel's weights and one input. And at the least: latency 4 at two products a cycle, on AArch64 up to four.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int accumulators = 24;
 #else
 constexpr int accumulators = 12;
 #endif
+#if defined(__aarch64__)
+constexpr int least_sums = 16;
+#else
 constexpr int least_sums = 8;
+#endif
 
 GATEWISE_INLINE Register operator+(Register a, Register b) { return Eigen::internal::padd(a.packet, b.packet); }
 GATEWISE_INLINE Register operator-(Register a, Register b) { return Eigen::internal::psub(a.packet, b.packet); }
