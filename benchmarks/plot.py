@@ -87,7 +87,7 @@ def ratios(document: Document) -> Any:
 
 
 def peak(document: Document) -> Any:
-    """Share of the FMA peak over H, a line for each range of B; float32, one layer, one thread.
+    """Share of the FMA peak over H, a line for each range of B; float32, one layer, even rows, all kept, one thread.
 
     A range can hold several workloads of one H: each is a marker, and the line goes through their mean.
     """
@@ -95,7 +95,7 @@ def peak(document: Document) -> Any:
     for row, workload, _ in known(document):
         if workload.mode not in (FORWARD, TRAIN) or workload.dtype != "float32" or workload.layers > 1:
             continue
-        if row["threads"] > 1 or row.get("share") is None:
+        if workload.rows or workload.checkpoint_every or row["threads"] > 1 or row.get("share") is None:
             continue
         batch = next(text for most, text in ((1, "B 1"), (8, "B 2 to 8"), (32, "B 9 to 32"), (9999, "B 33 or more"))
                      if workload.batch <= most)  # fmt: skip
