@@ -245,64 +245,80 @@ def _in_pytorch(case: Case, change: Callable[[Any], Any]) -> Party:
     torch.set_num_threads(case.threads)
     dtype = getattr(torch, w.dtype)
     parameters = {name: torch.from_numpy(value) for name, value in case.parameters.items()}
-    x, lengths = torch.from_numpy(case.x), w.lengths
     if w.mode == CELL:
         cell = change(getattr(torch.nn, f"{w.cell}Cell")(w.input, w.hidden, dtype=dtype)).eval()
         cell.load_state_dict({name.removesuffix("_l0"): value for name, value in parameters.items()})
-        zero = torch.zeros(w.batch, w.hidden, dtype=dtype)
-        state: Any = (zero, zero) if w.cell == "LSTM" else zero
-        now = x[0]
-
-        def step() -> Any:
-            nonlocal state
-            with torch.no_grad():
-                state = cell(now, state)
-            return state[0] if w.cell == "LSTM" else state
-
-        return Party(step, lambda h: {"output": numpy_of(h)[None]})
+        return _step_of_cell(case, cell)
     module = change(
         getattr(torch.nn, w.cell)(w.input, w.hidden, w.layers, bidirectional=w.directions == 2, dtype=dtype)
     )
     module.load_state_dict(parameters)
-    if w.mode == LAYER:
-        module.eval()
-        state = None
+    return _step_of_layer(case, module.eval()) if w.mode == LAYER else _training(case, module)
 
-        def step_of_layer() -> Any:
-            nonlocal state
-            with torch.no_grad():
-                y, state = module(x, state)
-            return y
 
-        return Party(step_of_layer, lambda y: {"output": numpy_of(y)})
-    grad_output = torch.from_numpy(case.grad_output)
+def _step_of_cell(case: Case, cell: Any) -> Party:
+    import torch
+
+    is_lstm, now = case.workload.cell == "LSTM", torch.from_numpy(case.x)[0]
+    zero = now.new_zeros(case.workload.batch, case.workload.hidden)
+    state: Any = (zero, zero) if is_lstm else zero
+
+    def step() -> Any:
+        nonlocal state
+        with torch.no_grad():
+            state = cell(now, state)
+        return state[0] if is_lstm else state
+
+    return Party(step, lambda h: {"output": numpy_of(h)[None]})
+
+
+def _step_of_layer(case: Case, module: Any) -> Party:
+    import torch
+
+    x, state = torch.from_numpy(case.x), None
+
+    def step() -> Any:
+        nonlocal state
+        with torch.no_grad():
+            y, state = module(x, state)
+        return y
+
+    return Party(step, lambda y: {"output": numpy_of(y)})
+
+
+def _training(case: Case, module: Any) -> Party:
+    import torch
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    x, grad_output, lengths = torch.from_numpy(case.x), torch.from_numpy(case.grad_output), case.workload.lengths
 
     def pack(rows: Any) -> Any:
-        return torch.nn.utils.rnn.pack_padded_sequence(rows, torch.from_numpy(lengths), enforce_sorted=False)
+        return pack_padded_sequence(rows, torch.from_numpy(lengths), enforce_sorted=False)
 
     def pad(rows: Any) -> Any:
-        return torch.nn.utils.rnn.pad_packed_sequence(rows)[0]
+        return pad_packed_sequence(rows)[0]
 
-    is_packed = w.rows == PACKED
+    is_packed = case.workload.rows == PACKED
     if is_packed:
         packed, grad_output = pack(x), pack(grad_output).data
         x = packed.data
+
+    def forward() -> Any:
+        if is_packed:
+            return module(packed)[0].data
+        return module(x)[0] if lengths is None else pad(module(pack(x))[0])
+
+    def as_given(rows: Any) -> Any:
+        return pad(packed._replace(data=rows)) if is_packed else rows
+
     x.requires_grad_()
 
     def train() -> Any:
         module.zero_grad()
         x.grad = None
-        if is_packed:
-            y = module(packed)[0].data
-        elif lengths is None:
-            y = module(x)[0]
-        else:
-            y = pad(module(pack(x))[0])
+        y = forward()
         y.backward(grad_output)
         return y
-
-    def as_given(rows: Any) -> Any:
-        return pad(packed._replace(data=rows)) if is_packed else rows
 
     return Party(
         train,
