@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import gatewise as gw
+import numpy as np
 import pytest
 from gatewise import _core
 
@@ -277,6 +278,246 @@ def test_fork_after_a_threaded_call(environment, asks):
     run(FORK + textwrap.dedent(code), **environment)
 
 
+LEFT_BEHIND = """
+import time
+
+def in_children(busy, work):
+    # Forks while another thread is in `busy`, until one child has found that it was left behind there.
+    found, stop = [], threading.Event()
+
+    def loop():
+        while not stop.is_set():
+            busy()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        for attempt in range(200):
+            time.sleep(0.011)
+            status = in_child(lambda: sys.exit(7) if work() else None)
+            assert status in (0, 1), status
+            found.append(status)
+            if sum(found) >= 3:
+                return
+        raise AssertionError("no fork came during a call")
+    finally:
+        stop.set()
+        thread.join()
+
+def refuses(call, *args):
+    try:
+        call(*args)
+    except RuntimeError as error:
+        assert "when the process forked; reset()" in str(error), error
+        return True
+    return False
+"""
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_stream_left_behind_by_a_fork(environment, window):
+    """The child must reset it, as a whole; it then has the bits of a fresh one."""
+    code = f"""
+    layer = layer_of("lstm", 32, 96)
+    x = random(300, 24, 32)
+    stream, expected = layer.stream(24, window={window}), layer.stream(24, window={window}).run(x[:20])
+    state = layer.stream(24, window={window}).state
+
+    def work():
+        left = refuses(stream.step, x[0])
+        if left:
+            assert refuses(stream.run, x[:2]) and refuses(lambda: stream.state) and refuses(stream.copy)
+            assert refuses(stream.reset, [0, 3]) and refuses(stream.refresh)
+        stream.reset()
+        assert np.array_equal(stream.run(x[:20]), expected)
+        stream.refresh()
+        stream.state = state
+        assert np.array_equal(stream.run(x[:20]), expected)
+        return left
+
+    in_children(lambda: stream.run(x), work)
+    """
+    run(FORK + LEFT_BEHIND + textwrap.dedent(code), **environment)
+
+
+@needs_fork
+def test_setting_the_state_of_a_stream_left_behind_by_a_fork(environment):
+    code = """
+    layer = layer_of("gru", 32, 96)
+    x = random(300, 24, 32)
+    stream, fresh = layer.stream(24), layer.stream(24)
+    fresh.run(x[:5])
+    state, expected = fresh.state, fresh.run(x[5:20])
+
+    def work():
+        left = refuses(stream.step, x[0])
+        stream.state = state
+        assert np.array_equal(stream.run(x[5:20]), expected)
+        return left
+
+    in_children(lambda: stream.run(x), work)
+    """
+    run(FORK + LEFT_BEHIND + textwrap.dedent(code), **environment)
+
+
+@needs_fork
+def test_a_pool_left_behind_by_a_fork(environment):
+    """All slots of the step that was under way are to be reset; the others have kept their states."""
+    code = """
+    layer = layer_of("lstm", 32, 160)
+    pool, x = layer.pool(64), random(60, 32)
+    slots = [pool.open() for _ in range(60)]
+    other = pool.open()
+    pool.step(x[:1], [other])
+    kept, expected = pool.state(other), layer(x[None])[0][0]
+
+    def work():
+        left = refuses(pool.step, x, slots)
+        if left:
+            assert refuses(pool.reset, slots[:-1]) and refuses(pool.state, other)
+        pool.reset(slots)
+        assert np.array_equal(pool.step(x, slots), expected)
+        assert all(map(np.array_equal, pool.state(other), kept))
+        return left
+
+    in_children(lambda: pool.step(x, slots), work)
+    """
+    run(FORK + LEFT_BEHIND + textwrap.dedent(code), **environment)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The end of the interpreter, and other interpreters
+
+
+AT_THE_END = {
+    "call": "l(x)",
+    "record and backward": "t = l.record(x); t.backward(t.output)",
+    "run of a stream": "s = l.stream(9)\n        for _ in range(99): s.run(x)",
+    "step of a stream": "s = w.stream(24)\n        for _ in range(99): s.step(np.zeros((24, 192), 'f4'))",
+    "step of a window": "s = l.stream(window=24)\n        for _ in range(99): s.step(x[0, 0])",
+    "step of a pool": "p = w.pool(90); o = [p.open() for _ in range(90)]\n"
+    "        for _ in range(99): p.step(np.zeros((90, 192), 'f4'), o)",
+    "network": "m(x)",
+    "packing": "gw.LSTM(192, 192).stream()",
+    "table of sums": "gw.Sequential([gw.Embedding(500, 90), gw.LSTM(90, 96)]).stream()",
+    "measuring": "_core.multiply_add(np.dtype('f4'), 10_000_000)",
+}
+
+
+@pytest.mark.parametrize("body", AT_THE_END.values(), ids=AT_THE_END)
+def test_the_interpreter_ends_while_other_threads_compute(body):
+    """Its exit code is its own, and everything was printed, whatever daemon threads were in the middle of."""
+    code = f"""
+    import time
+    l, w, x = gw.LSTM(48, 96), gw.LSTM(192, 192), np.zeros((40, 9, 48), "f4")
+    m = gw.Sequential([gw.LSTM(48, 96), gw.Dense(96, 7)])
+    def loop():
+        while True:
+            {textwrap.dedent(body)}
+    for _ in range(3):
+        threading.Thread(target=loop, daemon=True).start()
+    time.sleep(DELAY)
+    print("true")
+    sys.exit(7)
+    """
+    for delay in ("0.5", "0.5171"):
+        result = python(textwrap.indent(textwrap.dedent(code), "").replace("DELAY", delay))
+        assert (result.returncode, result.stdout) == (7, "true\n"), result.stderr
+
+
+def test_a_subinterpreter_is_refused():
+    """With an ImportError: it neither hangs nor ends the process, and the main interpreter can import afterwards."""
+    code = """
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        import _interpreters as interpreters
+    try:
+        said = interpreters.run_string(interpreters.create(), "import gatewise._core")
+    except Exception as error:
+        said = error
+    assert "ImportError" in str(getattr(said, "formatted", said)), said
+    import gatewise as gw, numpy as np
+    assert gw.LSTM(3, 4)(np.ones((2, 3), "f4"))[0].shape == (2, 4)
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Threads and memory that the system does not give
+
+
+@needs_linux
+@needs_threads
+@pytest.mark.parametrize("before", ["", "gw.set_num_threads(2); compute(); gw.set_num_threads(4)"], ids=["none", "two"])
+def test_no_more_threads_to_be_had(environment, before):
+    """A call computes on the threads that there are, to the same bits."""
+    code = f"""
+    import resource
+    _core.set_threading_threshold(0)
+    gw.set_num_threads(1)
+    layer, x = layer_of("lstm", 48, 112, 2), random(60, 28, 48)
+    model, wide = gw.Sequential([layer, gw.Dense(112, 5, seed=4)]), layer_of("gru", 48, 320)
+    pool = wide.pool(28)
+    slots = [pool.open() for _ in range(28)]
+
+    def compute():
+        pool.reset(slots)
+        results = [layer(x)[0], train(layer, x).input, model(x), layer.stream(28).run(x), pool.step(x[0], slots)]
+        return [result.tobytes() for result in results]
+
+    expected = compute()
+    gw.set_num_threads(4)
+    {before}
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    if os.geteuid() == 0:  # whom the limit does not bind
+        os.setgroups([]), os.setgid(65534), os.setuid(65534)
+    try:
+        threading.Thread(target=print).start()
+        print('"no limit"')
+    except RuntimeError:
+        assert compute() == expected
+        print('"computed"')
+    """
+    if run(code, **environment) == "no limit":
+        pytest.skip("the number of threads cannot be limited here")
+
+
+@needs_linux
+@pytest.mark.parametrize("sizes", [[200], [15, 17, 19, 21, 23, 25, 27, 29, 31, 35]], ids=["one-block", "many-blocks"])
+def test_held_memory_is_returned_where_it_is_short(environment, sizes):
+    """An output fits whose memory gatewise itself was holding."""
+    code = f"""
+    import gc, resource
+    gw.set_num_threads(1)
+    layer = gw.RNN(8, 256, seed=1)
+    def inputs(megabytes):
+        return np.zeros((megabytes * 2**20 // (4 * 256 * 16), 16, 8), "f4")
+    for megabytes in {sizes}:
+        layer(inputs(megabytes))
+    x = inputs(110)
+    expected = layer(x[:40])[0]
+    pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (pages + (60 << 20), resource.RLIM_INFINITY))
+    assert np.array_equal(layer(x)[0][:40], expected)
+    """
+    run(code, **environment)
+
+
+def test_release_memory():
+    layer = gw.LSTM(8, 64)
+    gw.release_memory()
+    layer(np.zeros((20_000, 4, 8), "f4"))
+    assert gw.release_memory() >= 20_000 * 4 * 64 * 4
+    assert gw.release_memory() == 0
+
+
 # -----------------------------------------------------------------------------------------------------------
 # Floating-point mode
 
@@ -431,7 +672,7 @@ def shim(tmp_path_factory):
     return str(folder / "shim.so")
 
 
-def test_step_into_out_allocates_nothing(environment, shim):
+def test_step_and_run_into_out_allocate_nothing(environment, shim):
     """Neither the core nor Python, which shares the heap here; step(x) shows that the counter counts."""
     code = """
     import ctypes, itertools
@@ -448,9 +689,10 @@ def test_step_into_out_allocates_nothing(environment, shim):
             allocations(step, arguments, times)
         return allocations(step, arguments, 1000) - allocations(step, arguments, 0)
 
-    def with_resets(stream, flags):
+    def with_resets(stream, flags, way="step"):
+        method = getattr(stream, way)
         def step(x, out):
-            stream.step(x, out, resets=flags)
+            method(x, out, resets=flags)
         return step
 
     nothing, something = {}, {}
@@ -470,6 +712,11 @@ def test_step_into_out_allocates_nothing(environment, shim):
                         for flag in flags:
                             kind = f"{name} resets {type(flag).__name__}"
                             nothing[kind] = allocations_a_thousand(with_resets(stream, flag), x, out)
+                    block, outputs = random(5, *rows, 9, dtype=dtype), random(5, *rows, hidden, dtype=dtype)
+                    nothing[f"{name} run"] = allocations_a_thousand(stream.run, block, outputs)
+                    flags = np.arange(5 * (batch or 1)).reshape(5, *rows) % 3 == 0
+                    nothing[f"{name} run resets"] = allocations_a_thousand(
+                        with_resets(stream, flags, "run"), block, outputs)
                     pool = layer.pool(9)
                     slots = np.array([pool.open() for _ in range(7)])[::-1].copy()
                     rows, results = random(7, 9, dtype=dtype), random(7, hidden, dtype=dtype)
@@ -481,6 +728,8 @@ def test_step_into_out_allocates_nothing(environment, shim):
         gw.Embedding(300, 9), gw.LSTM(9, 16, 2), gw.Conv1D(16, 12, 3, dilation=2, activation="gelu"), gw.LayerNorm(12),
         gw.GRU(12, 9), gw.BatchNorm(9), gw.Last(), gw.Dense(9, 5, activation="softmax"),
     ])
+    front = gw.Sequential([gw.Conv1D(9, 7, 3), gw.LSTM(7, 16, 2), gw.Dense(16, 4, activation="tanh")])
+    reader = gw.Sequential([gw.Embedding(300, 9), gw.GRU(9, 9)])
     both = gw.Sequential([gw.Dense(9, 7), gw.Bidirectional(gw.GRU(7, 9, bidirectional=True), "sum"), gw.Last()])
     token, out = np.array([299]), random(1, 5)
     nothing["model"] = allocations_a_thousand(model.stream(1).step, token, out)
@@ -492,6 +741,10 @@ def test_step_into_out_allocates_nothing(environment, shim):
     nothing["window"] = allocations_a_thousand(both.stream(window=5).step, random(9), random(9))
     nothing["window of tokens"] = allocations_a_thousand(model.stream(window=5).step, token[0], out[0])
     stream = both.stream(2, window=4)
+    nothing["model run"] = allocations_a_thousand(front.stream(2).run, random(3, 2, 9), random(3, 2, 4))
+    tokens = np.array([[299, 3], [5, 7], [0, 1]])
+    nothing["tokens run"] = allocations_a_thousand(reader.stream(2).run, tokens, random(3, 2, 9))
+    nothing["window run"] = allocations_a_thousand(both.stream(window=5).run, random(3, 9), random(3, 9))
     nothing["window, rows uneven"] = allocations_a_thousand(
         with_resets(stream, np.array([True, False])), random(2, 9), random(2, 9))
     print(json.dumps([nothing, something]))
@@ -611,6 +864,54 @@ def test_objects_that_were_never_initialised():
                 except Exception:
                     pass
     assert np.isfinite(layer(random(2, 3))[0]).all()
+    """
+    run(code)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(_core).values() if isinstance(kind, type)], ids=lambda kind: kind.__name__
+)
+def test_an_instance_of_the_core_that_was_never_initialised(kind):
+    """Each method and property raises: pybind11 would hand memory to it that nobody has written."""
+    code = f"""
+    kind = _core.{kind.__name__}
+    for name in [name for name in vars(kind) if name not in ("__init__", "__module__", "__doc__", "__new__")]:
+        for count in range(12):
+            try:
+                value = getattr(kind.__new__(kind), name)
+                value(*[random(3)] * count) if callable(value) else None
+            except Exception:
+                continue
+            assert callable(value), (name, value)
+            assert name.startswith("__") or name == "_pybind11_conduit_v1_", (name, count)
+    """
+    run(code)
+
+
+def test_a_class_cannot_be_a_stream_and_a_pool():
+    for bases in ((gw.Pool, gw.Stream), (gw.Stream, gw.Pool), (gw.Stream, _core.Pool), (gw.Pool, _core.Stream)):
+        with pytest.raises(TypeError, match="Both: expected a class that inherits from Stream or from Pool"):
+            type("Both", bases, {})
+
+
+def test_two_kinds_of_the_core_in_one_class():
+    """Where no class of ours forbids it, the C methods must not take one for the other."""
+    code = """
+    layer = layer_of("lstm", 3, 4)
+    class Both(_core.Pool, _core.Stream):
+        def __init__(self):
+            network = layer.stream()._chain.network(layer.stream()._weights, "steps")
+            _core.Pool.__init__(self, network, 5)
+            _core.Stream.__init__(self, network, 1, True)
+    both, x, out = Both(), random(3), random(4)
+    for method, arguments in ((_core.Stream.step, (x, out)), (_core.Stream.run, (x[None], out[None])),
+                              (_core.Pool.step, (x[None], np.array([0]), out[None]))):
+        try:
+            method(both, *arguments)
+        except TypeError as error:
+            assert "not initialised" in str(error)
+        else:
+            raise AssertionError(method)
     """
     run(code)
 

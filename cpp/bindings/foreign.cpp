@@ -17,9 +17,9 @@ Rows<Pointer> rows_at(const Triple& rows) {
 
 // `method` as Python calls it.
 template <class... Arguments>
-auto without_gil_at(void (ForeignCall::*method)(Arguments...) const) {
+auto without_gil_at(void (ForeignCall::*method)(Interrupt*, Arguments...) const) {
   return [method](const ForeignCall& call, Arguments... arguments) {
-    without_gil(call.operations(), [&] { (call.*method)(arguments...); });
+    without_gil(call.operations(), [&](Interrupt* interrupt) { (call.*method)(interrupt, arguments...); });
   };
 }
 
@@ -42,8 +42,8 @@ Size ForeignCall::tape_bytes() const {
   return packed->kernels->tape_size(start<Forward>()) * packed->kernels->item_bytes;
 }
 
-void ForeignCall::forward(const Triple& x, Address hidden, Address cell, const Triple& output, Address hidden_after,
-                          Address cell_after, Address tape) const {
+void ForeignCall::forward(Interrupt* interrupt, const Triple& x, Address hidden, Address cell, const Triple& output,
+                          Address hidden_after, Address cell_after, Address tape) const {
   Forward call = start<Forward>();
   call.input = rows_at<const void*>(x);
   call.hidden_before = at(hidden);
@@ -52,10 +52,11 @@ void ForeignCall::forward(const Triple& x, Address hidden, Address cell, const T
   call.hidden_after = at(hidden_after);
   call.cell_after = at(cell_after);
   call.tape = at(tape);
+  call.interrupt = interrupt;
   compute(*packed, call);
 }
 
-void ForeignCall::backward(const Triple& x, Address hidden, const Triple& output, Address tape,
+void ForeignCall::backward(Interrupt* interrupt, const Triple& x, Address hidden, const Triple& output, Address tape,
                            const Triple& grad_output, Address grad_hidden, Address grad_cell, const Triple& grad_x,
                            Address grad_hidden_before, Address grad_cell_before,
                            const std::vector<std::array<Address, 5>>& gradients) const {
@@ -74,6 +75,7 @@ void ForeignCall::backward(const Triple& x, Address hidden, const Triple& output
   std::vector<Gradients> of_layer;
   for (const auto& to : gradients) of_layer.push_back({at(to[0]), at(to[1]), at(to[2]), at(to[3]), at(to[4])});
   call.gradients = of_layer.data();
+  call.interrupt = interrupt;
   compute(*packed, call);
 }
 

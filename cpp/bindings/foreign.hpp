@@ -25,13 +25,14 @@ struct ForeignCall {
   Size operations() const { return packed->operations(batch) * steps; }
 
   // Contiguous states [L*D, B, .]; tape: 0 in inference.
-  void forward(const Triple& x, Address hidden, Address cell, const Triple& output, Address hidden_after,
-               Address cell_after, Address tape) const;
+  void forward(Interrupt* interrupt, const Triple& x, Address hidden, Address cell, const Triple& output,
+               Address hidden_after, Address cell_after, Address tape) const;
 
   // grad_x 0: not wanted; gradients five addresses a layer and direction, the first 0: none of these is wanted.
-  void backward(const Triple& x, Address hidden, const Triple& output, Address tape, const Triple& grad_output,
-                Address grad_hidden, Address grad_cell, const Triple& grad_x, Address grad_hidden_before,
-                Address grad_cell_before, const std::vector<std::array<Address, 5>>& gradients) const;
+  void backward(Interrupt* interrupt, const Triple& x, Address hidden, const Triple& output, Address tape,
+                const Triple& grad_output, Address grad_hidden, Address grad_cell, const Triple& grad_x,
+                Address grad_hidden_before, Address grad_cell_before,
+                const std::vector<std::array<Address, 5>>& gradients) const;
 
  private:
   template <class SomeCall>

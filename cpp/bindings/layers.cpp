@@ -214,26 +214,32 @@ Forward sequence_call(const Packed& packed, const py::array& x, const py::array&
   return call;
 }
 
-void compute(const Packed& packed, Forward& call) {
+Status compute(const Packed& packed, Forward& call) {
   const Size scratch = packed.kernels->forward_scratch(call);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
-  packed.kernels->forward(call);
+  return packed.kernels->forward(call);
 }
 
-void compute(const Packed& packed, Backward& call) {
+Status compute(const Packed& packed, Backward& call) {
   const Size scratch = packed.kernels->backward_scratch(call);
   const Buffer buffer(static_cast<std::size_t>(scratch * packed.kernels->item_bytes));
   call.scratch = buffer.data();
-  packed.kernels->backward(call);
+  return packed.kernels->backward(call);
 }
 
 void run_forward(const Packed& packed, Forward& call) {
-  without_gil(packed.operations(call.batch) * call.steps, [&] { compute(packed, call); });
+  without_gil(packed.operations(call.batch) * call.steps, [&](Interrupt* interrupt) {
+    call.interrupt = interrupt;
+    compute(packed, call);
+  });
 }
 
 void run_backward(const Packed& packed, Backward& call) {
-  without_gil(2 * packed.operations(call.batch) * call.steps, [&] { compute(packed, call); });
+  without_gil(2 * packed.operations(call.batch) * call.steps, [&](Interrupt* interrupt) {
+    call.interrupt = interrupt;
+    compute(packed, call);
+  });
 }
 
 Cell cell_of(const std::string& name) {

@@ -3,8 +3,25 @@
 #define GATEWISE_IMPORTS_NUMPY
 #include "python.hpp"
 
-PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
+namespace gatewise {
+namespace {
+
+// pybind11 allocates an instance whose __init__ never ran when one of its methods is called, and nobody writes to that
+// memory.
+void refuse_uninitialised_instances(const py::module_& module) {
+  for (const auto& [name, value] : module.attr("__dict__").cast<py::dict>())
+    if (PyType_Check(value.ptr()))
+      py::detail::get_type_info(reinterpret_cast<PyTypeObject*>(value.ptr()))->operator_new = [](std::size_t) -> void* {
+        throw py::type_error("an instance of gatewise._core that was not initialised");
+      };
+}
+
+}  // namespace
+}  // namespace gatewise
+
+PYBIND11_MODULE(_core_of_main_interpreter, module, pybind11::mod_gil_not_used()) {
   if (_import_array() < 0) throw pybind11::error_already_set();
+  gatewise::find_main_thread();
   gatewise::bind_settings(module);
   gatewise::bind_plans(module);
   gatewise::bind_layers(module);
@@ -14,4 +31,12 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gatewise::bind_foreign(module);
   gatewise::bind_tensors(module);
   gatewise::bind_xla(module);
+  gatewise::refuse_uninitialised_instances(module);
+}
+
+// In a subinterpreter pybind11 would wait for a lock that its own thread has, before it calls anything of ours.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__core_of_main_interpreter();
+  PyErr_SetString(PyExc_ImportError, "gatewise cannot be imported in a subinterpreter, only in the main one");
+  return nullptr;
 }

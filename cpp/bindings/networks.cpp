@@ -102,11 +102,17 @@ std::shared_ptr<Sums> sums_of(const std::shared_ptr<const Packed>& packed, const
   for (Size d = 0; d < packed->directions; ++d)
     sums->memory[d] = Buffer(static_cast<std::size_t>(
         bytes_of_type(kernels, table.rows * kernels.input_sums_size(packed->layer[static_cast<std::size_t>(d)]))));
-  const void* rows = table.array.data();
-  without_gil(packed->operations(table.rows), [&] {
-    for (Size d = 0; d < packed->directions; ++d)
-      kernels.input_sums(packed->layer[static_cast<std::size_t>(d)], table.rows, rows, table.units,
-                         sums->memory[d].data());
+  const auto* rows = static_cast<const char*>(table.array.data());
+  const Size rows_at_a_time = std::max<Size>(1, 16 * look_operations / packed->operations(1));
+  without_gil(packed->operations(table.rows), [&](Interrupt* interrupt) {
+    for (Size d = 0; d < packed->directions; ++d) {
+      const Layer& layer = packed->layer[static_cast<std::size_t>(d)];
+      const Size row_bytes = bytes_of_type(kernels, table.units),
+                 sums_bytes = bytes_of_type(kernels, kernels.input_sums_size(layer));
+      for (Size first = 0; first < table.rows && !look_whether_asked(interrupt); first += rows_at_a_time)
+        kernels.input_sums(layer, std::min(rows_at_a_time, table.rows - first), rows + first * row_bytes, table.units,
+                           static_cast<char*>(sums->memory[d].data()) + first * sums_bytes);
+    }
   });
   return sums;
 }
@@ -252,12 +258,12 @@ void run_network(const HeldNetwork& network, const py::array& x, const std::vect
   const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
   require(!schedule.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
   if (batch == 0) return;
-  without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&] {
+  without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&](Interrupt* interrupt) {
     Run run;
     run.lay_out(network, steps, batch, schedule, 0);
     const Buffer memory(static_cast<std::size_t>(run.bytes()));
     run.place(memory.data(), before.data(), after.data());
-    run(given.input, given.output);
+    run(given.input, given.output, interrupt);
   });
 }
 
@@ -291,6 +297,10 @@ StateBlock::StateBlock(const HeldNetwork& network, Size batch) {
     next += lines(size);
   }
   clear();
+}
+
+void StateBlock::copy_from(const StateBlock& other) {
+  std::memcpy(memory_.data(), other.memory_.data(), memory_.bytes());
 }
 
 void StateBlock::clear() { std::memset(memory_.data(), 0, memory_.bytes()); }

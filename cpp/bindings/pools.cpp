@@ -17,25 +17,31 @@ struct Pool {
   Buffer states;   // [capacity] times each part [count, units]
   Buffer rows;     // each part [count, n, units] of the n rows of a step
   Buffer scratch;  // of a step
-  Run run;
+  std::unique_ptr<Run> run;
   std::vector<void*> parts;  // where they begin in `rows`
   std::vector<std::uint8_t> is_open;
   std::vector<std::uint64_t> named;  // in which step each slot was last named
   std::vector<std::int64_t> slots;   // of a step
   std::vector<std::int64_t> tokens;  // likewise
   std::uint64_t steps = 0;
-  std::atomic<bool> busy{false};
+  Turns turns;
 
   Pool(std::shared_ptr<const HeldNetwork> of, Size first_capacity)
-      : network(std::move(of)),
+      : network(checked(std::move(of), first_capacity)),
         type_number(network->type_number()),
         takes_tokens(network->takes_tokens()),
         item(network->item()),
         input(network->input()),
         output(network->output()),
+        run(std::make_unique<Run>()),
         parts(network->state_parts.size()) {
     for (const StatePart& part : network->state_parts) slot_bytes += part.count * part.units * item;
     grow(first_capacity);
+  }
+
+  static std::shared_ptr<const HeldNetwork> checked(std::shared_ptr<const HeldNetwork> network, Size capacity) {
+    require(network && capacity > 0, "internal: a pool of nothing");
+    return network;
   }
 
   // Makes room for so many slots in all; those that there are keep their states.
@@ -43,14 +49,26 @@ struct Pool {
     Buffer new_states(static_cast<std::size_t>(wanted * slot_bytes));
     if (capacity) std::memcpy(new_states.data(), states.data(), static_cast<std::size_t>(capacity * slot_bytes));
     Buffer new_rows(static_cast<std::size_t>(wanted * slot_bytes + 64 * static_cast<Size>(parts.size())));
-    run.lay_out(*network, 1, wanted, {}, 0);
-    Buffer new_scratch(static_cast<std::size_t>(run.bytes()));
+    run->lay_out(*network, 1, wanted, {}, 0);
+    Buffer new_scratch(static_cast<std::size_t>(run->bytes()));
     is_open.resize(static_cast<std::size_t>(wanted));
     named.resize(static_cast<std::size_t>(wanted));
     slots.resize(static_cast<std::size_t>(wanted));
     if (takes_tokens) tokens.resize(static_cast<std::size_t>(wanted));
     std::swap(states, new_states), std::swap(rows, new_rows), std::swap(scratch, new_scratch);
     capacity = wanted;
+  }
+
+  // Whether an open slot was named in the last step.
+  bool was_in_step(Size slot) const { return has(slot) && named[static_cast<std::size_t>(slot)] == steps; }
+
+  // For what a fork left behind in the middle of a step: nothing that the step may have been changing is trusted, not
+  // even to be freed.
+  void renew() {
+    static_cast<void>(run.release());
+    run = std::make_unique<Run>();
+    new Buffer(std::move(scratch));
+    scratch = Buffer();
   }
 
   bool has(Size slot) const { return slot >= 0 && slot < capacity && is_open[static_cast<std::size_t>(slot)]; }
@@ -78,27 +96,30 @@ struct Pool {
     }
   }
 
-  // Of the first `count` of `slots`, which are open and each named once.
-  void step(const void* x, Size count, void* out) {
-    run.lay_out(*network, 1, count, {}, 0);
+  // Of the first `count` of `slots`, which are open and each named once. Interrupted, their states are as before.
+  void step(const void* x, Size count, void* out, Interrupt* interrupt) {
+    run->lay_out(*network, 1, count, {}, 0);
     // Allocated before, unless the number of threads has changed since.
-    if (static_cast<std::size_t>(run.bytes()) > scratch.bytes())
-      scratch = Buffer(static_cast<std::size_t>(run.bytes()));
+    if (static_cast<std::size_t>(run->bytes()) > scratch.bytes())
+      scratch = Buffer(static_cast<std::size_t>(run->bytes()));
     char* next = static_cast<char*>(rows.data());
     for (std::size_t i = 0; i < parts.size(); ++i) {
       const StatePart& part = network->state_parts[i];
       parts[i] = next;
       next += lines(part.count * count * part.units * item);
     }
-    run.place(scratch.data(), parts.data(), parts.data());
+    run->place(scratch.data(), parts.data(), parts.data());
     each_row(count, [](char* row, const char* state, std::size_t bytes) { std::memcpy(row, state, bytes); });
-    run({{x, 0, input}, tokens.data()}, {out, 0, output});
+    if ((*run)({{x, 0, input}, tokens.data()}, {out, 0, output}, interrupt) == Status::interrupted) return;
     each_row(count, [](const char* row, char* state, std::size_t bytes) { std::memcpy(state, row, bytes); });
   }
 };
 
 struct PoolTurn : Turn {
-  explicit PoolTurn(Pool& pool) : Turn(pool.busy, "this pool is in use by another thread") {}
+  explicit PoolTurn(Pool& pool, bool takes_left = false)
+      : Turn(pool.turns, "this pool is in use by another thread",
+             "this pool was in use by another thread when the process forked; reset() the slots of its step first",
+             takes_left) {}
 };
 
 // ---- step -------------------------------------------------------------------------------------------------------
@@ -178,12 +199,10 @@ PyObject* run_step(Pool& pool, const Step& given) {
   void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out));
   if (pool.takes_tokens && !take_tokens(pool, static_cast<const std::int64_t*>(x), count)) return nullptr;
   if (count == 0) return Py_NewRef(given.out);
-  try {
-    without_gil(pool.network->operations(count), [&] { pool.step(x, count, out); });
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
-  }
-  return Py_NewRef(given.out);
+  const bool is_done = without_exceptions([&] {
+    without_gil(pool.network->operations(count), [&](Interrupt* interrupt) { pool.step(x, count, out, interrupt); });
+  });
+  return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
@@ -193,20 +212,8 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     return nullptr;
   }
   Step given;
-  PyObject** const places[] = {&given.x, &given.slots, &given.out};
-  bool understood = count <= 3;
-  for (Py_ssize_t i = 0; i < count && understood; ++i) *places[i] = arguments[i];
-  for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
-    const auto named = [&](const char* name) {
-      return PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), name) == 0;
-    };
-    PyObject** place = named("x") ? &given.x : named("slots") ? &given.slots : named("out") ? &given.out : nullptr;
-    if (place && !*place)
-      *place = arguments[count + i];
-    else
-      understood = false;
-  }
-  if (!understood || !given.x || !given.slots) {
+  if (!read_arguments(arguments, count, names, 3, {{"x", &given.x}, {"slots", &given.slots}, {"out", &given.out}}) ||
+      !given.x || !given.slots) {
     PyErr_SetString(PyExc_TypeError, "step: expected step(x, slots) or step(x, slots, out)");
     return nullptr;
   }
@@ -254,10 +261,22 @@ void close(Pool& pool, Size slot) {
   pool.is_open[static_cast<std::size_t>(slot)] = 0;
 }
 
+// Whether these are all slots of the last step, and perhaps others.
+bool has_last_step(const Pool& pool, const std::vector<Size>& slots) {
+  std::vector<bool> is_there(static_cast<std::size_t>(pool.capacity));
+  for (const Size slot : slots)
+    if (pool.has(slot)) is_there[static_cast<std::size_t>(slot)] = true;
+  for (Size slot = 0; slot < pool.capacity; ++slot)
+    if (pool.was_in_step(slot) && !is_there[static_cast<std::size_t>(slot)]) return false;
+  return true;
+}
+
+// After a fork during a step, only together with all slots of that step, whose states may be half written.
 void reset(Pool& pool, const std::vector<Size>& slots) {
-  const PoolTurn turn(pool);
+  const PoolTurn turn(pool, pool.turns.were_left() && has_last_step(pool, slots));
   turn.require();
   for (const Size slot : slots) require_open(pool, slot);
+  if (turn.was_left()) pool.renew();
   for (const Size slot : slots) pool.clear(slot);
 }
 
@@ -322,7 +341,8 @@ void bind_pools(py::module_& module) {
           [](Pool& pool, std::shared_ptr<const HeldNetwork> network) {
             const PoolTurn turn(pool);
             turn.require();
-            if (!network->is_like(*pool.network)) throw py::value_error("internal: a network of other sizes");
+            if (!network || !network->is_like(*pool.network))
+              throw py::value_error("internal: a network of other sizes");
             pool.network = std::move(network);
           },
           "network"_a)

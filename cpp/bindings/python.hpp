@@ -23,22 +23,13 @@
 #include "../core/memory.hpp"
 #include "../core/network.hpp"
 #include "../core/registry.hpp"
+#include "../core/threads.hpp"
+#include "interruption.hpp"
 
 namespace gatewise {
 
 namespace py = pybind11;
 using Array = std::optional<py::array>;
-
-// Below about 5 us, letting other Python threads in costs more than it gives.
-constexpr Size gil_operations = 128 * 1024;
-
-// Calls `work` without the GIL if it takes `operations` multiply-adds or so.
-template <class Work>
-void without_gil(Size operations, const Work& work) {
-  if (operations < gil_operations) return work();
-  const py::gil_scoped_release release;
-  work();
-}
 
 inline void require(bool holds, const char* what) {
   if (!holds) throw py::value_error(what);
@@ -134,8 +125,10 @@ class StateBlock {
   std::vector<void*> pointers;  // of each part
   std::vector<Size> bytes;
 
+  void copy_from(const StateBlock& other);  // of the same sizes
   void clear();
   void clear_row(const HeldNetwork& network, Size batch, Size row);
+  void check(const std::vector<py::array>& arrays) const { check_parts(arrays, bytes); }
   // Between the block and an array a part, of its bytes.
   void copy_out(const std::vector<py::array>& arrays) const;
   void copy_in(const std::vector<py::array>& arrays);
@@ -148,8 +141,8 @@ class StateBlock {
 Forward sequence_call(const Packed& packed, const py::array& x, const py::array& output, const Plan* plan);
 
 // Run a call that is complete but for the scratch. Neither knows of Python.
-void compute(const Packed& packed, Forward& call);
-void compute(const Packed& packed, Backward& call);
+Status compute(const Packed& packed, Forward& call);
+Status compute(const Packed& packed, Backward& call);
 // The same from Python: without the GIL where that pays.
 void run_forward(const Packed& packed, Forward& call);
 void run_backward(const Packed& packed, Backward& call);

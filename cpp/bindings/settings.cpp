@@ -55,8 +55,9 @@ const Kernels& kernels_for(const py::dtype& dtype) {
 // Without the GIL, so that a benchmark can load all cores at once.
 Size multiply_add(const py::dtype& dtype, Size repetitions) {
   const Kernels& kernels = kernels_for(dtype);
-  const py::gil_scoped_release released;
-  return kernels.multiply_add(repetitions);
+  Size operations = 0;
+  without_gil(gil_operations, [&] { operations = kernels.multiply_add(repetitions); });
+  return operations;
 }
 
 Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
@@ -64,8 +65,10 @@ Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
   if (bytes < 0 || repetitions < 0) throw py::value_error("bytes, repetitions: expected numbers that are not negative");
   const Buffer zeros(static_cast<std::size_t>(bytes));
   std::memset(zeros.data(), 0, static_cast<std::size_t>(bytes));
-  const py::gil_scoped_release released;
-  return kernels.read(zeros.data(), bytes / kernels.item_bytes, repetitions);
+  Size bytes_read = 0;
+  without_gil(gil_operations,
+              [&] { bytes_read = kernels.read(zeros.data(), bytes / kernels.item_bytes, repetitions); });
+  return bytes_read;
 }
 
 }  // namespace
@@ -107,6 +110,7 @@ void bind_settings(py::module_& module) {
   module.def("set_num_threads", set_threads, py::arg("threads"));
   module.def("get_num_threads", threads);
   module.def("set_threading_threshold", set_threading_threshold, py::arg("operations"));
+  module.def("release_memory", release_memory);
   module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
   module.def("evaluate", evaluate, py::arg("name"), py::arg("x"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   module.def("multiply_add", multiply_add, py::arg("dtype"), py::arg("repetitions"));

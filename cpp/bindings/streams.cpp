@@ -1,5 +1,5 @@
-// Streams: a state that advances one step, or some, at a time. step(x, out) is a C method without conversions: no
-// allocation, no lock, no system call.
+// Streams: a state that advances one step, or some, at a time. step(x, out) and run(x, out) are C methods without
+// conversions: no allocation, no lock, no system call.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -12,6 +12,14 @@
 namespace gatewise {
 namespace {
 
+// What a stream keeps for its runs; longer ones take theirs from the store of recycled memory.
+constexpr std::size_t most_block_scratch = std::size_t(1) << 20;
+
+const HeldNetwork& required(const std::shared_ptr<const HeldNetwork>& network) {
+  require(network != nullptr, "internal: no network");
+  return *network;
+}
+
 struct Stream {
   std::shared_ptr<const HeldNetwork> network;
   // A network on the last inputs: what of it can be done once for each of them; null: nothing.
@@ -20,25 +28,34 @@ struct Stream {
   const int type_number;
   const bool takes_tokens;
   const Size input, output, batch;
-  const bool unbatched;
+  const bool unbatched, batch_first, takes_resets;
   StateBlock state;
+  StateBlock saved_state;            // as it was before a run that may be interrupted
   Size operations = 0;               // of a step
   Buffer scratch;                    // for one
   Run one_step;                      // laid out in it
   std::unique_ptr<Window> window;    // instead of it; null: the state goes on for ever
-  std::vector<std::int64_t> tokens;  // of one step
-  std::atomic<bool> busy{false};
+  std::vector<std::int64_t> tokens;  // of one step, or of the steps [T, B] of a run
+  std::vector<std::uint8_t> resets;  // [T, B] of a run
+  std::unique_ptr<Run> block;        // some steps, laid out anew in each run
+  Buffer block_scratch;
+  Turns turns;
 
   Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched, std::shared_ptr<const HeldNetwork> head_of,
-         Size window_steps)
-      : type_number(of->type_number()),
+         Size window_steps, bool batch_first)
+      : type_number(required(of).type_number()),
         takes_tokens((head_of ? head_of : of)->takes_tokens()),
         input((head_of ? head_of : of)->input()),
         output(of->output()),
         batch(batch),
         unbatched(unbatched),
+        batch_first(batch_first && !unbatched),
+        takes_resets(window_steps > 0 || !of->masks_or_reverses()),
         state(*of, window_steps ? 0 : batch),
-        tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)) {
+        saved_state(*of, window_steps ? 0 : batch),
+        tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)),
+        block(std::make_unique<Run>()) {
+    if (batch < 1 || (unbatched && batch != 1)) throw py::value_error("internal: rows that do not fit");
     if (head_of && (window_steps == 0 || head_of->output() != of->input() || head_of->kernels != of->kernels))
       throw py::value_error("internal: a head that does not fit");
     if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup))
@@ -67,11 +84,51 @@ struct Stream {
     operations = network->operations(batch);
   }
 
-  void run_step(const NetworkInput& given, Rows<void*> out) {
+  void run_step(const NetworkInput& given, Rows<void*> out, Interrupt* interrupt) {
     if (window)
-      (*window)(given, out, 1, nullptr);
+      (*window)(given, out, 1, nullptr, interrupt);
     else
-      one_step(given, out);
+      one_step(given, out, nullptr);
+  }
+
+  // Interrupted, the state is as before.
+  void run_steps(const NetworkInput& given, Rows<void*> out, Size steps, const std::uint8_t* flags,
+                 Interrupt* interrupt) {
+    if (window) {
+      (*window)(given, out, steps, flags, interrupt);
+      return;
+    }
+    Schedule schedule{};
+    schedule.resets = flags;
+    block->lay_out(*network, steps, batch, schedule, 0);
+    const auto bytes = static_cast<std::size_t>(block->bytes());
+    Buffer of_long_run;
+    if (bytes > most_block_scratch)
+      of_long_run = Buffer(bytes);
+    else if (bytes > block_scratch.bytes())
+      block_scratch = Buffer(bytes);
+    block->place((of_long_run.data() ? of_long_run : block_scratch).data(), state.pointers.data(),
+                 state.pointers.data());
+    if (operations_of_run(steps) < look_operations) interrupt = nullptr;
+    if (interrupt) saved_state.copy_from(state);
+    if ((*block)(given, out, interrupt) == Status::interrupted) state.copy_from(saved_state);
+  }
+
+  Size operations_of_run(Size steps) const {
+    return window ? gil_operations : operations * std::clamp<Size>(steps, 1, look_operations);
+  }
+
+  // For what a fork left behind in the middle of a call: the state is to be set, and nothing else that the call may
+  // have been changing is trusted, not even to be freed.
+  void renew() {
+    static_cast<void>(block.release());
+    block = std::make_unique<Run>();
+    new Buffer(std::move(block_scratch));
+    block_scratch = Buffer();
+    if (!window) return;
+    const Size steps = window->steps();
+    static_cast<void>(window.release());
+    use(network, head, steps);
   }
 
   // In the rows that are flagged.
@@ -87,8 +144,11 @@ struct Stream {
 };
 
 struct StreamTurn : Turn {
-  explicit StreamTurn(Stream& stream)
-      : Turn(stream.busy, "this stream is in use by another thread; give each thread a stream.copy()") {}
+  explicit StreamTurn(Stream& stream, bool takes_left = false)
+      : Turn(stream.turns, "this stream is in use by another thread; give each thread a stream.copy()",
+             "this stream was in use by another thread when the process forked; reset() it first", takes_left) {
+    if (*this && was_left()) stream.renew();
+  }
 };
 
 // ---- step -------------------------------------------------------------------------------------------------------
@@ -114,6 +174,13 @@ bool fits_as_tokens(const Stream& stream, PyObject* object) {
          PyArray_NDIM(array) == (stream.unbatched ? 0 : 1) && PyArray_SIZE(array) == stream.batch;
 }
 
+// Whether a table has a token; else there is a Python exception.
+bool is_known(const Stream& stream, std::int64_t token) {
+  if (token >= 0 && token < stream.input) return true;
+  refuse_token(stream.input, token);
+  return false;
+}
+
 // They are copied, since another thread may write to the array meanwhile. False: one is out of range, and there is a
 // Python exception.
 bool take_tokens(Stream& stream, PyObject* object) {
@@ -124,13 +191,11 @@ bool take_tokens(Stream& stream, PyObject* object) {
         : PyArray_IsScalar(object, Int64)
             ? PyArrayScalar_VAL(object, Int64)
             : static_cast<const volatile std::int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(object)))[row];
-    if (overflow || token < 0 || token >= stream.input) {
-      if (overflow)
-        PyErr_Format(PyExc_ValueError, "x: expected numbers from 0 to %zd, got %S", stream.input - 1, object);
-      else
-        refuse_token(stream.input, token);
+    if (overflow) {
+      PyErr_Format(PyExc_ValueError, "x: expected numbers from 0 to %zd, got %S", stream.input - 1, object);
       return false;
     }
+    if (!is_known(stream, token)) return false;
     stream.tokens[static_cast<std::size_t>(row)] = token;
   }
   return true;
@@ -175,13 +240,12 @@ PyObject* run_step(Stream& stream, const Step& given) {
     return nullptr;
   if (given.resets) stream.reset(flags_of(stream, given.resets));
   const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
-  try {
-    // A window has as many steps as come to it.
-    without_gil(stream.window ? gil_operations : stream.operations, [&] { stream.run_step(input, output); });
-  } catch (const std::bad_alloc&) {  // a window's memory may have to grow
-    return PyErr_NoMemory();
-  }
-  return Py_NewRef(given.out);
+  // A window has as many steps as come to it, and its memory may have to grow.
+  const bool is_done = without_exceptions([&] {
+    without_gil(stream.window ? gil_operations : stream.operations,
+                [&](Interrupt* interrupt) { stream.run_step(input, output, interrupt); });
+  });
+  return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
 // Anything but step(x, out) with arrays that fit: Python converts, allocates, or says what is wrong.
@@ -210,20 +274,8 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     return nullptr;
   }
   Step given;
-  if (count > 0) given.x = arguments[0];
-  if (count > 1) given.out = arguments[1];
-  bool understood = count <= 2;
-  for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
-    const auto named = [&](const char* name) {
-      return PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), name) == 0;
-    };
-    PyObject** place = named("x") ? &given.x : named("out") ? &given.out : named("resets") ? &given.resets : nullptr;
-    if (place && !*place)
-      *place = arguments[count + i];
-    else
-      understood = false;
-  }
-  if (!understood || !given.x) {
+  if (!read_arguments(arguments, count, names, 2, {{"x", &given.x}, {"out", &given.out}, {"resets", &given.resets}}) ||
+      !given.x) {
     PyErr_SetString(PyExc_TypeError, "step: expected step(x), step(x, out) or step(x, out, resets=flags)");
     return nullptr;
   }
@@ -231,28 +283,159 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
   return fits(*stream, given) ? run_step(*stream, given) : step_slowly(*stream, self, given);
 }
 
-// ---- the rest ---------------------------------------------------------------------------------------------------
+// ---- run --------------------------------------------------------------------------------------------------------
 
-// x [T, B, I], with any strides, or tokens [T, B]; output [T, B, O].
-void run(Stream& stream, const py::array& x, const py::array& output, const Plan* plan) {
-  const StreamTurn turn(stream);
-  turn.require();
-  if (stream.window) {
-    const Sequences given =
-        sequences_of(stream.head ? *stream.head : *stream.network, x, stream.network->output(), output);
-    if (given.batch != stream.batch) throw py::value_error("internal: another batch");
-    const std::uint8_t* resets = plan ? plan->schedule(given.steps, given.batch).resets : nullptr;
-    return without_gil(gil_operations, [&] { (*stream.window)(given.input, given.output, given.steps, resets); });
-  }
-  const std::vector<const void*> before(stream.state.pointers.begin(), stream.state.pointers.end());
-  run_network(*stream.network, x, before, output, stream.state.pointers, stream.batch, plan);
+// x (T, I), (T, B, I) or (B, T, I), or tokens without I; resets of x's shape but for I.
+struct Block {
+  PyObject *x = nullptr, *out = nullptr, *resets = nullptr;
+};
+
+PyArrayObject* as_array(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
+
+// The axes of an array of a run, of which those of the values come last.
+Size steps_of(const Stream& stream, PyObject* object) { return PyArray_DIM(as_array(object), stream.batch_first); }
+Size step_stride(const Stream& stream, PyObject* object) {
+  return PyArray_STRIDE(as_array(object), stream.batch_first);
 }
+Size row_stride(const Stream& stream, PyObject* object) {
+  return stream.unbatched ? 0 : PyArray_STRIDE(as_array(object), !stream.batch_first);
+}
+
+// Whether `object` is an array of this type for each step and row, with values [units], or one value where units is -1.
+bool fits_block(const Stream& stream, PyObject* object, int type_number, Size units) {
+  if (!PyArray_Check(object)) return false;
+  PyArrayObject* const array = as_array(object);
+  const int axes = stream.unbatched ? 1 : 2;
+  return PyArray_TYPE(array) == type_number && PyArray_ISNOTSWAPPED(array) && PyArray_ISALIGNED(array) &&
+         PyArray_NDIM(array) == axes + (units >= 0) &&
+         (stream.unbatched || PyArray_DIM(array, !stream.batch_first) == stream.batch) &&
+         (units < 0 || PyArray_DIM(array, axes) == units);
+}
+
+// Whether its values can be read or written as they are.
+bool has_plain_values(PyObject* object) {
+  PyArrayObject* const array = as_array(object);
+  const Size item = PyArray_ITEMSIZE(array);
+  const int values = PyArray_NDIM(array) - 1;
+  if (PyArray_SIZE(array) > 0 && PyArray_DIM(array, values) > 1 && PyArray_STRIDE(array, values) != item) return false;
+  for (int axis = 0; axis < values; ++axis)
+    if (PyArray_STRIDE(array, axis) % item != 0) return false;
+  return true;
+}
+
+// Whether all of it can be used as it is, but for an overlap of x and out.
+bool fits(const Stream& stream, const Block& given) {
+  if (!given.out || !fits_block(stream, given.out, stream.type_number, stream.output) ||
+      !PyArray_ISWRITEABLE(as_array(given.out)) || !has_plain_values(given.out))
+    return false;
+  if (!fits_block(stream, given.x, stream.takes_tokens ? NPY_INT64 : stream.type_number,
+                  stream.takes_tokens ? -1 : stream.input))
+    return false;
+  const Size steps = steps_of(stream, given.x);
+  if (steps_of(stream, given.out) != steps || (!stream.takes_tokens && !has_plain_values(given.x))) return false;
+  if (!given.resets) return true;
+  return stream.takes_resets && fits_block(stream, given.resets, NPY_BOOL, -1) &&
+         steps_of(stream, given.resets) == steps;
+}
+
+bool is_contiguous(PyObject* object) { return PyArray_IS_C_CONTIGUOUS(as_array(object)); }
+
+// The value of step t and row b of an array of one each, which another thread may write to meanwhile.
+template <class Value>
+Value value_at(const Stream& stream, PyObject* object, Size t, Size b) {
+  const char* const data = PyArray_BYTES(as_array(object));
+  return *reinterpret_cast<const volatile Value*>(data + t * step_stride(stream, object) +
+                                                  b * row_stride(stream, object));
+}
+
+// Copies tokens and flags [T, B], and tells of the latter where any is set. False: a token is out of range, and there
+// is a Python exception.
+bool take_block(Stream& stream, const Block& given, Size steps, const std::uint8_t*& resets) {
+  const auto count = static_cast<std::size_t>(steps * stream.batch);
+  if (stream.takes_tokens && stream.tokens.size() < count) stream.tokens.resize(count);
+  if (given.resets && stream.resets.size() < count) stream.resets.resize(count);
+  std::size_t place = 0;
+  for (Size t = 0; t < steps && (stream.takes_tokens || given.resets); ++t)
+    for (Size b = 0; b < stream.batch; ++b, ++place) {
+      if (given.resets) {
+        stream.resets[place] = value_at<npy_bool>(stream, given.resets, t, b) != 0;
+        if (stream.resets[place]) resets = stream.resets.data();
+      }
+      if (!stream.takes_tokens) continue;
+      stream.tokens[place] = value_at<std::int64_t>(stream, given.x, t, b);
+      if (!is_known(stream, stream.tokens[place])) return false;
+    }
+  return true;
+}
+
+// A new reference to `out`, or null and a Python exception.
+PyObject* run_block(Stream& stream, const Block& given) {
+  const StreamTurn turn(stream);
+  if (!turn) {
+    PyErr_SetString(PyExc_RuntimeError, turn.refused());
+    return nullptr;
+  }
+  const Size steps = steps_of(stream, given.x), item = PyArray_ITEMSIZE(as_array(given.out));
+  const bool is_done = without_exceptions([&] {
+    const std::uint8_t* resets = nullptr;
+    if (!take_block(stream, given, steps, resets)) throw py::error_already_set();
+    const auto rows_of_array = [&](PyObject* object) {
+      return Rows<void*>{PyArray_DATA(as_array(object)), step_stride(stream, object) / item,
+                         row_stride(stream, object) / item};
+    };
+    NetworkInput input{{}, stream.takes_tokens ? stream.tokens.data() : nullptr};
+    if (!stream.takes_tokens) {
+      const Rows<void*> rows = rows_of_array(given.x);
+      input.rows = {rows.data, rows.step, rows.row};
+    }
+    const Rows<void*> output = rows_of_array(given.out);
+    without_gil(stream.operations_of_run(steps),
+                [&](Interrupt* interrupt) { stream.run_steps(input, output, steps, resets, interrupt); });
+  });
+  return is_done ? Py_NewRef(given.out) : nullptr;
+}
+
+PyObject* run(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  Stream* stream = object_in<Stream>(self);
+  if (!stream) {
+    PyErr_SetString(PyExc_TypeError, "stream: not initialised");
+    return nullptr;
+  }
+  Block given;
+  if (!read_arguments(arguments, count, names, 2, {{"x", &given.x}, {"out", &given.out}, {"resets", &given.resets}}) ||
+      !given.x) {
+    PyErr_SetString(PyExc_TypeError, "run: expected run(x), run(x, out) or run(x, out, resets=flags)");
+    return nullptr;
+  }
+  if (given.resets == Py_None) given.resets = nullptr;
+  if (fits(*stream, given) && is_contiguous(given.x) && is_contiguous(given.out) && !overlap(given.x, given.out))
+    return run_block(*stream, given);
+  // Anything else Python converts, or says what is wrong.
+  const auto none_if_null = [](PyObject* object) { return object ? object : Py_None; };
+  const auto prepared = py::reinterpret_steal<py::object>(
+      PyObject_CallMethod(self, "_prepare_run", "OOO", given.x, none_if_null(given.out), none_if_null(given.resets)));
+  if (!prepared) return nullptr;
+  Block fitting;
+  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == 3) {
+    fitting = {PyTuple_GET_ITEM(prepared.ptr(), 0), PyTuple_GET_ITEM(prepared.ptr(), 1),
+               PyTuple_GET_ITEM(prepared.ptr(), 2)};
+    if (fitting.resets == Py_None) fitting.resets = nullptr;
+  }
+  if (!fitting.x || !fits(*stream, fitting)) {
+    PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
+    return nullptr;
+  }
+  return run_block(*stream, fitting);
+}
+
+// ---- the rest ---------------------------------------------------------------------------------------------------
 
 // The rows that are flagged in a bool array [] or [B].
 void reset(Stream& stream, const py::array& rows) {
   const npy_bool* flags = flags_of(stream, rows.ptr());
   if (!flags) throw py::value_error("internal: flags of the wrong dtype or size");
-  const StreamTurn turn(stream);
+  const bool all_rows = std::all_of(flags, flags + stream.batch, [](npy_bool flag) { return flag; });
+  const StreamTurn turn(stream, all_rows);
   turn.require();
   stream.reset(flags);
 }
@@ -264,7 +447,8 @@ void get_state(Stream& stream, const std::vector<py::array>& parts) {
 }
 
 void set_state(Stream& stream, const std::vector<py::array>& parts) {
-  const StreamTurn turn(stream);
+  stream.state.check(parts);
+  const StreamTurn turn(stream, true);
   turn.require();
   stream.state.copy_in(parts);
 }
@@ -327,24 +511,46 @@ void set_window(Stream& stream, const py::array& inputs, const std::vector<Size>
     if (counts[static_cast<std::size_t>(row)] == 0) stream.window->forget(row);
 }
 
-PyMethodDef step_definition = {
-    "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
-    "step($self, x, out=None, *, resets=None)\n--\n\n"
-    "One step. x (I,) or (B, I), tokens () or (B,); out (O,) or (B, O). Rows that are flagged in resets () or "
-    "(B,)\nstart from zero. With `out`, and resets of bool if any, nothing is converted and "
-    "nothing\nallocated; without it x is converted and a new array returned."};
+PyMethodDef methods[] = {
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
+     "step($self, x, out=None, *, resets=None)\n--\n\n"
+     "One step. x (I,) or (B, I), tokens () or (B,); out (O,) or (B, O). Rows that are flagged in resets () or "
+     "(B,)\nstart from zero. With `out`, and resets of bool if any, nothing is converted and "
+     "nothing\nallocated; without it x is converted and a new array returned."},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run)), METH_FASTCALL | METH_KEYWORDS,
+     R"(run($self, x, out=None, *, resets=None)
+--
+
+Several steps in one call, the same bits as one by one.
+
+With `out`, contiguous arrays and resets of bool if any, nothing is converted, and once a run of as many steps has been
+done nothing is allocated. Ctrl-C interrupts a long run; the state is then as it was before.
+
+Parameters
+----------
+x : array_like
+    (T, input_size); with batch_size B (T, B, input_size), or (B, T, input_size) if the layer is batch_first.
+    Tokens have no last axis.
+out : ndarray, optional
+    Where to write the output, as in the layer's call.
+resets : array_like of bools or of numbers that are 0 or 1, optional
+    (T, B) in the order of x's axes, unbatched (T,): where the state is set to zero before the step.
+
+Returns
+-------
+ndarray
+    The outputs in the order of x's axes; `out` if it was given.)"}};
 
 }  // namespace
 
 void bind_streams(py::module_& module) {
   using namespace py::literals;
   py::class_<Stream> type(module, "Stream");
-  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size, bool, std::shared_ptr<const HeldNetwork>, Size>(),
-           "network"_a, "batch"_a, "unbatched"_a, "head"_a = nullptr, "window"_a = 0)
+  type.def(py::init<std::shared_ptr<const HeldNetwork>, Size, bool, std::shared_ptr<const HeldNetwork>, Size, bool>(),
+           "network"_a, "batch"_a, "unbatched"_a, "head"_a = nullptr, "window"_a = 0, "batch_first"_a = false)
       .def("_window_counts", window_counts)
       .def("_get_window", get_window, "inputs"_a, "counts"_a)
       .def("_set_window", set_window, "inputs"_a, "counts"_a)
-      .def("_run", run, "x"_a, "output"_a, "plan"_a = nullptr)
       .def("_reset", reset, "rows"_a)
       .def("_get_state", get_state, "parts"_a)
       .def("_set_state", set_state, "parts"_a)
@@ -353,7 +559,8 @@ void bind_streams(py::module_& module) {
           [](Stream& stream, std::shared_ptr<const HeldNetwork> network, std::shared_ptr<const HeldNetwork> head) {
             const StreamTurn turn(stream);
             turn.require();
-            if (!network->is_like(*stream.network) || !head != !stream.head || (head && !head->is_like(*stream.head)))
+            if (!required(network).is_like(*stream.network) || !head != !stream.head ||
+                (head && !head->is_like(*stream.head)))
               throw py::value_error("internal: a network of other sizes");
             stream.use(std::move(network), std::move(head), stream.window ? stream.window->steps() : 0);
           },
@@ -364,8 +571,9 @@ void bind_streams(py::module_& module) {
         return stream.network->kernels->level;
       });
   // pybind11's own methods cost four allocations and 300 ns for two arrays; a plain C method costs none and 20 ns.
-  type.attr("step") = py::reinterpret_steal<py::object>(
-      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &step_definition));
+  for (PyMethodDef& method : methods)
+    type.attr(method.ml_name) =
+        py::reinterpret_steal<py::object>(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &method));
 }
 
 }  // namespace gatewise

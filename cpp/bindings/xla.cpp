@@ -299,7 +299,7 @@ void forward(const xla::CallFrame& frame) {
     std::memcpy(buffer.data, &mark, sizeof mark);
   }
   of.results.end();
-  call.forward(of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
+  call.forward(nullptr, of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
                of.rows(address(output), of.packed->output()), address(hidden_after), address(cell_after), tape);
   of.zero_behind(output, of.packed->output());
 }
@@ -325,7 +325,7 @@ struct Recorded {
     for (int i = 0; i < 4; ++i) memory[i] = Buffer(static_cast<std::size_t>(bytes[i]));
     tape = address(memory[0]);
     output = address(memory[1]);
-    call.forward(of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
+    call.forward(nullptr, of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
                  of.rows(output, of.packed->output()), address(memory[2]), cell ? address(memory[3]) : 0, tape);
   }
 };
@@ -358,8 +358,8 @@ void backward(const xla::CallFrame& frame) {
   of.results.end();
 
   const Recorded recorded(of, call, hidden, cell, output, tape);
-  call.backward(of.rows(address(of.x), input), address(hidden), of.rows(recorded.output, outputs), recorded.tape,
-                of.rows(address(grad_output), outputs), address(grad_hidden), address(grad_cell),
+  call.backward(nullptr, of.rows(address(of.x), input), address(hidden), of.rows(recorded.output, outputs),
+                recorded.tape, of.rows(address(grad_output), outputs), address(grad_hidden), address(grad_cell),
                 of.rows(address(grad_x), input), address(grad_hidden_before), address(grad_cell_before), gradients);
   if (grad_x) of.zero_behind(*grad_x, input);
 }

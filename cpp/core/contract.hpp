@@ -163,6 +163,27 @@ struct Schedule {
   bool packed;
 };
 
+// How a call ended. One that is not complete has left what it writes to undefined.
+enum class Status { complete, interrupted };
+
+// How a call is asked to end early. Its threads look here between steps, and all end after the same one.
+struct Interrupt {
+  void (*look)(Interrupt&);  // called on the thread that made the call, and may set `asked`; null: nobody looks
+  std::uint32_t asked;       // 1: the call is to end; read and written atomically
+};
+
+// Multiply-adds between two looks: below 1 ms on one thread of any level but the generic one, which takes a few.
+constexpr Size look_operations = Size(1) << 23;
+
+GATEWISE_INLINE bool is_asked(const Interrupt* interrupt) {
+  return interrupt && __atomic_load_n(&interrupt->asked, __ATOMIC_ACQUIRE);
+}
+// The same, after a look on the thread that made the call.
+GATEWISE_INLINE bool look_whether_asked(Interrupt* interrupt) {
+  if (interrupt && interrupt->look) interrupt->look(*interrupt);
+  return is_asked(interrupt);
+}
+
 // What forward and backward have in common.
 struct Call {
   Stack stack;
@@ -175,6 +196,7 @@ struct Call {
   void* tape;     // tape_size elements; null: inference, nothing is kept and nothing dropped
   void* scratch;  // forward_scratch or backward_scratch elements
   int threads;
+  Interrupt* interrupt;  // null: the call runs to its end
 };
 
 // Output and input gradient are written for each row as far as it goes; the rest of it becomes zero.
@@ -216,8 +238,8 @@ struct Kernels {
   Size (*tape_size)(const Forward&);
   Size (*forward_scratch)(const Forward&);
   Size (*backward_scratch)(const Backward&);
-  void (*forward)(const Forward&);
-  void (*backward)(const Backward&);
+  Status (*forward)(const Forward&);
+  Status (*backward)(const Backward&);
   void (*trace)(const Backward&, const Trace&);
   // The sums that the input feeds, bias included, of `rows` rows [rows, I]: so many elements a row.
   Size (*input_sums_size)(const Layer&);

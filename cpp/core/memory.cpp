@@ -3,7 +3,12 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <thread>
 #include <utility>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace gatewise {
 namespace {
@@ -75,11 +80,28 @@ void give_back(Block block) {
 
 }  // namespace
 
+std::size_t release_memory() {
+  constexpr int most_attempts = 1000;  // a store that a fork left behind in use stays so
+  std::unique_lock lock(store().mutex, std::defer_lock);
+  for (int attempt = 0; !lock.try_lock(); ++attempt) {
+    if (attempt == most_attempts) return 0;
+    std::this_thread::yield();
+  }
+  const std::size_t released = store().bytes;
+  for (int place = 0; place < places; ++place) store().drop_next();
+  lock.unlock();
+#if defined(__GLIBC__)
+  malloc_trim(0);  // blocks of up to 32 MB come from the heap, once the C library has seen one of that size freed
+#endif
+  return released;
+}
+
 Buffer::Buffer(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   bytes_ = rounded(bytes + 1);  // never empty, so that data is never null
   if (bytes_ >= least_kept) data_ = take(bytes_).data;
   if (!data_) data_ = std::aligned_alloc(alignment, bytes_);
+  if (!data_ && release_memory() > 0) data_ = std::aligned_alloc(alignment, bytes_);
   if (!data_) throw std::bad_alloc();
 }
 

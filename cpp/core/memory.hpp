@@ -24,4 +24,7 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
+// Returns the blocks that are held for later calls to the system; how many bytes they were.
+std::size_t release_memory();
+
 }  // namespace gatewise

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "registry.hpp"
+#include "threads.hpp"
 
 namespace gatewise {
 namespace {
@@ -202,27 +203,26 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
   }
 }
 
-void Run::operator()(const NetworkInput& input, Rows<void*> output) {
-  if (mask_)
-    run_masked(input, output);
-  else
-    run(input, output);
+Status Run::operator()(const NetworkInput& input, Rows<void*> output, Interrupt* interrupt) {
+  interrupt_ = interrupt;
+  return mask_ ? run_masked(input, output) : run(input, output);
 }
 
 // Steps that are left out are left out of the sequence: what is behind them moves up.
-void Run::run_masked(const NetworkInput& input, Rows<void*> output) {
+Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
   use(given_schedule_, most_steps_);
   if (!find_masked(input)) return run(input, output);
   const NetworkInput kept = without_masked(input);
   const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
   use(rows_.make(ends_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
-  run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
+  const Status status = run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
   use(given_schedule_, most_steps_);
   if (ends_with_time_)
     put_back(output);
   else if (ends_in_time_)
     clear_masked_ends(output);
+  return status;
 }
 
 void Run::use(const Schedule& schedule, Size steps) {
@@ -299,7 +299,7 @@ void Run::clear_masked_ends(Rows<void*> output) const {
     if (end(b) == 0 || !kept_[(end(b) - 1) * batch_ + b]) std::memset(row_of(output, 0, b, item_), 0, bytes);
 }
 
-void Run::run(const NetworkInput& input, Rows<void*> output) {
+Status Run::run(const NetworkInput& input, Rows<void*> output) {
   if (restarts_) find_restarts();
   Rows<const void*> from = input.rows;
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
@@ -313,6 +313,7 @@ void Run::run(const NetworkInput& input, Rows<void*> output) {
       case Node::Kind::recurrent:
         piece.forward.input = from;
         piece.forward.output = to;
+        piece.forward.interrupt = interrupt_;
         if (looks_up_ && i == 0) piece.forward.lookup.place = input.tokens;
         kernels_->forward(piece.forward);
         break;
@@ -332,13 +333,23 @@ void Run::run(const NetworkInput& input, Rows<void*> output) {
         take_last(piece, from, to);
         break;
     }
+    if (look_whether_asked(interrupt_)) return Status::interrupted;
     from = {to.data, to.step, to.row};
   }
   if (ends_with_time_ && schedule_.ends) clear_behind_ends(pieces_.back().node->output, output);
+  return Status::complete;
 }
 
+// Some steps at a time, so that a long call can be interrupted in between.
 void Run::apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const {
-  kernels_->apply_rows(piece.node->function, steps, batch, from, to, scratch_, piece.threads);
+  constexpr Size operations_at_a_time = 16 * look_operations;
+  const Size most = std::max<Size>(1, operations_at_a_time / std::max<Size>(1, operations_of(*piece.node, batch)));
+  for (Size first = 0; first < steps; first += most) {
+    if (first > 0 && look_whether_asked(interrupt_)) return;
+    kernels_->apply_rows(piece.node->function, std::min(most, steps - first), batch,
+                         {bytes_of(from.data, first * from.step * item_), from.step, from.row},
+                         {bytes_of(to.data, first * to.step * item_), to.step, to.row}, scratch_, piece.threads);
+  }
 }
 
 void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const {
@@ -366,6 +377,7 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
   const Size bytes = node.input * item_, rows = steps_ * batch_, to_row = distance_of(to, steps_, batch_);
   const Size block = to_row >= 0 ? piece.block : batch_;  // else the rows of one time
   for (Size first = 0; first < rows; first += block) {
+    if (look_whether_asked(interrupt_)) return;
     const Size count = std::min(block, rows - first);
     char* gathered = gathered_rows_;
     for (Size i = first; i < first + count; ++i) {

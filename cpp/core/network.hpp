@@ -76,7 +76,8 @@ class Run {
   // Memory of `bytes()`, aligned to 64, and each part of the state before and after, which may be one; null, as a whole
   // or a part, for zero before.
   void place(void* memory, const void* const* before, void* const* after);
-  void operator()(const NetworkInput& input, Rows<void*> output);
+  // Interrupted, the state after is undefined, too.
+  Status operator()(const NetworkInput& input, Rows<void*> output, Interrupt* interrupt);
 
  private:
   struct Piece {
@@ -91,9 +92,9 @@ class Run {
     int part;  // of the state, its first
   };
 
-  void run(const NetworkInput& input, Rows<void*> output);
+  Status run(const NetworkInput& input, Rows<void*> output);
   void use(const Schedule& schedule, Size steps);
-  void run_masked(const NetworkInput& input, Rows<void*> output);
+  Status run_masked(const NetworkInput& input, Rows<void*> output);
   bool find_masked(const NetworkInput& input);
   NetworkInput without_masked(const NetworkInput& input);
   void put_back(Rows<void*> output) const;
@@ -116,6 +117,7 @@ class Run {
   Size steps_ = 0, batch_ = 0, item_ = 0, bytes_ = 0;
   Size buffers_in_all_ = 0, buffer_ = 0, gathered_ = 0, zeros_ = 0, restart_bytes_ = 0;  // bytes but for the first
   Schedule schedule_{};
+  Interrupt* interrupt_ = nullptr;
   bool looks_up_ = false, ends_with_time_ = true;
   Size* restarts_ = nullptr;  // [T, B] the last time up to here at which the state starts anew; null: never
   const Node* mask_ = nullptr;

@@ -1,11 +1,6 @@
 #include "registry.hpp"
 
-#include <algorithm>
 #include <atomic>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 
 namespace gatewise {
 
@@ -47,19 +42,6 @@ std::vector<Backend> find_backends() {
 }
 
 std::atomic<const Backend*> active{nullptr};
-std::atomic<int> thread_count{1};
-
-// One step of 16,384 multiply-adds takes 0.3 to 0.5 us on one core, a meeting of two threads 0.06 us; but opening
-// the region takes 0.4 us and, when its threads have gone to sleep, up to 50: hence `least_steps` such steps in all.
-std::atomic<Size> threshold{16384};
-constexpr Size least_steps = 32;
-
-// The OpenMP of GCC does not survive a fork: a child that opened a region would wait for threads that it does not
-// have. It runs on one thread instead.
-std::atomic<bool> forked{false};
-#if defined(__unix__) || defined(__APPLE__)
-[[maybe_unused]] const int watch_for_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
 
 }  // namespace
 
@@ -80,25 +62,6 @@ bool use_backend(const std::string& name) {
       return true;
     }
   return false;
-}
-
-void set_threads(int threads) { thread_count = threads; }
-int threads() { return has_threads() && !forked ? thread_count.load() : 1; }
-
-Size set_threading_threshold(Size operations) { return threshold.exchange(operations); }
-
-int threads_for(Size operations, Size steps, Size parts) {
-  const Size least = threshold.load(std::memory_order_relaxed);
-  if (operations < least || operations * steps < least * least_steps) return 1;
-  return static_cast<int>(std::max<Size>(1, std::min<Size>(threads(), parts)));
-}
-
-bool has_threads() {
-#ifdef GATEWISE_OPENMP
-  return true;
-#else
-  return false;
-#endif
 }
 
 }  // namespace gatewise

@@ -24,6 +24,9 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       feature_bytes_(input_bytes_of(rest)),
       counts_(size(batch)),
       inputs_(size(steps * batch * input_bytes_)),
+      operations_(rest.operations(batch) * steps + (head ? head->operations(batch) : 0)),
+      saved_counts_(size(batch)),
+      saved_inputs_(size(steps * batch * input_bytes_)),
       places_(size(steps * batch)) {
   rows_.resize(steps, batch);
   std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
@@ -81,7 +84,7 @@ void Window::make_features(Size slot) {
       input.tokens = reinterpret_cast<const std::int64_t*>(features);
     else
       input.rows = {features, 0, head_->input()};
-    head_run_(input, {made, 0, features_});
+    head_run_(input, {made, 0, features_}, nullptr);
     features = made;
   }
   if (!first_is_recurrent()) return;
@@ -101,7 +104,10 @@ void Window::remember(const void* inputs, Size row_bytes) {
   for (Size& count : counts_) count = std::min(count + 1, steps_);
 }
 
-void Window::operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets) {
+Status Window::operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets,
+                          Interrupt* interrupt) {
+  const bool may_take_long = interrupt && operations_ * std::min(steps, look_operations) >= look_operations;
+  if (may_take_long) save_inputs();
   for (Size t = 0; t < steps; ++t) {
     for (Size row = 0; row < batch_; ++row)
       if (resets && resets[t * batch_ + row]) forget(row);
@@ -110,11 +116,29 @@ void Window::operator()(const NetworkInput& input, Rows<void*> output, Size step
       remember(input.tokens + t * batch_, input_bytes_);
     else
       remember(static_cast<const char*>(input.rows.data) + t * input.rows.step * item, input.rows.row * item);
-    step({static_cast<char*>(output.data) + t * output.step * item, 0, output.row});
+    const Rows<void*> rows{static_cast<char*>(output.data) + t * output.step * item, 0, output.row};
+    if (step(rows, may_take_long ? interrupt : nullptr) == Status::complete) continue;
+    restore_inputs(t + 1);
+    return Status::interrupted;
   }
+  return Status::complete;
 }
 
-void Window::step(Rows<void*> output) {
+void Window::save_inputs() {
+  std::memcpy(saved_inputs_.data(), inputs_.data(), inputs_.bytes());
+  saved_counts_ = counts_;
+  saved_next_ = next_;
+}
+
+// After so many steps.
+void Window::restore_inputs(Size steps) {
+  std::memcpy(inputs_.data(), saved_inputs_.data(), inputs_.bytes());
+  counts_ = saved_counts_;
+  next_ = saved_next_;
+  for (Size i = 0; i < std::min(steps, steps_); ++i) make_features((next_ + i) % steps_);
+}
+
+Status Window::step(Rows<void*> output, Interrupt* interrupt) {
   const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
   const Size steps = *most;
   if (*least < steps || steps != laid_out_steps_) {
@@ -144,7 +168,7 @@ void Window::step(Rows<void*> output) {
     else
       window.rows = {gathered_.data(), batch_ * features_, features_};
   }
-  run_(window, output);
+  return run_(window, output, interrupt);
 }
 
 }  // namespace gatewise

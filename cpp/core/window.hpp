@@ -17,8 +17,10 @@ class Window {
   // Takes over the inputs of a window of the same sizes but for its weights.
   void take_inputs(const Window& other);
 
-  // Some steps of every row: x [T, B, I] or tokens [T, B]; output [T, B, O]; resets [T, B], null: none.
-  void operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets);
+  // Some steps of every row: x [T, B, I] or tokens [T, B]; output [T, B, O]; resets [T, B], null: none. Interrupted,
+  // the window is as it was.
+  Status operator()(const NetworkInput& input, Rows<void*> output, Size steps, const std::uint8_t* resets,
+                    Interrupt* interrupt);
   void forget(Size row) { counts_[static_cast<std::size_t>(row)] = 0; }
 
   Size steps() const { return steps_; }
@@ -38,7 +40,9 @@ class Window {
   bool first_is_recurrent() const { return rest_->nodes.front().kind == Node::Kind::recurrent; }
   void lay_out_rest(Size steps, const Schedule& schedule);
   void make_features(Size slot);
-  void step(Rows<void*> output);
+  Status step(Rows<void*> output, Interrupt* interrupt);
+  void save_inputs();
+  void restore_inputs(Size steps);
 
   const Network *head_, *rest_;
   Size steps_, batch_, input_bytes_;
@@ -46,8 +50,12 @@ class Window {
   Size next_ = 0;                  // the slot of the next input
   std::vector<Size> counts_;       // [B]
   Buffer inputs_, feature_rows_;   // [steps, B, I], [steps, B, F]
-  Buffer sums_[2];                 // [steps, B, sums of the first layer], each direction
-  Buffer gathered_;                // [steps, B, F] in the order of time; or tokens [steps, B]
+  Size operations_;                // multiply-adds of one step with a full window
+  Size saved_next_ = 0;            // as they were before a call that may be interrupted
+  std::vector<Size> saved_counts_;
+  Buffer saved_inputs_;
+  Buffer sums_[2];   // [steps, B, sums of the first layer], each direction
+  Buffer gathered_;  // [steps, B, F] in the order of time; or tokens [steps, B]
   Buffer scratch_, head_scratch_;
   Buffer state_;
   std::vector<void*> state_after_;  // of a call, not used further

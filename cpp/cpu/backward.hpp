@@ -185,7 +185,7 @@ void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>&
     product.vectors = {grads + share.begin * grads_panel, grads_panel, grads_row, 0};
     product.sums = {sums + share.begin * size * width * lanes, size * width * lanes, width * lanes};
     if (block.end < sequence.steps) product.start = {product.sums.data, product.sums.panel, product.sums.row};
-    multiply<width>(product);
+    multiply_interruptibly<width>(product, team, sequence.interrupt);
   };
   using Gates = std::integral_constant<int, G>;
   add(Gates(), s.turned_input, s.turned_row, 1, layer.input, s.grad_sums + Cell::first_input_sum * lanes, sums_panel,
@@ -219,7 +219,7 @@ Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s,
 // The gradients of the input of a block, in the columns of `share`; zero where a row has no step.
 template <class Cell>
 void input_gradients(const Sequence& sequence, const SequenceGradients& grads, const BackwardScratch<Cell>& s,
-                     const Block& block, Team::Share share) {
+                     const Block& block, Team::Share share, const Team& team) {
   const Size panel_size = s.rows * lanes, units = sequence.layer.input;
   Product product = product_of_gradients(sequence.layer, s, Cell::first_input_sum, s.input_turned, share);
   product.rows = block.rows;
@@ -239,7 +239,7 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
     each([](Real* sums, const Real* row, Size count) { load_first(row, count).store(sums); });
     product.start = {product.sums.data, product.sums.panel, product.sums.row};
   }
-  multiply<1>(product);
+  multiply_interruptibly<1>(product, team, sequence.interrupt);
   each([](const Real* sums, Real* row, Size count) { store_first(Register::load(sums), row, count); });
   const Team::Share own = units_of(share, units);
   for (Size i = block.first; i < block.end && !grads.add_to_input; ++i)
@@ -247,8 +247,9 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
       clear(grad_row(i, b) + own.begin, own.count());
 }
 
+// False: it was interrupted, and the gradients are undefined.
 template <class Cell>
-void backward_steps(const Sequence& sequence, const Call& call, const SequenceGradients& grads, Real* scratch,
+bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGradients& grads, Real* scratch,
                     const Team& team) {
   constexpr int G = Cell::gates;
   const Layer& layer = sequence.layer;
@@ -282,6 +283,7 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
   // With checkpoints: the steps [replayed, replayed_end) have been made anew; rows of the checkpoints before them.
   const Size every = call.checkpoint_every;
   Size replayed = steps, replayed_end = steps, checkpointed = sequence.tape.rows;
+  Looks looks = sequence.looks();
   for (Size end = steps; end > 0;) {
     const Block block(sequence, end, s.rows);
     if (wants_parameters) {
@@ -301,8 +303,9 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
         for (Size panel = own.begin; panel < own.end && Cell::carried; ++panel)
           copy(sequence.checkpoint(checkpointed) + panel * kept_rows * lanes, s.carried_here + panel * batch * lanes,
                kept_rows * lanes);
-        replay_steps(sequence, packed, replayed, replayed_end - replayed, s.carried_here, s.replayed, s.zeros,
-                     s.between, team);
+        if (!replay_steps(sequence, packed, replayed, replayed_end - replayed, s.carried_here, s.replayed, s.zeros,
+                          s.between, team))
+          return false;
       }
       const StepTape tape =
           every > 0 ? sequence.step_tape(Cell(), s.between, i, sequence.lowest_time(replayed, replayed_end - replayed))
@@ -336,7 +339,7 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
       update_backward<Cell>(sequence, own, rows, tape, grad_cell_hidden, grad_output, s.grad_carried,
                             s.grad_sums + row * sums_row, sums_panel,
                             layer.projection ? s.cell_hidden + row * hidden : nullptr);
-      team.wait();
+      if (!looks.wait(team, sequence.interrupt)) return false;
       Product product = product_of_gradients(layer, s, Cell::first_hidden_sum, s.hidden_turned, own_hidden);
       product.rows = rows;
       product.descending = turns_back(i);
@@ -348,8 +351,8 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
       if (Cell::carried) reset_panels(sequence, i, own, s.grad_carried);
     }
     if (wants_parameters) accumulate_gradients(sequence, s, block, team);
-    if (wants_input) input_gradients(sequence, grads, s, block, own_input);
-    team.wait();
+    if (wants_input) input_gradients(sequence, grads, s, block, own_input, team);
+    if (!team.goes_on(sequence.interrupt)) return false;
     end = block.first;
   }
 
@@ -359,6 +362,7 @@ void backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
   store_state(sequence, s.grad_hidden, recurrent, own_hidden, grads.hidden_before);
   if (grads.cell_before) store_state(sequence, s.grad_carried, hidden, own, grads.cell_before);
   if (wants_parameters) unpack_gradients(layer, s.gradients, *grads.parameters, own, own_projection);
+  return true;
 }
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -76,11 +76,12 @@ void gather_rows(const Sequence& sequence, Size lowest, Size count, Size units, 
 
 // The product with one set of rows, over all times at once where rows follow each other at one stride.
 template <int G>
-void multiply_times(Product product, Rows<const Real*> rows, Size times, Size batch) {
+void multiply_times(Product product, Rows<const Real*> rows, Size times, Size batch, const Team& team,
+                    Interrupt* interrupt) {
   product.scalars.row = batch == 1 ? rows.step : rows.row;
   if (batch == 1 || rows.step == batch * rows.row) {
     product.rows = times * batch;
-    return multiply<G>(product);
+    return multiply_interruptibly<G>(product, team, interrupt);
   }
   product.rows = batch;
   for (Size t = 0; t < times; ++t) {
@@ -156,15 +157,15 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
     team.wait();
     product.rows = rows;
     product.scalars = {s.input, inputs, 1, 0};
-    multiply<G>(product);
+    multiply_interruptibly<G>(product, team, sequence.interrupt);
   } else if (sequence.schedule.packed) {
     product.rows = rows;
     product.scalars = {sequence.step_of(sequence.input, lowest), sequence.input.row, 1, 0};
-    multiply<G>(product);
+    multiply_interruptibly<G>(product, team, sequence.interrupt);
   } else {
     const Rows<const Real*> input{sequence.step_of(sequence.input, lowest), sequence.input.step, sequence.input.row};
     product.scalars = {input.data, 0, 1, 0};
-    multiply_times<G>(product, input, count, sequence.batch);
+    multiply_times<G>(product, input, count, sequence.batch, team, sequence.interrupt);
   }
   start_unfed_sums(packed, share, rows, s.sums, panel, row);
 }
@@ -294,8 +295,9 @@ inline void hand_over(const Sequence& sequence, Size i, Team::Share share, Real*
     if (resets.flags[sequence.row(b)]) clear(hidden + b * width + own.begin, own.count());
 }
 
+// False: it was interrupted, and none of the state after it is written.
 template <class Cell>
-void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
+bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
                    Real* scratch, const Team& team) {
   const Layer& layer = sequence.layer;
   const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
@@ -325,6 +327,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
   const Size every = sequence.tape.checkpoint_every;
   Size checkpointed = 0;  // rows of the checkpoints so far
+  Looks looks = sequence.looks();
   for (Size ahead = 0; ahead < steps;) {
     const Size count = sequence.steps_within(ahead, 1, steps - ahead, s.ahead.rows),
                lowest = sequence.lowest_time(ahead, count);
@@ -385,7 +388,7 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
         hand_over(sequence, i, own_hidden, after.data);
         if (Cell::carried) reset_panels(sequence, i + 1, own, s.carried);
       }
-      team.wait();
+      if (!looks.wait(team, sequence.interrupt)) return false;
     }
     ahead += count;
   }
@@ -394,14 +397,15 @@ void forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
     copy(sequence.hidden_after(b, s.zeros) + own_units.begin,
          hidden_after + sequence.row(b) * recurrent + own_units.begin, own_units.count());
   if (cell_after) store_state(sequence, s.carried, hidden, own, cell_after);
+  return true;
 }
 
 // What a tape of everything would keep of the steps [first, first + count), into `tape`, whose steps begin at the
 // lowest of their times; from the state before them: `carried`, in which it ends. Their h is known, so that all
 // products come before the cells, in as few passages over the weights as there is scratch for; the sums have the same
-// bits either way.
+// bits either way. False: it was interrupted.
 template <class Cell>
-void replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size first, Size count, Real* carried,
+bool replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size first, Size count, Real* carried,
                   const RowsScratch<Cell>& s, const Real* zeros, const StepTape& tape, const Team& team) {
   const Layer& layer = sequence.layer;
   const Size recurrent = output_of(layer), from_time = sequence.lowest_time(first, count);
@@ -423,9 +427,10 @@ void replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size fir
                          sequence.batch, sequence.step_tape(Cell(), tape, i, from_time), nullptr, 0);
       if (Cell::carried) reset_panels(sequence, i + 1, own, carried);
     }
-    team.wait();  // before the rows are overwritten
+    if (!team.goes_on(sequence.interrupt)) return false;  // all meet before the rows are overwritten
     first += width;
   }
+  return true;
 }
 
 }  // namespace gatewise::GATEWISE_KERNEL

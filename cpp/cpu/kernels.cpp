@@ -83,13 +83,14 @@ Size scratch_backward(const Backward& call) {
                            [&](auto cell) { return backward_scratch<decltype(cell)>(without_empty_steps(call)); });
 }
 
-void forward(const Forward& call) {
-  with_cell(call.stack.layer->cell, [&](auto cell) { run_forward<decltype(cell)>(without_empty_steps(call)); });
+Status forward(const Forward& call) {
+  return with_cell(call.stack.layer->cell,
+                   [&](auto cell) { return run_forward<decltype(cell)>(without_empty_steps(call)); });
 }
 
-void backward(const Backward& call) {
-  with_trained_cell(call.stack.layer->cell,
-                    [&](auto cell) { run_backward<decltype(cell)>(without_empty_steps(call)); });
+Status backward(const Backward& call) {
+  return with_trained_cell(call.stack.layer->cell,
+                           [&](auto cell) { return run_backward<decltype(cell)>(without_empty_steps(call)); });
 }
 
 void trace(const Backward& call, const Trace& wanted) {

@@ -67,6 +67,37 @@ struct Resets {
   Size count;
 };
 
+// Counts down the steps until the next look at the interrupt.
+class Looks {
+ public:
+  explicit Looks(Size operations_of_step) : every_(larger(1, look_operations / larger(1, operations_of_step))) {}
+  // Waits for the team as after each step; false: the call is to end.
+  bool wait(const Team& team, Interrupt* interrupt) {
+    if (--left_ > 0) return team.wait(), true;
+    left_ = every_;
+    return team.goes_on(interrupt);
+  }
+
+ private:
+  Size every_, left_ = every_;
+};
+
+// A product by one thread, some panels at a time. Once the call is asked to end, the rest is left out.
+template <int G>
+void multiply_interruptibly(Product product, const Team& team, Interrupt* interrupt) {
+  constexpr Size operations_at_a_time = 8 * look_operations;
+  const Size panel = product.rows * product.segments * product.run * G * lanes;
+  const Size most = larger(1, operations_at_a_time / larger(1, panel));
+  for (Size left = product.panels; left > 0; left -= product.panels) {
+    product.panels = smaller(left, most);
+    multiply<G>(product);
+    if (left == product.panels || team.is_asked_to_end(interrupt)) return;
+    product.vectors.data += product.panels * product.vectors.panel;
+    product.sums.data += product.panels * product.sums.panel;
+    if (product.start.data) product.start.data += product.panels * product.start.panel;
+  }
+}
+
 struct Sequence {
   Layer layer;
   Size steps, batch;
@@ -80,6 +111,12 @@ struct Sequence {
   const std::int64_t* place =
       nullptr;                  // [T, whole], where in `table` the sums are that the input feeds; null: of input
   const Real* table = nullptr;  // [place][panel][sum][lane]
+  Interrupt* interrupt = nullptr;
+
+  Looks looks() const {
+    const Size recurrent = output_of(layer);
+    return Looks(batch * layer.hidden * (gates_of(layer.cell) * (layer.input + recurrent) + layer.projection));
+  }
 
   // Whether the rows of one step do not follow on those of the step before.
   bool scattered() const { return !schedule.packed && (schedule.order || batch != whole); }

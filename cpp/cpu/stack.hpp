@@ -89,12 +89,16 @@ Size backward_scratch(const Backward& call) {
   return arena.used + largest_scratch<BackwardScratch<Cell>>(call.stack, call);
 }
 
-// Dropout over some rows of a whole sequence [T, B, units], or over a packed one, cut over the team by steps.
+// Dropout over some rows of a whole sequence [T, B, units], or over a packed one, cut over the team by steps. Once the
+// call is asked to end, the rest is left out.
 inline void drop_rows(const Call& call, Size layer, Team::Share rows, Size units, const Real* from, Real* to,
                       const Team& team) {
+  constexpr Size operations_of_draw = 16;
   const Team::Share own = team.share(call.steps);
   const Schedule& schedule = call.schedule;
+  const Size every = larger(1, look_operations / larger(1, operations_of_draw * rows.count() * units));
   for (Size t = own.begin; t < own.end; ++t) {
+    if ((t - own.begin) % every == every - 1 && team.is_asked_to_end(call.interrupt)) return;
     const Size first = schedule.packed ? schedule.taken[t] : t * call.batch;
     const Size end = schedule.packed ? schedule.active[t] : rows.end;
     for (Size b = rows.begin; b < end; ++b)
@@ -142,11 +146,14 @@ inline Sequence sequence_of(const Call& call, Size layer, Size direction, Team::
           from(call.hidden_before, index * call.batch * recurrent),
           tape,
           nullptr,
-          nullptr};
+          nullptr,
+          call.interrupt};
 }
 
+inline Status status_of(const Call& call) { return is_asked(call.interrupt) ? Status::interrupted : Status::complete; }
+
 template <class Cell>
-void run_forward(const Forward& call) {
+Status run_forward(const Forward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
   Arena arena{static_cast<Real*>(call.scratch)};
@@ -174,24 +181,26 @@ void run_forward(const Forward& call) {
           sequence.place = call.lookup.place;
           sequence.table = static_cast<const Real*>(call.lookup.sums[d]);
         }
-        forward_steps<Cell>(sequence, from(call.cell_before, states * hidden),
-                            from(call.hidden_after, states * recurrent), from(call.cell_after, states * hidden),
-                            own_scratch, team);
+        if (!forward_steps<Cell>(sequence, from(call.cell_before, states * hidden),
+                                 from(call.hidden_after, states * recurrent), from(call.cell_after, states * hidden),
+                                 own_scratch, team))
+          return;
       }
       if (layer + 1 == stack.layers) break;
       team.wait();
       below = between;
       if (drops(call)) {
         drop_rows(call, layer, rows, directions * recurrent, tape.output, buffers[0], team);
-        team.wait();
+        if (!team.goes_on(call.interrupt)) return;
         below = buffers[0];
       }
     }
   });
+  return status_of(call);
 }
 
 template <class Cell>
-void run_backward(const Backward& call) {
+Status run_backward(const Backward& call) {
   const Stack& stack = call.stack;
   const Size batch = call.batch, directions = stack.directions;
   Arena arena{static_cast<Real*>(call.scratch)};
@@ -209,7 +218,7 @@ void run_backward(const Backward& call) {
       const Real* input = layer > 0 ? LayerTape<Cell>::find(call, layer - 1).output : nullptr;
       if (layer > 0 && drops(call)) {
         drop_rows(call, layer - 1, {0, batch}, below, input, buffers[2], team);
-        team.wait();
+        if (!team.goes_on(call.interrupt)) return;
         input = buffers[2];
       }
       const Rows<Real*> grad_input =
@@ -227,19 +236,21 @@ void run_backward(const Backward& call) {
             from(call.grad_hidden_before, of_hidden),
             from(call.grad_cell_before, of_cell),
             call.gradients + index};
-        backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, input),
-                                         output_rows(call, call.output, layer, tape.output), tape.direction[d]),
-                             call, grads, scratch, team);
+        if (!backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, input),
+                                              output_rows(call, call.output, layer, tape.output), tape.direction[d]),
+                                  call, grads, scratch, team))
+          return;
         team.wait();
       }
       if (layer == 0) break;
       if (drops(call)) {
         drop_rows(call, layer - 1, {0, batch}, below, grad_input.data, grad_input.data, team);
-        team.wait();
+        if (!team.goes_on(call.interrupt)) return;
       }
       grad_output = {grad_input.data, grad_input.step, grad_input.row};
     }
   });
+  return status_of(call);
 }
 
 // What one layer and direction kept, taken out of the panels of the tape: rows [T][B][units] of each value.

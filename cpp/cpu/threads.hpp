@@ -9,6 +9,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "../core/threads.hpp"
 #include "register.hpp"
 
 namespace gatewise::GATEWISE_KERNEL {
@@ -46,6 +47,7 @@ constexpr int spins_before_yield = 1000;
 // A barrier is a count of arrivals that only grows. Each has a cache line to itself.
 struct alignas(64) Arrivals {
   std::uint64_t count = 0;
+  std::uint64_t last = UINT64_MAX;  // with so many the call ends, since it was interrupted
 };
 constexpr int most_groups = 32;
 
@@ -53,12 +55,13 @@ constexpr int most_groups = 32;
 struct Team {
   int size = 1, rank = 0;
   Arrivals* arrivals = nullptr;  // of the team, then of each group that it may be cut into
+  bool is_caller = true;         // the thread that made the call
 
   // The group of this thread if the team is cut into `groups` equal ones, and which of them it is.
   Team group(int groups) const {
     if (groups == 1) return *this;
     const int threads = size / groups;
-    return {threads, rank % threads, arrivals + 1 + rank / threads};
+    return {threads, rank % threads, arrivals + 1 + rank / threads, is_caller};
   }
   int group_rank(int groups) const { return rank / (size / groups); }
 
@@ -74,9 +77,7 @@ struct Team {
   void wait() const {
     if (size == 1) return;
 #ifdef _OPENMP
-    const auto team = static_cast<std::uint64_t>(size);
-    const std::uint64_t arrived = __atomic_fetch_add(&arrivals->count, 1, __ATOMIC_ACQ_REL);
-    const std::uint64_t all = arrived - arrived % team + team;
+    const std::uint64_t all = next_meeting(__atomic_fetch_add(&arrivals->count, 1, __ATOMIC_ACQ_REL));
     for (int spins = 0; __atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE) < all; ++spins) {
 #if defined(__x86_64__)
       _mm_pause();
@@ -85,6 +86,34 @@ struct Team {
     }
 #endif
   }
+
+  // Waits for all as well, and then tells each of them the same: false, if the call is to end. Only one of them
+  // decides, before it arrives, and says for which meeting: a thread that has not yet left the meeting before must not
+  // hear of it there, or it would end while the others wait for it.
+  bool goes_on(Interrupt* interrupt) const {
+    const bool ends = is_asked_to_end(interrupt);
+    if (size == 1) return !ends;
+#ifdef _OPENMP
+    const std::uint64_t meeting = next_meeting(__atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE));
+    if (rank == 0 && ends) __atomic_store_n(&arrivals->last, meeting, __ATOMIC_RELEASE);
+    wait();
+    return __atomic_load_n(&arrivals->last, __ATOMIC_ACQUIRE) > meeting;
+#else
+    return true;
+#endif
+  }
+
+  // What this thread alone knows. Work that nobody will read may be left out then, but no meeting.
+  bool is_asked_to_end(Interrupt* interrupt) const {
+    return is_caller ? look_whether_asked(interrupt) : is_asked(interrupt);
+  }
+
+ private:
+  // The count with which a meeting is complete at which so many have arrived, this thread not among them.
+  std::uint64_t next_meeting(std::uint64_t arrived) const {
+    const auto team = static_cast<std::uint64_t>(size);
+    return arrived - arrived % team + team;
+  }
 };
 
 // Calls work(team) on each thread of a team of at most `threads`. One thread never touches OpenMP.
@@ -92,12 +121,13 @@ template <class Work>
 void run_team(int threads, const Work& work) {
   const FloatingPointMode mode;
 #ifdef _OPENMP
+  if (threads > 1) threads = startable_threads(threads);
   if (threads > 1) {
     Arrivals arrivals[1 + most_groups];
 #pragma omp parallel num_threads(threads)
     {
       const FloatingPointMode worker_mode;
-      work(Team{omp_get_num_threads(), omp_get_thread_num(), arrivals});
+      work(Team{omp_get_num_threads(), omp_get_thread_num(), arrivals, omp_get_thread_num() == 0});
     }
     return;
   }

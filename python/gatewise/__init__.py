@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gatewise import _core  # noqa: F401  # first: it refuses subinterpreters, which NumPy then is not loaded in
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad
@@ -11,6 +12,7 @@ from gatewise.settings import (
     backend,
     backends,
     get_num_threads,
+    release_memory,
     set_num_threads,
     show_config,
     use_backend,
@@ -75,6 +77,7 @@ __all__ = [
     "load",
     "pad",
     "reference",
+    "release_memory",
     "save",
     "set_num_threads",
     "show_config",

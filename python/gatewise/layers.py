@@ -232,7 +232,13 @@ class Layer(Module, Live):
             self._call_count = (call_count + 1) % 2**64
         packed = self._holder.weights.packed()
         dropout = (self._dropout, self._seed, call_count)
-        return record(layout, packed, array, hidden, cell, timetable, steps, every, dropout)
+        try:
+            return record(layout, packed, array, hidden, cell, timetable, steps, every, dropout)
+        except BaseException:  # Ctrl-C, or memory is short: nothing has changed
+            with one_at_a_time():
+                if self._call_count == (call_count + 1) % 2**64:
+                    self._call_count = call_count
+            raise
 
     def trace(self, x: object, state: object = None, *, lengths: object = None, resets: object = None) -> Trace:
         """A call that shows what goes on inside: every gate and state of every layer and direction.

@@ -10,7 +10,7 @@ from gatewise import _core
 from gatewise.arrays import Array, as_array, describe, output, shaped, whole_number
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES
-from gatewise.streams import Stream, step_input
+from gatewise.streams import Stream, refuse_two_bases, step_input
 
 
 class Pool(_core.Pool):
@@ -20,8 +20,13 @@ class Pool(_core.Pool):
     a slot do not depend on who shares the call: they are those of a stream of its own. It allocates nothing; when the
     call is long, other Python threads run meanwhile, and it uses several itself.
 
-    A pool serves one thread at a time; a second one that comes meanwhile gets a RuntimeError.
+    A pool serves one thread at a time; a second one that comes meanwhile gets a RuntimeError. So does the child of a
+    process that forked during a step in another thread, until it has reset the slots of that step.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_two_bases(cls)
 
     def __init__(self, chain: Chain, capacity: int) -> None:
         if chain.looks_ahead:

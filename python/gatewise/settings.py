@@ -44,6 +44,15 @@ def get_num_threads() -> int:
     return _core.get_num_threads()
 
 
+def release_memory() -> int:
+    """Return the memory that gatewise holds for later calls to the system; the number of bytes that it was.
+
+    Large blocks that a call or an array no longer needs, at most 256 MB in all, are held so that the next call need not
+    ask the system for memory, which takes time. Where memory is short, gatewise returns them of itself.
+    """
+    return _core.release_memory()
+
+
 def show_config() -> None:
     """Print version, processor, backends, threads and how the library was built."""
     from gatewise import __version__

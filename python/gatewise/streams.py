@@ -23,7 +23,7 @@ from gatewise.arrays import (
 from gatewise.layouts import Axes
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES, Weights
-from gatewise.sequences import flags_of_rows, plan, restarts, whole_lengths
+from gatewise.sequences import flags_of_rows, restarts, whole_lengths
 
 MOST_WINDOW = 2**20  # steps
 
@@ -31,11 +31,16 @@ MOST_WINDOW = 2**20  # steps
 class Stream(_core.Stream):
     """A state that advances step by step, with the weights that its layer or model had when the stream was made.
 
-    `step(x, out)` is a plain C method: it converts nothing, allocates nothing, takes no lock and starts no thread. Its
-    results have the same bits as those of a call over the whole sequence.
+    `step(x, out)` and `run(x, out)` are plain C methods: they convert nothing, allocate nothing and take no lock, and a
+    step starts no thread. Their results have the same bits as those of a call over the whole sequence.
 
-    A stream serves one thread at a time; a second one that comes meanwhile gets a RuntimeError.
+    A stream serves one thread at a time; a second one that comes meanwhile gets a RuntimeError. So does the child of a
+    process that forked while another of its threads was using the stream, until it has reset it.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_two_bases(cls)
 
     def __init__(self, chain: Chain, batch_first: bool, batch_size: int | None, window: int | None = None) -> None:
         if window is None and chain.looks_ahead:
@@ -49,7 +54,7 @@ class Stream(_core.Stream):
         size = None if batch_size is None else whole_number("batch_size", batch_size, 1, MOST)
         rows = 1 if size is None else size
         if window is None:
-            super().__init__(chain.network(weights, "steps"), rows, size is None)
+            super().__init__(chain.network(weights, "steps"), rows, size is None, batch_first=batch_first)
         else:
             window = whole_number("window", window, 1, MOST_WINDOW)
             # Of each input some numbers are kept, at most so many.
@@ -57,7 +62,7 @@ class Stream(_core.Stream):
             if 8 * numbers > MOST_BYTES:
                 raise ValueError(f"window: expected one of at most {MOST_BYTES} bytes, got {8 * numbers}")
             rest, head = chain.window(weights)
-            super().__init__(rest, rows, size is None, head, window)
+            super().__init__(rest, rows, size is None, head, window, batch_first)
         self._chain = chain
         self._weights = weights
         self._batch_first = batch_first
@@ -84,24 +89,8 @@ class Stream(_core.Stream):
             return given, np.empty((*rows, of.output_size), of.dtype), flags
         return given, output("out", out, of.dtype, (*rows, of.output_size), ("x", given)), flags
 
-    def run(self, x: object, out: Array | None = None, *, resets: object = None) -> Array:
-        """Several steps in one call, the same bits as one by one.
-
-        Parameters
-        ----------
-        x : array_like
-            (T, input_size); with batch_size B (T, B, input_size), or (B, T, input_size) if the layer is batch_first.
-            Tokens have no last axis.
-        out : ndarray, optional
-            Where to write the output, as in the layer's call.
-        resets : array_like of bools or of numbers that are 0 or 1, optional
-            (T, B) in the order of x's axes, unbatched (T,): where the state is set to zero before the step.
-
-        Returns
-        -------
-        ndarray
-            The outputs in the order of x's axes; `out` if it was given.
-        """
+    def _prepare_run(self, x: object, out: object, resets: object) -> tuple[Array, Array, Array | None]:
+        """For the C method `run`, likewise. Each array has the order of x's axes."""
         of = self._chain
         array = sequence_input(of, x, out is not None)
         axes: list[int | str] = ["T", *of.units]
@@ -113,10 +102,8 @@ class Stream(_core.Stream):
         y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
         if resets is not None and self._window is None and of.refuses_resets:
             raise ValueError(of.refuses_resets)
-        timetable = None if resets is None else plan(axes_of, None, resets)[0]
-        given = axes_of.to_time_major(array)
-        self._run(rows(given) if of.units else np.ascontiguousarray(given), axes_of.to_time_major(y), timetable)
-        return y
+        flags = None if resets is None else restarts(resets, axes_of.leading)
+        return rows(array) if of.units else array, y, flags
 
     @property
     def state(self) -> Any:
@@ -219,6 +206,12 @@ class Stream(_core.Stream):
     def __repr__(self) -> str:
         window = "" if self._window is None else f", window={self._window}"
         return f"Stream({self._chain.describe()}, batch_size={self._batch_size}{window})"
+
+
+def refuse_two_bases(cls: type) -> None:
+    """A class cannot be a stream and a pool: the C methods of one would take an instance for the other."""
+    if issubclass(cls, _core.Stream) and issubclass(cls, _core.Pool):
+        raise TypeError(f"{cls.__name__}: expected a class that inherits from Stream or from Pool, got one of both")
 
 
 def _restore(
