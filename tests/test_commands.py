@@ -431,12 +431,90 @@ def test_bad_lines(say, folder, line):
     assert not os.path.exists("y.csv")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", ["1e400", "-1e39", "3.4028236e38"])
+def test_numbers_too_large_for_the_model(say, folder, number, dtype):
+    saved(gw.GRU(3, 4, seed=1, dtype=dtype))
+    (folder / "x.csv").write_text(f"inf,2,3\n4,{number},nan\n")
+    said = say("run", "model", "--input", "x.csv", "--output", "y.csv")
+    if dtype == "float64" and number != "1e400":
+        assert said.status == 0
+    else:
+        refused(said, f"x.csv: line 2: expected numbers that fit {dtype}, got {number}")
+
+
+def test_the_largest_numbers(say, folder):
+    """As NumPy writes them; the infinite ones are written as such."""
+    model = saved(gw.GRU(3, 4, seed=1))
+    (folder / "x.csv").write_text("3.4028235e38,-3.4028235e+38,1e-400\n-inf, Infinity,+INF\n")
+    assert say("run", "model", "--input", "x.csv", "--output", "y.npy").status == 0
+    largest = np.finfo(np.float32).max
+    same_bits(np.load("y.npy"), model(np.array([[largest, -largest, 0], [-np.inf, np.inf, np.inf]], np.float32))[0])
+
+
 @pytest.mark.parametrize("line", ["1.5", "1,2", "x", "10", "-1", "1_0", str(2**63), "9" * 5000])
 def test_bad_lines_of_tokens(say, folder, line):
     saved(tokens())
     (folder / "x.csv").write_text(f"1\n{line}\n")
     refused(say("run", "model", "--input", "x.csv", "--output", "y.csv"), "x.csv: ", "expected", line[:60])
     assert not os.path.exists("y.csv")
+
+
+def peak_of(*arguments):
+    """Bytes that a command needs at most, in a process of its own, and its exit status."""
+    code = (
+        "import sys; from gatewise.__main__ import main; status = main(sys.argv[1:]); "
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')), status)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    peak, status = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.split()
+    return int(peak) * 1024, int(status)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+@pytest.mark.parametrize("how", [[], ["--whole"], ["--chunk", "1000000000"]])
+@pytest.mark.parametrize(
+    "text",
+    ["1," * 8_000_000, "1" * 16_000_000, "\n" * 16_000_000, "0.5\n" * 500_000],
+    ids=["fields", "digits", "lines", "numbers"],
+)
+def test_a_csv_takes_no_more_memory_than_its_size_says(folder, text, how):
+    """The line is refused, or, of 500,000 numbers, some arrays of them are in memory at once."""
+    saved(gw.Sequential([gw.GRU(1, 1, seed=1)]))
+    run = ["run", "model", "--output", "y.npy", *how, "--input"]
+    (folder / "small.csv").write_text("0.5\n")
+    usual, status = peak_of(*run, "small.csv")
+    assert status == 0
+    (folder / "x.csv").write_text(text)
+    peak, status = peak_of(*run, "x.csv")
+    assert status == (0 if text.startswith("0.5") else 2)
+    assert peak - usual < (30e6 if text.startswith("0.5") else 8e6)
+
+
+def write_header(path, shape):
+    """An .npy file of no more than its header."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+@pytest.mark.parametrize("how", [[], ["--whole"]])
+def test_rows_without_steps(say, how):
+    """They take no byte of the file, and memory each: some are nothing's outputs, a billion are refused."""
+    saved(ends_at_last())
+    write_header("x.npy", (0, 5, 3))
+    assert say("run", "model", "--input", "x.npy", "--output", "y.npy", *how).status == 0
+    assert np.load("y.npy").shape == (5, 2)
+    write_header("x.npy", (0, 10**9, 3))
+    refused(say("run", "model", "--input", "x.npy", "--output", "y.npy", *how), "x.npy: expected some steps, got none")
+
+
+@pytest.mark.parametrize("how", [[], ["--whole"]])
+@pytest.mark.parametrize("steps", [5, 10**12])
+def test_steps_without_rows(say, steps, how):
+    saved(stack())
+    write_header("x.npy", (steps, 0, 3))
+    assert say("run", "model", "--input", "x.npy", "--output", "y.npy", *how).status == 0
+    assert np.load("y.npy").shape == (steps, 0, 2)
 
 
 def test_damaged_files(say, folder, sequence):

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -38,6 +37,8 @@ PIECE = 2**20  # numbers in the widest place of a piece: a few MB
 PASSED, FAILED = 0, 1
 MOST_CALLS = 20_000
 SECONDS = 4.0  # for the calls that one line of `bench` is about
+LINE_NUMBERS = 2**14  # of lines that are Python's objects at the same time, some ten times as large as their text
+MOST_CHARACTERS = 1000  # of a number in a line
 VARIETY = 256  # different inputs of a step, so that no table or cache holds the one that is asked for
 
 
@@ -222,6 +223,9 @@ def _npy_input(path: str, of: Chain, batch_first: bool) -> Input:
         raise TypeError(f"{path}: expected whole numbers, got {array.dtype}")
     axes = Axes.of(of.units, batch_first, path, array)
     check(path, array[:0])  # its dtype; numbers are looked at as they come
+    # Rows without steps have no byte in the file, but each would take memory.
+    if axes.steps == 0 and axes.batch > os.path.getsize(path):
+        raise ValueError(f"{path}: expected some steps, got none, of {axes.batch} rows")
     axis = _time_axis(batch_first, axes.unbatched)
 
     def pieces(chunk: int) -> Iterator[Array]:
@@ -236,32 +240,70 @@ def _time_axis(batch_first: bool, unbatched: bool) -> int:
 
 
 def _csv_input(path: str, of: Chain) -> Input:
-    width = of.units[0] if of.units else 1
-    kind: type = float if of.units else int
-    # Tokens that are too large for any vocabulary are refused here, where the line is known.
-    dtype = np.dtype(np.float64 if of.units else np.int64)
-    with open(path, "rb") as file:
-        steps = sum(1 for _ in file)
-
-    def parse(number: int, line: str) -> list[Any]:
-        fields = line.rstrip("\r\n").split(",")
-        with suppress(ValueError):
-            values = [kind(field) for field in fields]
-            if len(values) == width and "_" not in line and (of.units or -(2**63) <= values[0] < 2**63):
-                return values if of.units else values[0]
-        what = ("a number" if of.units else "a whole number") if width == 1 else f"{width} numbers with commas"
-        raise ValueError(f"{path}: line {number}: expected {what}, got {line[:60].rstrip()!r}")
+    steps = _count_lines(path)
+    at_once = max(LINE_NUMBERS // (of.units[0] if of.units else 1), 1)
 
     def pieces(chunk: int) -> Iterator[Array]:
         with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
-            lines = enumerate(file, 1)
             for first in range(0, steps, chunk):
-                rows = [parse(number, line) for number, line in islice(lines, min(chunk, steps - first))]
-                if len(rows) < min(chunk, steps - first):
-                    raise ValueError(f"{path}: the file was cut while it was read")
-                yield np.array(rows, dtype)
+                last = min(first + chunk, steps)
+                starts = range(first, last, at_once)
+                yield np.concatenate([_parse(path, file, start, min(start + at_once, last), of) for start in starts])
 
     return Input(path, steps, None, pieces)
+
+
+def _count_lines(path: str) -> int:
+    """The lines of a file, however long they are, in little memory."""
+    count, end = 0, b"\n"
+    with open(path, "rb") as file:
+        while block := file.read(2**16):
+            count, end = count + block.count(b"\n"), block[-1:]
+    return count + (end != b"\n")
+
+
+def _parse(path: str, file: TextIO, first: int, last: int, of: Chain) -> Array:
+    """The next lines of a file: of numbers (last - first, I), of tokens (last - first,)."""
+    width = of.units[0] if of.units else 1
+    longest = width * MOST_CHARACTERS
+    lines, rows = [], []
+    for number in range(first + 1, last + 1):
+        line = file.readline(longest + 1)
+        if not line:
+            raise ValueError(f"{path}: the file was cut while it was read")
+        row = _numbers(line, width, float if of.units else int) if len(line) <= longest else None
+        if row is None:
+            what = ("a number" if of.units else "a whole number") if width == 1 else f"{width} numbers with commas"
+            raise ValueError(f"{path}: line {number}: expected {what}, got {line[:60].rstrip()!r}")
+        lines.append(line)
+        rows.append(row)
+    if not of.units:
+        return np.array(rows, np.int64)[:, 0]
+    array = np.array(rows)
+    for place in np.unique(np.nonzero(_infinite(array, of.dtype))[0]):
+        for field in lines[place].split(","):
+            if "inf" not in field.lower() and _infinite(np.array(float(field)), of.dtype):
+                where = f"{path}: line {first + place + 1}"
+                raise ValueError(f"{where}: expected numbers that fit {of.dtype}, got {field.strip()[:60]}")
+    return array
+
+
+def _numbers(line: str, width: int, kind: type) -> list[Any] | None:
+    """The numbers of a line; None if they are not so many, or no numbers."""
+    if line.count(",") != width - 1 or "_" in line:
+        return None
+    with suppress(ValueError):
+        values = [kind(field) for field in line.split(",")]
+        # Tokens that are too large for any vocabulary are refused here, where the line is known.
+        if kind is float or -(2**63) <= values[0] < 2**63:
+            return values
+    return None
+
+
+def _infinite(array: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):
+        found: Array = np.isinf(array.astype(dtype))
+    return found
 
 
 # ---- run: the model
@@ -288,7 +330,9 @@ def run(
                 _write_csv(temporary, results)
             else:
                 rows = () if given.batch is None else (given.batch,)
-                axes = Axes(model.batch_first, given.batch is None, given.steps, given.batch or 1)
+                axes = Axes(
+                    model.batch_first, given.batch is None, given.steps, 1 if given.batch is None else given.batch
+                )
                 shape = (*rows, of.output_size) if of.ends_at_last else axes.shape(of.output_size)
                 axis = None if of.ends_at_last else _time_axis(model.batch_first, axes.unbatched)
                 _write_npy(temporary, shape, of.dtype, axis, results)
@@ -329,7 +373,7 @@ def _in_pieces(
 ) -> Iterator[Array]:
     """The outputs of piece after piece; of a model that ends at the last step, that one alone."""
     of = model._chain
-    if given.steps == 0:  # what the last one of them gives, the call knows
+    if given.steps == 0 or given.batch == 0:  # what the last step gives then, the call knows
         yield from _whole(model, given)
         return
     stream = model.stream(given.batch, window=window)
