@@ -583,6 +583,35 @@ def test_a_failure_keeps_the_old_output(say, folder):
     assert (folder / "y.npy").read_text() == "old"
 
 
+@pytest.mark.parametrize(
+    "start", [["-m", "gatewise"], ["-mgatewise"], ["gatewise"], ["-W", "ignore", "-m", "gatewise"]]
+)
+def test_ctrl_c_while_it_imports(folder, start):
+    """No traceback, and the exit status of what Ctrl-C ends: 130 in a shell."""
+    (folder / "gatewise").write_text("import sys; from gatewise.__main__ import main; sys.exit(main())")
+    (folder / "slow" / "numpy").mkdir(parents=True)
+    (folder / "slow" / "numpy" / "__init__.py").write_text("import time; print('imports', flush=True); time.sleep(60)")
+    paths = [str(folder / "slow"), str(Path(gw.__file__).parents[1])]
+    with subprocess.Popen(
+        [sys.executable, *start, "info"], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "imports\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_is_nobody_elses(folder):
+    """A program that imports gatewise keeps what Ctrl-C does, and so do the commands once they run."""
+    code = "import signal; {}; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    (folder / "other.py").write_text(code.format("import gatewise"))
+    (folder / "gatewise").write_text(code.format("from gatewise.__main__ import main; main(['info'])"))
+    for command in (["other.py"], ["-m", "other", "gatewise"], ["gatewise"]):
+        said = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+        assert said.stdout.splitlines()[-1:] == ["True"], said.stderr
+
+
 @pytest.mark.parametrize("ending", ["npy", "csv"])
 def test_ctrl_c(folder, ending):
     """It ends at once and leaves nothing."""
@@ -623,18 +652,32 @@ def test_bench(say, quick, monkeypatch, make):
     lines = {line.split("  ")[0]: line for line in said.out.splitlines()}
     assert lines["step"].endswith("50")
     assert lines["sequence 5 x 2"].split()[-1] in {str(n) for n in range(10, 51)}
-    assert "threads 1" in said.out
+    assert lines["block of 64"].split()[-1] in {str(n) for n in range(10, 51)}
+    assert "1 thread\n" in said.out
     assert "ONNX Runtime: not installed; try: pip install onnxruntime onnx" in said.out
     assert "clock's own" in said.out
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_bench_times_blocks_of_a_stream(say, quick, monkeypatch, batch_first):
+    """Each is written into `out`, which is made before."""
+    saved(stack(batch_first=batch_first))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    shapes, plain = set(), gw.Stream.run
+    monkeypatch.setattr(gw.Stream, "run", lambda self, x, out: shapes.add((x.shape, out.shape)) or plain(self, x, out))
+    assert say("bench", "model", "--block", 9).status == 0
+    assert shapes == {((9, 3), (9, 2))}
+
+
 def test_bench_of_windows(say, quick):
     saved(two_directions())
-    said = say("bench", "model", "--window", 5)
+    said = say("bench", "model", "--window", 5, "--block", 3)
     assert "step, window 5" in said.out
+    assert "block of 3, window 5" in said.out
     assert "has no windows" in said.out
     said = say("bench", "model", "--steps", 3)
     assert "\nstep " not in said.out
+    assert "\nblock " not in said.out
     assert "try --window N, since layers[0]: expected one direction" in said.out
 
 
@@ -673,7 +716,7 @@ def runtime(monkeypatch):
 def test_bench_against_onnx_runtime(say, quick, runtime):
     said = say("bench", "model", "--steps", 5, "--batch", 2)
     assert said.status == 0
-    assert said.out.count("  ONNX Runtime ") == 2
+    assert said.out.count("  ONNX Runtime ") == 3
     assert "left out" not in said.out
 
 
@@ -703,6 +746,30 @@ def test_help(capsys, command):
     assert stopped.value.code == 0
     _, examples = capsys.readouterr().out.split("examples:\n")
     assert examples.count(f"gatewise {command}") >= 2
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], *([name] for name in COMMANDS)])
+def test_help_fits_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
+
+
+def test_help_names_the_endings_of_models(capsys):
+    from gatewise import formats
+
+    read = {*formats.ENDINGS, ".safetensors"}
+    for command in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        said = capsys.readouterr().out
+        assert set(re.findall(r"\.[a-z0-9]+\b", said)) >= read, command
+    written = {ending for ending, format in formats.ENDINGS.items() if format in formats.WRITTEN}
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    about_output = re.search(r"OUT  .*", capsys.readouterr().out)[0]
+    assert set(re.findall(r"\.[a-z0-9]+\b", about_output)) == {*written, ".safetensors"}
 
 
 def test_examples_are_commands():
@@ -738,6 +805,50 @@ def test_bad_options(capsys, arguments):
         main(arguments)
     assert stopped.value.code == 2
     assert f"gatewise {arguments[0]}: error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["demo", "--secnds", "3"], ["usage: gatewise demo", "arguments: --secnds 3; did you mean --seconds?"]),
+        (["run", "m", "--input", "x", "--output", "y", "--hole"], ["usage: gatewise run", "did you mean --whole?"]),
+        (["bench", "m", "--blok=3"], ["usage: gatewise bench", "did you mean --block?"]),
+        (["info", "a", "b"], ["usage: gatewise info", "unrecognized arguments: b\n"]),
+        (["--versoin"], ["usage: gatewise [-h]", "did you mean --version?"]),
+        (["info", "--nothing-like-it"], ["usage: gatewise info", "unrecognized arguments: --nothing-like-it\n"]),
+    ],
+)  # fmt: skip
+def test_misspelt_options(capsys, arguments, texts):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    for text in texts:
+        assert text in said
+
+
+def closing(descriptors, *arguments):
+    """Run a command that starts without its standard streams, as a service does."""
+    closed = " ".join(f"{descriptor}>&-" for descriptor in descriptors)
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "gatewise", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("descriptors", [(2,), (1,), (1, 2), (0, 1, 2)])
+def test_without_standard_streams(folder, sequence, descriptors):
+    """A command does its work and has its exit status; what it says goes nowhere, and into no file that it opens."""
+    model = saved(stack())
+    np.save("x.npy", sequence)
+    said = closing(descriptors, "run", "model", "--input", "x.npy", "--output", "y.npy")
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    same_bits(np.load("y.npy"), model(sequence))
+    wrong = closing(descriptors, "run", "model", "--input", "model", "--output", "z.npy")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert closing(descriptors, "run").returncode == 2
+    for arguments in (["info"], ["info", "model"], ["convert", "model", "copy"], ["--help"]):
+        said = closing(descriptors, *arguments)
+        assert (said.returncode, said.stderr) == (0, "")
+    same_bits(gw.load("copy")(sequence), model(sequence))
 
 
 def test_interrupted_here(say, monkeypatch):

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gatewise import _core  # noqa: F401  # first: it refuses subinterpreters, which NumPy then is not loaded in
+from gatewise import startup  # noqa: F401  # comes before all that takes time or needs the core
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
 from gatewise.sequences import pad, unpad
@@ -22,7 +22,10 @@ from gatewise.tapes import Gradients, Tape
 from gatewise.traces import GRUTrace, LSTMTrace, RNNTrace, Trace
 
 if TYPE_CHECKING:
+    from gatewise import jax as jax
+    from gatewise import plot as plot
     from gatewise import reference
+    from gatewise import torch as torch
     from gatewise.blocks import (
         Activation,
         BatchNorm,
@@ -98,11 +101,12 @@ _LATER = {
     **dict.fromkeys(("FormatError", "Verification", "load", "save", "verify"), "formats"),
     "Sequential": "sequential",
 }  # fmt: skip
+_MODULES = ("jax", "plot", "reference", "torch")  # these may need packages that are not installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "reference":
-        return import_module("gatewise.reference")
+    if name in _MODULES:
+        return import_module(f"gatewise.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'gatewise' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"gatewise.{_LATER[name]}"), name)
@@ -110,7 +114,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})
 
 
 _start()

@@ -482,15 +482,21 @@ def _write_csv(path: str, results: Iterable[Array]) -> None:
 # ---- bench
 
 
-def bench(file: str, steps: int, batch: int, window: int | None, threads: int | None) -> int:
-    """Time a step and a sequence, here and in ONNX Runtime."""
+def bench(file: str, steps: int, batch: int, block: int, window: int | None, threads: int | None) -> int:
+    """Time a step, a block of steps and a sequence, here and in ONNX Runtime."""
     with _threads(threads):
         model = load(file)
         of = model._chain
-        print(f"{file}: {_described(of)}; backend {gw.backend()}, threads {gw.get_num_threads()}")
+        threads_used = gw.get_num_threads()
+        with_threads = "1 thread" if threads_used == 1 else f"{threads_used} threads"
+        print(f"{file}: {_described(of)}; backend {gw.backend()}, {with_threads}")
         clock = _clock()
         peer, why = _peer(model) if window is None else (None, "has no windows")
-        lines = [*_step_lines(model, window, clock, peer), *_sequence_lines(model, steps, batch, clock, peer)]
+        lines = [
+            *_step_lines(model, window, clock, peer),
+            *_block_lines(model, block, window, clock, peer),
+            *_sequence_lines(model, steps, batch, clock, peer),
+        ]
     print_table(("", "p50", "p99", "p99.9", "calls"), lines)
     if reason := why_not_in_pieces(of):
         hint = "" if window else "; try --window N"
@@ -508,10 +514,29 @@ def _step_lines(model: gw.Sequential, window: int | None, clock: int, peer: Peer
     stream = model.stream(window=window)
     out = np.empty(of.output_size, of.dtype)
     xs = list(_draw(of, (VARIETY,)))
-    name = "step" if window is None else f"step, window {window}"
-    yield _line(name, _times(stream.step, [(np.asarray(x), out) for x in xs], clock))
+    yield _line(f"step{_of_window(window)}", _times(stream.step, [(np.asarray(x), out) for x in xs], clock))
     if peer is not None and peer.can_step:
         yield _line("  ONNX Runtime", _times(peer.stepper(), [(x.reshape(1, 1, *of.units),) for x in xs], clock))
+
+
+def _block_lines(
+    model: gw.Sequential, block: int, window: int | None, clock: int, peer: Peer | None
+) -> Iterator[tuple[str, ...]]:
+    """Blocks of one row by stream.run(block, out), as a sound card hands them over."""
+    of = model._chain
+    if window is None and of.looks_ahead:
+        return
+    stream = model.stream(window=window)
+    out = np.empty((block, of.output_size), of.dtype)
+    xs = list(_draw(of, (min(VARIETY, max(PIECE // block, 1)), block)))
+    yield _line(f"block of {block}{_of_window(window)}", _times(stream.run, [(x, out) for x in xs], clock))
+    if peer is not None and peer.can_step:
+        leading = Axes(model.batch_first, False, block, 1).leading
+        yield _line("  ONNX Runtime", _times(peer.stepper(), [(x.reshape(*leading, *of.units),) for x in xs], clock))
+
+
+def _of_window(window: int | None) -> str:
+    return "" if window is None else f", window {window}"
 
 
 def _sequence_lines(
