@@ -281,6 +281,43 @@ def test_figures_show_the_row(plot):
     assert sum(patch.get_height() for patch in heights if patch.get_width() < 0.04) == pytest.approx(100)
 
 
+def colours_of(figure):
+    return {axes.get_title(loc="left"): axes.images[0].get_clim() for axes in figure.axes if axes.images}
+
+
+def test_limits_of_the_colours(plot, tmp_path):
+    """By default all that a gate can be, so that figures can be compared; else as asked for, or as the data are."""
+    layer = gw.GRU(5, 12, seed=1)
+    trace = layer.trace(random((20, 3, 5), "float32"))
+    usual = {"reset gate": (0, 1), "update gate": (0, 1), "candidate": (-1, 1)}
+    assert colours_of(plot.gates(trace)) == usual
+    narrow = {"reset gate": (0.4, 0.6), "update gate": (0.4, 0.6), "candidate": (-1, 1)}
+    assert colours_of(plot.gates(trace, limits=(0.4, 0.6))) == narrow
+    figure = plot.gates(trace, row=1, limits="data")
+    saved(figure, tmp_path)
+    gate, candidate = trace["l0"].update_gate[:, 1], trace["l0"].candidate[:, 1]
+    shown = colours_of(figure)
+    assert shown["update gate"] == (gate.min(), gate.max())
+    assert shown["candidate"] == (-np.abs(candidate).max(), np.abs(candidate).max())
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_limits_of_data_that_are_all_the_same_or_not_numbers(plot, tmp_path, value):
+    layer = gw.LSTM(5, 12, seed=1)
+    layer.load_state_dict({name: np.zeros(array.shape) for name, array in layer.parameters.items()})
+    saved(plot.gates(layer.trace(np.full((20, 3, 5), value, "f")), limits="data"), tmp_path)
+
+
+def test_limits_are_checked(plot):
+    trace = gw.GRU(5, 12).trace(random((9, 3, 5), "float32"))
+    for error, limits in [
+        (TypeError, "all"), (TypeError, 0.5), (TypeError, (0.1, "b")), (TypeError, (0, 0.5, 1)),
+        (ValueError, (0.5, 0.5)), (ValueError, (0.6, 0.4)), (ValueError, (0, np.nan)),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=r"^limits"):
+            plot.gates(trace, limits=limits)
+
+
 def test_figures_refuse(plot):
     layer = make_layer("lstm", 5, 12)
     trace = layer.trace(random((9, 3, 5), "float32"))

@@ -9,7 +9,7 @@ Each function returns a matplotlib Figure of its own, which no global state know
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.plot needs matplotlib: pip install 'gatewise[plot]'") from error
 
-from gatewise.arrays import Array, as_array, describe, flag, floating, whole_number
+from gatewise.arrays import Array, as_array, describe, flag, floating, number, whole_number
 from gatewise.traces import LayerTrace, Trace
 
 # Okabe and Ito's colours, which do not depend on telling red from green.
@@ -29,7 +29,9 @@ CLOSED, OPEN = 0.05, 0.95  # beyond these a gate passes next to no gradient: it 
 DPI = 100
 
 
-def gates(trace: Trace, layer: str = "l0", row: int = 0) -> Figure:
+def gates(
+    trace: Trace, layer: str = "l0", row: int = 0, *, limits: tuple[float, float] | Literal["data"] | None = None
+) -> Figure:
     """Every gate and the candidate of one layer and direction as heat maps: time across, unit down.
 
     Parameters
@@ -39,19 +41,26 @@ def gates(trace: Trace, layer: str = "l0", row: int = 0) -> Figure:
         "l0", "l0_reverse", "l1", ...
     row : int
         Of the batch.
+    limits : (float, float) or "data", optional
+        The values of the gates that get the first and the last colour. None is 0 and 1, so that pictures can be
+        compared. "data" is the least and the largest value of each gate, which shows what a layer does whose gates
+        hardly move, as those of one that has not learned yet; the candidate then goes to its largest size on both
+        sides of 0, otherwise from -1 to 1.
     """
     shown = {name: _row(trace, array, row) for name, array in _arrays(_layer(trace, layer)).items() if _is_gate(name)}
     if not shown:
         raise ValueError(f"trace: expected a layer with gates, got {type(_layer(trace, layer)).__name__}")
     if not next(iter(shown.values())).size:
         raise ValueError(f"row: expected a row with steps, got {row}, which has none")
+    shown_limits = _limits(limits)
     figure = _figure(1.7 * len(shown) + 0.6)
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(panels, shown.items(), strict=True):
         signed = name == "candidate"
+        low, high = _range(values, signed, shown_limits)
         image = axes.imshow(
             values.T, aspect="auto", interpolation="nearest", origin="upper",
-            cmap="RdBu_r" if signed else "viridis", vmin=-1 if signed else 0, vmax=1,
+            cmap="RdBu_r" if signed else "viridis", vmin=low, vmax=high,
             extent=(-0.5, len(values) - 0.5, values.shape[1] - 0.5, -0.5),
         )  # fmt: skip
         axes.set_title(_words(name), loc="left", fontsize=10)
@@ -61,6 +70,30 @@ def gates(trace: Trace, layer: str = "l0", row: int = 0) -> Figure:
     panels[-1].set_xlabel("time step")
     _whole_numbers(panels[-1].xaxis, len(next(iter(shown.values()))))
     return _titled(figure, f"Gates of {layer}, row {row}")
+
+
+def _limits(limits: object) -> tuple[float, float] | Literal["data"]:
+    if limits is None:
+        return 0.0, 1.0
+    if isinstance(limits, str) and limits == "data":
+        return "data"
+    if not isinstance(limits, (tuple, list)) or len(limits) != 2:
+        raise TypeError(f"limits: expected two numbers, 'data' or None, got {limits!r}")
+    low, high = (number(f"limits[{i}]", value) for i, value in enumerate(limits))
+    if low >= high:
+        raise ValueError(f"limits: expected a smaller number before a larger one, got {limits!r}")
+    return low, high
+
+
+def _range(values: Array, signed: bool, limits: tuple[float, float] | Literal["data"]) -> tuple[float, float]:
+    """The values that get the first and the last colour; those of a candidate lie around 0."""
+    if limits != "data":
+        return (-1.0, 1.0) if signed else limits
+    finite = values[np.isfinite(values)]
+    if signed:
+        largest = float(np.abs(finite).max(initial=0))
+        return -largest, largest
+    return float(finite.min(initial=1)), float(finite.max(initial=0))
 
 
 def cells(trace: Trace, layer: str = "l0", row: int = 0, units: object = None) -> Figure:
