@@ -162,6 +162,27 @@ def test_a_trace_explains_itself():
         trace["l2"]
 
 
+def test_what_training_and_a_look_inside_give_is_shown_by_its_shapes():
+    layer = gw.LSTM(5, 7, bias=False)
+    tape = layer.record(random((3, 2, 5), "float32"))
+    states = "((1, 2, 7), (1, 2, 7))"
+    assert repr(tape) == f"Tape(output=(3, 2, 7), state={states}, nbytes={tape.nbytes})"
+    parameters = "{'weight_ih_l0': (28, 5), 'weight_hh_l0': (28, 7)}"
+    gradients = tape.backward(np.ones((3, 2, 7)))
+    assert repr(gradients) == f"Gradients(input=(3, 2, 5), state={states}, parameters={parameters})"
+    assert repr(tape) == f"Tape(output=(3, 2, 7), state={states}, nbytes=0)"
+    trace = gw.GRU(5, 7, 2).trace(random((3, 5), "float32"))
+    shapes = ", ".join(f"{name}=(3, 7)" for name in ("reset_gate", "update_gate", "candidate", "hidden"))
+    assert repr(trace["l1"]) == f"GRUTrace({shapes})"
+
+
+def test_a_layer_counts_its_parameters():
+    assert gw.GRU(5, 7).num_parameters == 3 * 7 * (5 + 7 + 2)
+    model = gw.Sequential([gw.Embedding(9, 5), gw.GRU(5, 7), gw.Dropout(0.5), gw.TimeDistributed(gw.Dense(7, 2))])
+    assert [layer.num_parameters for layer in model] == [9 * 5, 3 * 7 * (5 + 7 + 2), 0, 2 * (7 + 1)]
+    assert model.num_parameters == sum(array.size for array in model.parameters.values())
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(0, 2), (3, 0)], ids=str)
 def test_empty_traces(cell, steps, batch):
     trace = make_layer(cell, 5, 7).trace(np.empty((steps, batch, 5), "float32"))

@@ -148,7 +148,7 @@ def _counts(layers: Iterable[Any], dtype: np.dtype[Any]) -> tuple[str, str, str]
     parameters = products = state = 0
     for layer in layers:
         stage, arrays = layer._stage, layer._holder.weights.arrays.values()
-        parameters += sum(array.size for array in arrays)
+        parameters += layer.num_parameters
         if stage.vocabulary is None:  # of which rows are looked up
             products += sum(array.size for array in arrays if array.ndim > 1)  # each number of a matrix once a step
         if stage.state is not None:

@@ -52,6 +52,11 @@ class Module:
         holder = self._holder
         return Parameters(lambda: holder.weights.arrays, holder.swap)
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(array.size for array in self._holder.weights.arrays.values())
+
     @contextmanager
     def edit(self) -> Iterator[dict[str, Array]]:
         """Writable copies of all weights, swapped in together at the end; on an exception nothing changes.

@@ -92,6 +92,11 @@ class Sequential(Live):
         """The weights of all layers, as PyTorch names them: "0.weight_ih_l0". Assign to change them."""
         return Parameters(self._arrays, self._swap)
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights of all layers are."""
+        return sum(layer.num_parameters for layer in self._layers)
+
     def _arrays(self) -> dict[str, Array]:
         return {
             f"{i}.{name}": array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,14 @@ from gatewise.layouts import Layout, State
 from gatewise.sequences import cut
 
 
-@dataclass(frozen=True)
+def shapes(value: Any) -> Any:
+    """Arrays, also in tuples and dictionaries, by their shapes: what a repr shows of them."""
+    if isinstance(value, dict):
+        return {name: shapes(one) for name, one in value.items()}
+    return tuple(map(shapes, value)) if isinstance(value, tuple) else value.shape
+
+
+@dataclass(frozen=True, repr=False)
 class Gradients:
     """Gradients of a loss, in the shapes of what they belong to.
 
@@ -29,6 +37,10 @@ class Gradients:
     input: Array
     state: State
     parameters: dict[str, Array]
+
+    def __repr__(self) -> str:
+        state, parameters = shapes(self.state), shapes(self.parameters)
+        return f"Gradients(input={self.input.shape}, state={state}, parameters={parameters})"
 
 
 class Tape:
@@ -57,6 +69,9 @@ class Tape:
         """Bytes kept for backward beside input and output; 0 when used up."""
         core = self._core
         return core.nbytes if core is not None else 0
+
+    def __repr__(self) -> str:
+        return f"Tape(output={self.output.shape}, state={shapes(self.state)}, nbytes={self.nbytes})"
 
     def backward(self, grad_output: object, grad_state: object = None, *, keep: bool = False) -> Gradients:
         """Backpropagation through time.

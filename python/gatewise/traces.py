@@ -12,8 +12,16 @@ from gatewise.layouts import State
 from gatewise.tapes import Tape
 
 
-@dataclass(frozen=True, eq=False)
-class LSTMTrace:
+class _Kept:
+    """What the traces of all cells share: they show the shapes of their arrays."""
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={array.shape}" for name, array in vars(self).items()]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LSTMTrace(_Kept):
     """What one direction of an LSTM layer did: (T, B, H) each, hidden (T, B, H or P).
 
     Attributes
@@ -36,8 +44,8 @@ class LSTMTrace:
     hidden: Array
 
 
-@dataclass(frozen=True, eq=False)
-class GRUTrace:
+@dataclass(frozen=True, eq=False, repr=False)
+class GRUTrace(_Kept):
     """What one direction of a GRU layer did: (T, B, H) each.
 
     Attributes
@@ -56,8 +64,8 @@ class GRUTrace:
     hidden: Array
 
 
-@dataclass(frozen=True, eq=False)
-class RNNTrace:
+@dataclass(frozen=True, eq=False, repr=False)
+class RNNTrace(_Kept):
     """What one direction of an RNN layer did.
 
     Attributes
