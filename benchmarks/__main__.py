@@ -14,12 +14,27 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 from .peers import PEERS, gatewise, versions
-from .workloads import CELL, HOMES, LAYER, NETWORK, ONE_STEP, PLAIN, POOL, QUICK, STEP, TRAIN, WORKLOADS, Workload
+from .workloads import (
+    CELL,
+    HOMES,
+    LAYER,
+    NETWORK,
+    ONE_STEP,
+    PLAIN,
+    POOL,
+    QUICK,
+    RUN,
+    STEP,
+    TRAIN,
+    WORKLOADS,
+    Workload,
+    threads_text,
+)
 
 RESULTS = Path(__file__).parent / "results"
 # What a cold start imports, and the workload whose first result it waits for.
@@ -46,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   python -m benchmarks --against benchmarks/results/old.json
   python -m benchmarks --show benchmarks/results/old.json --plot
 
-The exit status is 1 if a floor is missed, 2 if the arguments are wrong.""",
+The exit status is 1 if a measurement does not reach its target, 2 if the arguments are wrong; that of --show is 0.""",
     )
     parser.add_argument("--quick", action="store_true", help="five workloads, one thread, less than a minute")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="workloads whose names contain one of these")
@@ -86,12 +101,12 @@ The exit status is 1 if a floor is missed, 2 if the arguments are wrong.""",
 
 def installed(names: Sequence[str] | None) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """The peers that take part, the reasons of those that do not, and the versions of all."""
-    found, skipped, numbers = [], {}, {"gatewise": version("gatewise"), "numpy": version("numpy")}
+    found, skipped, numbers = [], {}, versions(("gatewise", "numpy"))
     for name, peer in PEERS.items():
         if names is not None and name not in names:
             continue
         try:
-            numbers.update(versions(peer))
+            numbers.update(versions(peer.packages))
             found.append(name)
         except PackageNotFoundError as missing:
             skipped[name] = f"{missing.name} is not installed"
@@ -114,14 +129,16 @@ def jobs(options: argparse.Namespace, found: Sequence[str]) -> Iterator[dict[str
         }
 
     names: list[str] = options.workloads
-    steps = [name for name in names if WORKLOADS[name].mode in (*ONE_STEP, NETWORK)]
+    steps = [name for name in names if WORKLOADS[name].mode in (*ONE_STEP, RUN, NETWORK)]
     trained = [name for name in names if WORKLOADS[name].mode == TRAIN]
     if not options.quick:
         for who in ("gatewise", *found):
             if who in MODULES:
                 yield job("cold", 1, [COLD], peer=who, module=MODULES[who])
     for threads in options.threads:
-        at_these = [name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, CELL, LAYER, NETWORK)]
+        at_these = [
+            name for name in names if threads == 1 or WORKLOADS[name].mode not in (STEP, RUN, CELL, LAYER, NETWORK)
+        ]
         yield job("limits", threads, at_these)
         for peer in found:
             yield job("pairs", threads, [name for name in at_these if not _hopeless(peer, WORKLOADS[name])], peer=peer)
@@ -138,6 +155,8 @@ def _hopeless(peer: str, workload: Workload) -> bool:
         return peer != HOMES[workload.mode]
     if workload.mode == NETWORK:
         return peer not in (PLAIN, "PyTorch", "ONNX Runtime", "ONNX Runtime bound")
+    if workload.mode == RUN:
+        return peer in ("PyTorch padded", "JAX", "TensorFlow")
     even = workload.lengths is None and workload.resets is None
     if peer == PLAIN:
         return even and not workload.checkpoint_every and workload.mode != POOL
@@ -249,11 +268,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         bar = progress.add_task("", total=sum(len(job["workloads"]) for job in todo))
         try:
             for job in todo:
-                who = job.get("peer", job["task"])
-                progress.update(bar, description=f"{who}, {job['threads']} threads")
+                who, threads = job.get("peer", job["task"]), threads_text(job["threads"])
+                progress.update(bar, description=f"{who}, {threads}")
                 for answer in work(job):
                     add(document, job, answer)
-                    progress.update(bar, advance=1, description=f"{who}: {answer['name']}, {job['threads']} threads")
+                    progress.update(bar, advance=1, description=f"{who}: {answer['name']}, {threads}")
         except KeyboardInterrupt:
             return document, False
     return document, True
@@ -272,6 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from . import report
 
     complete = True
+    if not options.show:
+        warn_of_load(max(options.threads))
     if options.show:
         document, file = json.loads(options.show.read_text()), options.show
     else:
@@ -303,10 +324,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     missed = report.missed(document)
     if missed:
-        console.print("\n".join([f"{len(missed)} floors are missed:", *missed]), highlight=False)
+        count = "1 target is" if len(missed) == 1 else f"{len(missed)} targets are"
+        console.print("\n".join([f"{count} not reached:", *missed]), highlight=False)
     if not complete:
         return 130
-    return 1 if missed else 0
+    return 1 if missed and not options.show else 0
+
+
+def warn_of_load(threads: int) -> None:
+    """Say that others use this machine, if they do: their work changes the times, and less so the ratios."""
+    load = os.getloadavg()[0]
+    if load > threads:
+        print(
+            f"this machine is busy: its load average is {load:.1f}, the measurements use "
+            f"{threads_text(threads)}. Leave the machine alone, or expect wide spreads.",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.metadata import version
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -33,12 +34,15 @@ from .workloads import (
     PLAIN,
     POOL,
     RESETS,
+    RUN,
     STEP,
     TRAIN,
     Workload,
 )
 
 Array = npt.NDArray[Any]
+# A graph of one call hands these over from call to call.
+WITH_STATES = (*ONE_STEP, RUN)
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ def numpy_of(value: Any) -> Array:
 
 
 def gatewise(case: Case) -> Party:
-    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out); for many
-    streams pool.step(x, slots, out); of a network the stream of a Sequential.
+    """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out) and
+    stream.run(block, out); for many streams pool.step(x, slots, out); of a network the stream of a Sequential.
 
     In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate. In JAX: gatewise.jax instead of
     the scan.
@@ -113,13 +117,16 @@ def gatewise(case: Case) -> Party:
 def gatewise_plain(case: Case) -> Party:
     """The same as if all rows had all steps, without resets and checkpoints: what these cost, or save.
 
-    Instead of a pool, a stream each, one after the other. Of a network the recurrent layers alone.
+    Instead of a pool, a stream each, one after the other. Of a block, one step after the other. Of a network the
+    recurrent layers alone.
     """
     outside_of_frameworks(case)
     if case.workload.mode == NETWORK:
         return _gatewise_network(recurrent_alone(case))
     if case.workload.mode == POOL:
         return _one_by_one(case)
+    if case.workload.mode == RUN:
+        return _step_by_step(case)
     if not case.schedule and not case.workload.checkpoint_every:
         raise NotImplementedError("the same as gatewise")
     return _gatewise(case, {}, None)
@@ -144,6 +151,33 @@ def _one_by_one(case: Case) -> Party:
             step(x, y)
 
     return Party(run, lambda _: {"output": np.stack(out)[None]})
+
+
+def _step_by_step(case: Case) -> Party:
+    step = _stream(case).step
+    out = _out(case)
+    pairs = list(zip(_rows(case), out, strict=True))
+
+    def run() -> None:
+        for x, y in pairs:
+            step(x, y)
+
+    return Party(run, lambda _: {"output": out.reshape(case.workload.steps, case.workload.batch, -1).copy()})
+
+
+def _stream(case: Case) -> Any:
+    return _layer(case).stream(None if case.workload.batch == 1 else case.workload.batch)
+
+
+def _rows(case: Case) -> Array:
+    """x as a stream takes it: (T, I), of several rows (T, B, I)."""
+    return case.x[:, 0].copy() if case.workload.batch == 1 else case.x
+
+
+def _out(case: Case) -> Array:
+    """For the output of some steps of a stream."""
+    w = case.workload
+    return np.empty((w.steps, *(() if w.batch == 1 else (w.batch,)), case.outputs), w.dtype)
 
 
 def recurrent_alone(case: Case) -> Case:
@@ -187,12 +221,10 @@ def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int |
     if w.mode == FORWARD:
         out = np.empty((w.steps, w.batch, case.outputs), w.dtype)
         return Party(partial(layer, case.x, out=out, **schedule), lambda result: {"output": numpy_of(result[0])})
-    if w.mode == STEP:
-        stream = layer.stream() if w.batch == 1 else layer.stream(batch_size=w.batch)
-        rows = () if w.batch == 1 else (w.batch,)
-        x, out = case.x.reshape(*rows, w.input), np.empty((*rows, case.outputs), w.dtype)
-        return Party(partial(stream.step, x, out), lambda _: {"output": out.reshape(1, w.batch, -1).copy()})
-
+    if w.mode in (STEP, RUN):
+        stream, x, out = _stream(case), _rows(case), _out(case)
+        run = partial(stream.run, x, out) if w.mode == RUN else partial(stream.step, x[0], out[0])
+        return Party(run, lambda _: {"output": out.reshape(w.steps, w.batch, -1).copy()})
     if w.mode == POOL:
         pool = layer.pool(w.batch)
         slots = np.array([pool.open() for _ in range(w.batch)])
@@ -213,7 +245,8 @@ def _gatewise(case: Case, schedule: Mapping[str, Array], checkpoint_every: int |
 
 
 def pytorch(case: Case) -> Party:
-    """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step.
+    """torch.nn.LSTM or GRU under inference_mode; autograd.grad of the module; LSTMCell or GRUCell for a step. Of a
+    block the layer, with the state of the block before.
 
     Rows of different lengths as packed sequences; packing and padding again are timed with it, except where a module
     in PyTorch is given a packed sequence and returns one. A network is a module of cells, torch.nn.Linear and
@@ -365,6 +398,16 @@ def _pytorch(case: Case, packed: bool) -> Party:
         sequences = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(lengths), enforce_sorted=False)
         return torch.nn.utils.rnn.pad_packed_sequence(module(sequences)[0])[0]
 
+    if w.mode == RUN:
+        after: Any = None
+
+        def go_on() -> Any:
+            nonlocal after
+            with torch.inference_mode():
+                y, after = module(x, after)
+            return y
+
+        return Party(go_on, lambda y: {"output": numpy_of(y)})
     if w.mode == FORWARD:
         module.eval()
 
@@ -473,7 +516,7 @@ def _exported_network(case: Case) -> bytes:
 
 
 def onnx_model(case: Case) -> bytes:
-    """The layers as LSTM or GRU operators. Inputs x and, of a single step, the state h (and c); outputs alike."""
+    """The layers as LSTM or GRU operators. Inputs x and, of a step or a block, the state h (and c); outputs alike."""
     if case.workload.blocks:
         return _exported_network(case)
     from onnx import TensorProto, checker, helper, numpy_helper
@@ -501,9 +544,9 @@ def onnx_model(case: Case) -> bytes:
             constant(f"R{layer}", gates("weight_hh", layer)),
             constant(f"B{layer}", np.concatenate([gates("bias_ih", layer), gates("bias_hh", layer)], axis=1)),
         ]
-        if w.mode in ONE_STEP:
+        if w.mode in WITH_STATES:
             inputs += ["", *states]
-        outputs = [f"Y{layer}", *(f"{state}_after" if w.mode in ONE_STEP else "" for state in states)]
+        outputs = [f"Y{layer}", *(f"{state}_after" if w.mode in WITH_STATES else "" for state in states)]
         options = {"linear_before_reset": 1} if w.cell == "GRU" else {}
         direction = "bidirectional" if w.directions == 2 else "forward"
         nodes.append(helper.make_node(w.cell, inputs, outputs, hidden_size=w.hidden, direction=direction, **options))
@@ -523,10 +566,10 @@ def onnx_model(case: Case) -> bytes:
     graph = helper.make_graph(
         nodes,
         w.cell,
-        [info("x", shape=case.x.shape), *(info(s, shape=of_state) for s in states if w.mode in ONE_STEP)],
+        [info("x", shape=case.x.shape), *(info(s, shape=of_state) for s in states if w.mode in WITH_STATES)],
         [
             info("y", shape=[w.steps, w.batch, case.outputs]),
-            *(info(f"{s}_after", shape=of_state) for s in states if w.mode in ONE_STEP),
+            *(info(f"{s}_after", shape=of_state) for s in states if w.mode in WITH_STATES),
         ],
         weights,
     )
@@ -545,6 +588,11 @@ def inference_only(case: Case) -> None:
 def outside_of_frameworks(case: Case) -> None:
     if case.workload.mode in HOMES:
         raise NotImplementedError(f"measured in {HOMES[case.workload.mode]} only")
+
+
+def no_blocks(case: Case) -> None:
+    if case.workload.mode == RUN:
+        raise NotImplementedError("measured without blocks of a stream")
 
 
 def single_layers_only(case: Case) -> None:
@@ -576,7 +624,7 @@ def _zero_states(case: Case) -> dict[str, Array]:
     if w.blocks:
         cells = [(f"{i}", block.kind, block.outputs) for i, block in enumerate(w.blocks) if block.is_recurrent]
     else:
-        cells = [("", w.cell, w.hidden)] if w.mode in ONE_STEP else []
+        cells = [("", w.cell, w.hidden)] if w.mode in WITH_STATES else []
     return {
         f"{name}{number}": np.zeros((1, w.batch, hidden), w.dtype)
         for number, cell, hidden in cells
@@ -680,6 +728,7 @@ def jax(case: Case) -> Party:
     import jax.numpy as jnp
 
     single_layers_only(case)
+    no_blocks(case)
     w = case.workload
     if HOMES.get(w.mode) != "JAX":
         outside_of_frameworks(case)
@@ -799,6 +848,7 @@ def tensorflow(case: Case) -> Party:
 
     even_rows_only(case)
     single_layers_only(case)
+    no_blocks(case)
     w = case.workload
     if not tf.config.list_logical_devices("CPU"):
         raise NotImplementedError("no device")
@@ -887,7 +937,7 @@ def _set_tensorflow_threads(threads: int) -> None:
 
 class Peer(NamedTuple):
     make: Callable[[Case], Party]
-    packages: tuple[str, ...]  # distributions that it needs
+    packages: tuple[str, ...]  # modules that it needs
     start: Callable[[int], None] | None = None  # called once, before anything else, with the number of threads
 
 
@@ -903,6 +953,25 @@ PEERS = {
 }
 
 
-def versions(peer: Peer) -> dict[str, str]:
-    """Versions of the peer's distributions; PackageNotFoundError where one is missing."""
-    return {package: version(package) for package in peer.packages}
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of the distributions that modules come from; PackageNotFoundError where a module is missing.
+
+    A distribution need not have the name of its module: tensorflow-cpu, onnxruntime-openvino.
+    """
+    found = {}
+    for package in packages:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:  # of a folder that is no package
+            raise PackageNotFoundError(package)
+        names = _distributions().get(package, [package])
+        name = package if package in names else names[0]
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # it comes from a folder on the path
+            found[name] = "unknown"
+    return found
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()

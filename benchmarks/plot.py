@@ -42,7 +42,7 @@ FINE = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2)
 
 
 def ratios(document: Document) -> Any:
-    """Bars from 1 to the best peer's time over ours, on the fewest threads; diamonds: the most, strokes: floors."""
+    """Bars from 1 to the best peer's time over ours, on the fewest threads; diamonds: the most, strokes: targets."""
     rows = [each for each in known(document) if best_peer(each[0]) and each[1].mode in MODES]
     if not rows:
         return None
@@ -56,11 +56,11 @@ def ratios(document: Document) -> Any:
         len(modes), 1, figsize=(10, 0.19 * sum(heights) + 0.6), squeeze=False, height_ratios=heights
     )
     for axes, mode in zip(panels[:, 0], modes, strict=True):
-        for y, (row, _, floor) in enumerate(bars[mode]):
+        for y, (row, _, target) in enumerate(bars[mode]):
             name, best = best_peer(row) or ("", {})
             axes.barh(y, best["ratio"] - 1, left=1, height=0.72, color=COLOURS.get(name, GREY))
             axes.plot([best["low"], best["high"]], [y, y], color=INK, lw=0.8)
-            axes.plot([floor.ratio] * 2, [y - 0.42, y + 0.42], color=INK, lw=1.6)
+            axes.plot([target.ratio] * 2, [y - 0.42, y + 0.42], color=INK, lw=1.6)
             other = best_peer(many[row["name"]]) if row["name"] in many else None
             if other:
                 axes.plot(other[1]["ratio"], y, color=COLOURS.get(other[0], GREY), **DIAMOND)
@@ -78,7 +78,7 @@ def ratios(document: Document) -> Any:
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(name, GREY), label=name) for name in COLOURS if name in seen
     ]
-    handles.append(plt.Line2D([], [], color=INK, lw=1.6, marker="|", ls="", ms=8, mew=1.6, label="floor"))
+    handles.append(plt.Line2D([], [], color=INK, lw=1.6, marker="|", ls="", ms=8, mew=1.6, label="target, aimed at"))
     if many:
         handles.append(plt.Line2D([], [], color=INK, label=threads_of(most), **DIAMOND))
     figure.legend(handles=handles, loc="upper center", ncols=len(handles))

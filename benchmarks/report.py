@@ -17,12 +17,14 @@ from .workloads import (
     PLAIN,
     POOL,
     PROGRAM,
+    RUN,
     STEP,
     TRAIN,
     WORKLOADS,
-    Floor,
+    Target,
     Workload,
-    floor_of,
+    target_of,
+    threads_text,
 )
 
 Document = dict[str, Any]
@@ -42,6 +44,7 @@ TITLES = {
     FORWARD: "forward: a whole sequence, inference",
     TRAIN: "train: change the weights, record, all gradients",
     STEP: "step: one step from Python",
+    RUN: "run: a block of steps of a stream in one call from Python",
     POOL: "pool: one tick of many streams",
     NETWORK: "network: one step of several layers from Python",
     MODULE: "module: a training step in PyTorch, torch.nn's module against the same after accelerate",
@@ -56,7 +59,8 @@ NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
     "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "!: below its floor. ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool, "
+    "target: the ratio, and with it the share of the peak, that is aimed at; !: not reached yet. "
+    "ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool, a block step by step, "
     "or a network's recurrent layers alone"
 )
 
@@ -70,35 +74,35 @@ def best_peer(row: Row) -> tuple[str, dict[str, float]] | None:
     return min(others, key=lambda item: float(item[1]["ratio"]), default=None)
 
 
-def known(document: Document) -> Iterator[tuple[Row, Workload, Floor]]:
-    """Rows whose workload still exists, with it and its floor."""
+def known(document: Document) -> Iterator[tuple[Row, Workload, Target]]:
+    """Rows whose workload still exists, with it and its target."""
     for row in document["rows"]:
         workload = WORKLOADS.get(row["name"])
         if workload:
-            yield row, workload, floor_of(workload, row["threads"])
+            yield row, workload, target_of(workload, row["threads"])
 
 
-def misses_ratio(row: Row, floor: Floor) -> bool:
+def misses_ratio(row: Row, target: Target) -> bool:
     best = best_peer(row)
-    return best is not None and best[1]["ratio"] < floor.ratio
+    return best is not None and best[1]["ratio"] < target.ratio
 
 
-def misses_share(row: Row, floor: Floor) -> bool:
-    return floor.share is not None and row.get("share") is not None and row["share"] < floor.share
+def misses_share(row: Row, target: Target) -> bool:
+    return target.share is not None and row.get("share") is not None and row["share"] < target.share
 
 
 def missed(document: Document) -> list[str]:
-    """A line for each floor that is missed."""
+    """A line for each target that is not reached, and for each failure of gatewise itself."""
     lines = []
-    for row, _, floor in known(document):
+    for row, _, target in known(document):
         where, best = f"{row['name']}, {threads_of(row)}", best_peer(row)
-        if best and misses_ratio(row, floor):
-            lines.append(f"{where}: ratio to {best[0]} {best[1]['ratio']:.2f}, floor {floor.ratio:g}")
-        for name, least in floor.others.items():
+        if best and misses_ratio(row, target):
+            lines.append(f"{where}: ratio to {best[0]} {best[1]['ratio']:.2f}, target {target.ratio:g}")
+        for name, least in target.others.items():
             if row["peers"].get(name, {}).get("ratio", least) < least:
-                lines.append(f"{where}: ratio to {name} {row['peers'][name]['ratio']:.2f}, floor {least:.2f}")
-        if misses_share(row, floor):
-            lines.append(f"{where}: {row['share']:.0%} of the peak, floor {floor.share:.0%}")
+                lines.append(f"{where}: ratio to {name} {row['peers'][name]['ratio']:.2f}, target {least:.2f}")
+        if misses_share(row, target):
+            lines.append(f"{where}: {row['share']:.0%} of the peak, target {target.share:.0%}")
         if "gatewise" in row["failed"]:
             lines.append(f"{where}: {row['failed']['gatewise']}")
     return lines
@@ -128,7 +132,7 @@ def against(document: Document, old: Document) -> list[str]:
 
 
 def threads_of(row: Row) -> str:
-    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return threads_text(row["threads"])
 
 
 def three_digits(number: float) -> str:
@@ -166,26 +170,26 @@ def new_table(title: str, *columns: str) -> Table:
     return table
 
 
-def ratio_table(mode: str, rows: Iterable[tuple[Row, Workload, Floor]]) -> Table:
+def ratio_table(mode: str, rows: Iterable[tuple[Row, Workload, Target]]) -> Table:
     rows = list(rows)
     title = f"{TITLES[mode]}; {threads_of(rows[0][0])}"
-    table = new_table(title, "", "time", "GFLOP/s", "peak", "cache", "best peer", "ratio", "", "floor", "the next")
+    table = new_table(title, "", "time", "GFLOP/s", "peak", "cache", "best peer", "ratio", "", "target", "the next")
     table.columns[0].max_width, table.columns[0].no_wrap = NAME_WIDTH, False
     table.columns[5].justify = table.columns[9].justify = "left"
-    for row, _, floor in rows:
+    for row, _, target in rows:
         best = best_peer(row)
         others = sorted((peer["ratio"], name) for name, peer in row["peers"].items() if not best or name != best[0])
-        share_floor = f" {floor.share:.0%}" if floor.share else ""
+        share_target = f" {target.share:.0%}" if target.share else ""
         table.add_row(
             row["name"].replace(f" {mode} ", " ").removeprefix(f"{mode} "),
             time_text(row["seconds"]) if "seconds" in row else "failed",
             three_digits(row["gflops"]) if "gflops" in row else "",
-            mark(share_text(row.get("share")), misses_share(row, floor)),
+            mark(share_text(row.get("share")), misses_share(row, target)),
             share_text(row.get("bandwidth_share")),
             SHORT.get(best[0], best[0]) if best else "",
-            mark(f"{best[1]['ratio']:.2f}", misses_ratio(row, floor)) if best else "",
+            mark(f"{best[1]['ratio']:.2f}", misses_ratio(row, target)) if best else "",
             f"{best[1]['low']:.2f}-{best[1]['high']:.2f}" if best else "",
-            f"{floor.ratio:g}{share_floor}",
+            f"{target.ratio:g}{share_target}",
             ", ".join(f"{SHORT.get(name, name)} {ratio:.1f}" for ratio, name in others[:NEXT]),
         )
     return table

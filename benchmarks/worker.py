@@ -21,7 +21,7 @@ import numpy as np
 
 from . import peers
 from .peers import Array, Case, Party
-from .workloads import DENSE, EMBEDDING, GATES, PADDED, STEPPING, TRAIN, TRAINING, WORKLOADS, Workload
+from .workloads import DENSE, EMBEDDING, GATES, GOES_ON, PADDED, TRAIN, TRAINING, WORKLOADS, Workload
 
 # Waited before each turn of several threads, so that the workers of the party before stop spinning for work: libgomp's
 # do after some milliseconds, ONNX Runtime's after a million pauses, 20 ms or more. With less the next party shares its
@@ -84,8 +84,8 @@ def make_case(workload: Workload, threads: int) -> Case:
 TOLERANCES = {"float32": (1e-5, 2e-4), "float64": (1e-10, 1e-9)}
 
 
-def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str, Array]:
-    """The reference's results in float64; for single steps the outputs of the first `steps` of them.
+def expected_of(case: Case, calls: int = 1, *, padded: bool = False) -> dict[str, Array]:
+    """The reference's results in float64; where a call goes on from the last one, the outputs of so many of them.
 
     padded: as if all rows had all steps, and no resets; of a network only the recurrent layers.
     """
@@ -93,8 +93,8 @@ def expected_of(case: Case, steps: int = 1, *, padded: bool = False) -> dict[str
 
     w = case.workload
     if w.blocks:
-        return {"output": output_of_network(peers.recurrent_alone(case) if padded else case, steps)}
-    x = np.repeat(case.x, steps, axis=0).astype(float)
+        return {"output": output_of_network(peers.recurrent_alone(case) if padded else case, calls)}
+    x = np.tile(case.x, (calls, 1, 1)).astype(float)
     schedule: dict[str, Any] = {} if padded else case.schedule
     output, _, tape = reference.forward(
         w.cell.lower(), x, None, case.parameters, num_layers=w.layers, bidirectional=w.directions == 2,
@@ -132,9 +132,9 @@ def output_of_network(case: Case, steps: int) -> Array:
 def check(case: Case, party: Party, expected: dict[str, Array]) -> None:
     """Raises ValueError if the party computes something else than the reference."""
     of_output, of_gradient = TOLERANCES[case.workload.dtype]
-    results = [party.collect(party.run()) for _ in range(3 if case.workload.mode in STEPPING else 1)]
+    results = [party.collect(party.run()) for _ in range(3 if case.workload.mode in GOES_ON else 1)]
     found = dict(results[-1])
-    if case.workload.mode in STEPPING:
+    if case.workload.mode in GOES_ON:
         found = {"output": np.concatenate([result["output"] for result in results])}
     for name, value in found.items():
         limit = of_output if name == "output" else of_gradient
@@ -191,11 +191,11 @@ def pairs(first: Callable[[], float], second: Callable[[], float], seconds: floa
 
 
 def against_peer(case: Case, seconds: float, peer: str) -> dict[str, Any]:
-    steps = 3 if case.workload.mode in STEPPING else 1
-    expected = expected_of(case, steps)
+    calls = 3 if case.workload.mode in GOES_ON else 1
+    expected = expected_of(case, calls)
     ours, theirs = peers.gatewise(case), peers.PEERS[peer].make(case)
     check(case, ours, expected)
-    check(case, theirs, expected_of(case, steps, padded=True) if peer in PADDED else expected)
+    check(case, theirs, expected_of(case, calls, padded=True) if peer in PADDED else expected)
     our_turn, their_turn = (turns(party.run, case.threads) for party in (ours, theirs))
     gc.disable()
     times = pairs(our_turn, their_turn, seconds)

@@ -1,8 +1,8 @@
-"""What is measured, as data: the workloads, and the floors that they must reach.
+"""What is measured, as data: the workloads, and the targets, which are aimed at and often not reached yet.
 
 Sizes: T steps, B batch, I input, H hidden. One workload is one call: a whole sequence forward, one training step of it
-(forward with a tape, and all gradients, after a change of the weights), or one single step from Python, of a layer or
-of a network.
+(forward with a tape, and all gradients, after a change of the weights), one single step from Python, of a layer or of a
+network, or a block of steps.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ PROGRAM = "program"
 POOL = "pool"
 # One step of several layers in a row, not only recurrent ones.
 NETWORK = "network"
-# ONE_STEP: of a single layer, outside of frameworks.
+# Some steps of a stream in one call, which goes on where the last one ended: what an audio callback gets.
+RUN = "run"
+# ONE_STEP: of a single layer, outside of frameworks. GOES_ON: a call starts from the state that the last one left.
 TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, LAYER, POOL, NETWORK), (STEP, POOL)
+GOES_ON = (*STEPPING, RUN)
 # Where both parties of a row run inside a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", LAYER: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
 # RAGGED for a module that is given a PackedSequence and returns one; else packing and padding are timed with it.
 PACKED = "packed"
-# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or only the
-# recurrent layers of a network.
+# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or a block
+# step by step; or only the recurrent layers of a network.
 PLAIN = "gatewise plain"
 # Parties that compute all steps of all rows, whatever their lengths.
 PADDED = (PLAIN, "PyTorch padded")
@@ -154,6 +157,10 @@ class Workload:
         )
 
 
+def threads_text(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 # (T, B, I, H)
 SINGLE = [(100, 1, size, size) for size in (64, 128, 256, 512)]
 BATCHES = [(100, 32, 128, 128), (50, 64, 256, 256), (25, 64, 512, 512), (35, 20, 650, 650)]
@@ -161,6 +168,7 @@ DEEP_BENCH = [(25, 16, 512, 512), (25, 32, 512, 512), (50, 32, 1024, 1024)]
 ODD = [(100, 3, 50, 50), (60, 7, 96, 96), (50, 20, 200, 200), (35, 1, 650, 650), (2000, 1, 64, 64), (200, 8, 40, 64)]
 TRAINED = [(100, 1, 64, 64), *BATCHES, (200, 8, 40, 64), (100, 1, 256, 256), (60, 7, 96, 96), (25, 16, 512, 512)]
 STEPS = [16, 64, 128, 256, 512]
+BLOCKS = [(64, 1, size, size) for size in (16, 32, 64, 128)]
 SCHEDULED = [(100, 32, 128, 128), (100, 32, 256, 256)]
 LONG, CHECKPOINTS = (1000, 32, 64, 64), (0, 16, 32)
 # A small one; cells of both kinds and several sizes; and a model of a language, or of events, as it writes.
@@ -216,6 +224,9 @@ def _all() -> Iterator[Workload]:
         yield Workload(STEP, cell, 1, 8, 128, 128)
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
     for cell in GATES:
+        for sizes in BLOCKS:
+            yield Workload(RUN, cell, *sizes)
+    for cell in GATES:
         for size in (64, 128):
             for streams in (1, 100, 1000):
                 yield Workload(POOL, cell, 1, streams, size, size)
@@ -241,10 +252,10 @@ WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_frameworks()
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What a row must reach: the best peer's time over ours, a share of the machine's limit (None: no demand), and the
-    ratio to some peers that are not the best, or to gatewise itself without lengths, resets, checkpoints or the layers
-    around recurrent ones."""
+class Target:
+    """What is aimed at in a row: the best peer's time over ours, a share of the machine's limit (None: no target), and
+    the ratio to some peers that are not the best, or to gatewise itself without lengths, resets, checkpoints or the
+    layers around recurrent ones, or step by step."""
 
     ratio: float
     share: float | None = None
@@ -263,44 +274,46 @@ def _ratio_table() -> dict[tuple[str, str], tuple[dict[int, float], dict[int, fl
 
 _SINGLE_ROW = _ratio_table()
 # On one thread, on two or more.
-_BATCH_FLOORS = {"LSTM": (Floor(1.05, 0.88), Floor(1.05, 0.85)), "GRU": (Floor(1.15, 0.88), Floor(1.05, 0.82))}
+_BATCH_TARGETS = {"LSTM": (Target(1.05, 0.88), Target(1.05, 0.85)), "GRU": (Target(1.15, 0.88), Target(1.05, 0.82))}
 _TRAIN_RATIOS = {"LSTM": (1.25, 1.4), "GRU": (1.35, 1.5)}
 _TRAIN_SINGLE_RATIOS = {"LSTM": (3.0, 2.5), "GRU": (2.5, 1.5)}
 _TRAIN_SHARES = {"LSTM": 0.85, "GRU": 0.82}
 
 
-def floor_of(workload: Workload, threads: int) -> Floor:
-    """The floor of a workload on a number of threads: the tables above, and 1 for everything else."""
+def target_of(workload: Workload, threads: int) -> Target:
+    """The target of a workload on a number of threads: the tables above, and 1 for everything else."""
     w, several = workload, int(threads > 1)
     sizes = (w.steps, w.batch, w.input, w.hidden)
     lengths = w.lengths
     if w.mode in (CELL, LAYER):
-        return Floor(2.5)
+        return Target(2.5)
     if w.mode == MODULE:  # a tenth for the way through PyTorch
         usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0
-        return Floor(3.0 if w.rows else max(1.0, 0.9 * usual))
+        return Target(3.0 if w.rows else max(1.0, 0.9 * usual))
     if w.mode == PROGRAM:
-        return Floor(1.0)
+        return Target(1.0)
     if w.mode == POOL:
-        return Floor(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
+        return Target(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
+    if w.mode == RUN:
+        return Target(1.0, others={PLAIN: 1.0})
     if w.mode == NETWORK:
         # With tokens a step may take 1.3 times as long as the recurrent layer alone.
         least = {PLAIN: 1 / 1.3, "ONNX Runtime": 5.0, "ONNX Runtime bound": 5.0}
-        return Floor(1.0, others=least if w.takes_tokens else {})
+        return Target(1.0, others=least if w.takes_tokens else {})
     if lengths is not None:
-        return Floor(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
+        return Target(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
     if w.rows == RESETS:
-        return Floor(1.0, others={PLAIN: 0.97})
+        return Target(1.0, others={PLAIN: 0.97})
     if w.checkpoint_every:
-        return Floor(1.0)
+        return Target(1.0)
     if w.dtype != "float32" or w.layers > 1:
-        return Floor(1.0)
+        return Target(1.0)
     if w.mode == FORWARD and sizes in BATCHES:
-        return _BATCH_FLOORS[w.cell][several]
+        return _BATCH_TARGETS[w.cell][several]
     if w.mode == TRAIN:
         if w.batch == 1:
-            return Floor(_TRAIN_SINGLE_RATIOS[w.cell][several])
-        return Floor(_TRAIN_RATIOS[w.cell][several], _TRAIN_SHARES[w.cell] if w.batch >= 8 and not several else None)
+            return Target(_TRAIN_SINGLE_RATIOS[w.cell][several])
+        return Target(_TRAIN_RATIOS[w.cell][several], _TRAIN_SHARES[w.cell] if w.batch >= 8 and not several else None)
     if w.batch == 1 and (w.mode == STEP or sizes in SINGLE):
-        return Floor(_SINGLE_ROW[w.mode, w.cell][several].get(w.hidden, 1.0))
-    return Floor(1.0)
+        return Target(_SINGLE_ROW[w.mode, w.cell][several].get(w.hidden, 1.0))
+    return Target(1.0)
