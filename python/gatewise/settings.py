@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,29 +86,35 @@ def _environment_number(name: str) -> int | None:
     return number if number > 0 else None
 
 
-def _quota() -> int | None:
+def _quota(root: Path = Path("/")) -> int | None:
     """Processors that this control group may use: threads past it would be stopped, and all others wait for them."""
     try:
-        group = next(
-            line.split("::", 1)[1].strip()
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-            if line.startswith("0::")
-        )
-        found = None
-        here = Path("/sys/fs/cgroup") / group.lstrip("/")
-        for folder in (here, *here.parents):
-            if folder == Path("/sys/fs"):
-                break
-            try:
-                quota, period = (folder / "cpu.max").read_text().split()
-            except OSError:
-                continue
-            if quota != "max":
-                allowed = max(1, round(int(quota) / int(period)))
-                found = allowed if found is None else min(found, allowed)
-        return found
-    except (OSError, StopIteration, ValueError, IndexError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        shares = [share for line in lines for share in _shares(root / "sys/fs/cgroup", *line.split(":", 2)[1:])]
+    except (OSError, ValueError, TypeError, ZeroDivisionError):
         return None
+    return max(1, round(min(shares))) if shares else None
+
+
+def _shares(folder: Path, controllers: str, group: str) -> Iterator[float]:
+    """Processors that a group and those around it may use; "" are the controllers of version 2, where all are one."""
+    if controllers:
+        if "cpu" not in controllers.split(","):
+            return
+        folder /= "cpu"
+    last = folder / group.lstrip("/")
+    for place in (last, *last.parents):
+        if place == folder.parent:
+            return
+        try:
+            if controllers:
+                quota, period = ((place / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            else:
+                quota, period = (place / "cpu.max").read_text().split()
+        except OSError:
+            continue
+        if quota not in ("max", "-1"):
+            yield int(quota) / int(period)
 
 
 def _default_threads() -> int:
