@@ -114,7 +114,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})
+    # Without _MODULES: help(gatewise) asks for each name, and would import PyTorch, or fail where it is missing.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 _start()
