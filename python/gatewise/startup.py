@@ -24,6 +24,3 @@ if find_spec("gatewise._core") is None:
         f"gatewise is not built here for Python {sys.version_info.major}.{sys.version_info.minor}: leave the source "
         "tree if gatewise is installed; if not, `pip install .` in the source tree builds and installs it"
     )
-
-# The core comes before NumPy: it refuses subinterpreters, and NumPy can then still be imported in the main one.
-from gatewise import _core  # noqa: E402, F401
