@@ -886,6 +886,53 @@ def test_an_instance_of_the_core_that_was_never_initialised(kind):
     run(code)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "_core.Stream(None, 1, True)", "_core.Stream(network, 0, False)", "_core.Stream(network, 2, True)",
+        "_core.Pool(None, 3)", "_core.Pool(network, 0)", "_core.Pool(network, 2**62)",
+        "layer.stream()._use(None)", "layer.pool(2)._use(None)",
+        "_core.Sums(None, _core.Table(np.zeros((5, 3), 'f4')))", "_core.Sums(packed, None)",
+        "_core.Network(f4, [('recurrent', None)], None)", "_core.Network(f4, [('lookup', None)], None)",
+        "_core.Network(f4, [('rows', None)], None)", "_core.Network(f4, [], None)",
+        "_core.Tape(None, x, None, None, x, x, None, None, 0, 0.0, 1, 0)",
+        "_core.Foreign(None, 2, 1, None, 0, 0.0, 0, 1).tape_bytes",
+        "_core.Packed('lstm', f4, 3, 4, 0, 2**40, 1, [])",
+        "_core.Packed('lstm', f4, 2**40, 2**40, 0, 1, 1, [[None] * 6])",
+        "_core.empty([3], np.dtype(object))", "_core.empty([2**62, 2**62], f4)", "_core.empty([-1], f4)",
+        "_core.evaluate('tanh', np.zeros(3, object))",
+    ],
+)  # fmt: skip
+def test_private_functions_refuse_what_would_harm_memory(call):
+    """None stands for no object, and sizes may be any number: an error of Python each time."""
+    code = f"""
+    layer, f4, x = layer_of("lstm", 3, 4), np.dtype("f4"), random(2, 1, 3)
+    packed = layer._holder.weights.packed()
+    network = layer.stream()._chain.network(layer.stream()._weights, "steps")
+    try:
+        {call}
+    except (TypeError, ValueError, MemoryError):
+        print("true")
+    """
+    assert run(code) is True
+
+
+@needs_mode
+def test_no_mode_of_floating_point_raises_a_signal():
+    code = """
+    for mode in (2**32 - 1, 0, 0x10000):
+        _core.set_floating_point_mode(mode)
+        assert not np.isfinite(np.divide(np.ones(3, "f4"), np.zeros(3, "f4"))).any()
+    """
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_functions_take_numbers_of_the_other_byte_order():
+    x = np.linspace(-2, 2, 9, dtype=np.float32)
+    assert np.array_equal(_core.evaluate("tanh", x.astype(">f4")), _core.evaluate("tanh", x))
+
+
 def test_a_class_cannot_be_a_stream_and_a_pool():
     for bases in ((gw.Pool, gw.Stream), (gw.Stream, gw.Pool), (gw.Stream, _core.Pool), (gw.Pool, _core.Stream)):
         with pytest.raises(TypeError, match="Both: expected a class that inherits from Stream or from Pool"):

@@ -86,8 +86,8 @@ void bind_foreign(py::module_& module) {
                        Size checkpoint_every, double probability, std::uint64_t seed, int most_threads) {
              if (steps < 0 || batch < 0 || checkpoint_every < 0 || most_threads < 1)
                throw py::value_error("internal: a negative size");
-             return ForeignCall{std::move(packed), steps,       batch, std::move(plan),
-                                checkpoint_every,  probability, seed,  most_threads};
+             return ForeignCall{present(packed),  steps,       batch, std::move(plan),
+                                checkpoint_every, probability, seed,  most_threads};
            }),
            "packed"_a, "steps"_a, "batch"_a, "plan"_a, "checkpoint_every"_a, "probability"_a, "seed"_a,
            "most_threads"_a)

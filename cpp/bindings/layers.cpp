@@ -33,6 +33,8 @@ std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtyp
                                   const std::vector<std::vector<Array>>& weights,
                                   const std::optional<FormulaTuple>& given) {
   require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
+  require(directions > 0 && layers >= 0 && layers <= static_cast<Size>(weights.size()),
+          "internal: a set of weights a layer and direction");
   const Backend& backend = active_backend();
   const auto packed = std::make_shared<Packed>(dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64,
                                                cell_of(cell), input, hidden, projection, layers, directions,
@@ -91,7 +93,7 @@ struct Tape {
        const py::array& output, const py::array& hidden_after, const Array& cell_after,
        std::shared_ptr<const Plan> given_plan, Size checkpoint_every, double probability, std::uint64_t seed,
        std::uint64_t call_count)
-      : packed(std::move(weights)),
+      : packed(present(weights)),
         x(x),
         output(output),
         hidden(hidden),

@@ -93,7 +93,7 @@ struct Sums {
 };
 
 std::shared_ptr<Sums> sums_of(const std::shared_ptr<const Packed>& packed, const Table& table) {
-  require(table.units == packed->input && table.array.dtype().num() == packed->type_number(),
+  require(table.units == present(packed)->input && table.array.dtype().num() == packed->type_number(),
           "internal: a table of other units");
   auto sums = std::make_shared<Sums>();
   sums->packed = packed;
@@ -150,14 +150,14 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
       node.input = node.output = py::cast<Size>(fields[1]);
       node.masked = py::cast<double>(fields[2]);
     } else if (node.kind == Node::Kind::lookup) {
-      const auto table = py::cast<std::shared_ptr<Table>>(fields[1]);
+      const auto table = present(py::cast<std::shared_ptr<Table>>(fields[1]));
       require(network->nodes.empty() || (network->masks() && network->nodes.size() == 1),
               "internal: a table that is not the first node");
       node.input = table->rows, node.output = table->units, node.table = table->array.data();
       require(table->array.dtype().num() == dtype.num(), "internal: a table of another dtype");
       network->owners.push_back(table);
     } else if (node.kind == Node::Kind::recurrent) {
-      const auto packed = py::cast<std::shared_ptr<Packed>>(fields[1]);
+      const auto packed = present(py::cast<std::shared_ptr<Packed>>(fields[1]));
       node.input = packed->input, node.output = packed->output(), node.stack = packed->stack();
       use(packed->kernels);
       network->owners.push_back(packed);
@@ -169,7 +169,7 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
       node.in_time = py::cast<bool>(fields[3]);
       require(!node.both_ends || node.input % 2 == 0, "internal: two halves that differ");
     } else {
-      const auto weights = py::cast<std::shared_ptr<RowWeights>>(fields[1]);
+      const auto weights = present(py::cast<std::shared_ptr<RowWeights>>(fields[1]));
       node.function = weights->function;
       node.input = node.function.input, node.output = node.function.output;
       if (node.kind == Node::Kind::convolution) {

@@ -1,5 +1,6 @@
 // Pools: many states with one set of weights, of which any number advance in one call. step(x, slots, out) is a C
 // method as a stream's is.
+#include <algorithm>
 #include <cstring>
 
 #include "method.hpp"
@@ -27,7 +28,7 @@ struct Pool {
   Turns turns;
 
   Pool(std::shared_ptr<const HeldNetwork> of, Size first_capacity)
-      : network(checked(std::move(of), first_capacity)),
+      : network(present(of)),
         type_number(network->type_number()),
         takes_tokens(network->takes_tokens()),
         item(network->item()),
@@ -35,17 +36,14 @@ struct Pool {
         output(network->output()),
         run(std::make_unique<Run>()),
         parts(network->state_parts.size()) {
+    require(first_capacity > 0, "internal: a pool of nothing");
     for (const StatePart& part : network->state_parts) slot_bytes += part.count * part.units * item;
     grow(first_capacity);
   }
 
-  static std::shared_ptr<const HeldNetwork> checked(std::shared_ptr<const HeldNetwork> network, Size capacity) {
-    require(network && capacity > 0, "internal: a pool of nothing");
-    return network;
-  }
-
   // Makes room for so many slots in all; those that there are keep their states.
   void grow(Size wanted) {
+    if (wanted > (Size(1) << 46) / std::max<Size>(1, slot_bytes)) throw std::bad_alloc();
     Buffer new_states(static_cast<std::size_t>(wanted * slot_bytes));
     if (capacity) std::memcpy(new_states.data(), states.data(), static_cast<std::size_t>(capacity * slot_bytes));
     Buffer new_rows(static_cast<std::size_t>(wanted * slot_bytes + 64 * static_cast<Size>(parts.size())));
@@ -341,8 +339,7 @@ void bind_pools(py::module_& module) {
           [](Pool& pool, std::shared_ptr<const HeldNetwork> network) {
             const PoolTurn turn(pool);
             turn.require();
-            if (!network || !network->is_like(*pool.network))
-              throw py::value_error("internal: a network of other sizes");
+            if (!present(network)->is_like(*pool.network)) throw py::value_error("internal: a network of other sizes");
             pool.network = std::move(network);
           },
           "network"_a)

@@ -35,6 +35,13 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw py::value_error(what);
 }
 
+// What pybind11 makes of None is null.
+template <class Object>
+const std::shared_ptr<Object>& present(const std::shared_ptr<Object>& object) {
+  if (!object) throw py::type_error("internal: expected an object of the core, got None");
+  return object;
+}
+
 inline int type_number_of(const Kernels& kernels) { return kernels.item_bytes == 4 ? NPY_FLOAT : NPY_DOUBLE; }
 // A C-contiguous array of `size` elements of the kernels' dtype; null for None.
 void* flat(const Kernels& kernels, const Array& array, Size size, bool writeable);

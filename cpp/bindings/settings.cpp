@@ -25,6 +25,7 @@ py::dict configuration() {
 
 // An uninitialised array whose memory goes back to the store, not to the system.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
   py::ssize_t bytes = dtype.itemsize();
   for (const py::ssize_t size : shape)
     if (size < 0 || __builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();
@@ -34,14 +35,20 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   return py::array(dtype, shape, data, owner);
 }
 
+py::array taken_array(PyObject* array) {
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
 py::array evaluate(const std::string& name, const py::array& x, double alpha, double beta) {
   const Function function = function_of({name, alpha, beta});
   if (function.activation == Activation::softmax)
     throw py::value_error("name: softmax is a function of rows, expected one of elements");
   const bool is_double = x.dtype().num() == NPY_DOUBLE;
   if (!is_double && x.dtype().num() != NPY_FLOAT) throw py::type_error("x: expected float32 or float64");
-  const py::array contiguous = py::array::ensure(x, py::array::c_style);
-  py::array y(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  const auto contiguous =
+      taken_array(PyArray_FROMANY(x.ptr(), x.dtype().num(), 0, 0, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED));
+  py::array y(contiguous.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   const Backend& backend = active_backend();
   (is_double ? backend.float64 : backend.float32)->evaluate(function, x.size(), contiguous.data(), y.mutable_data());
   return y;
@@ -117,7 +124,8 @@ void bind_settings(py::module_& module) {
   module.def("read", read, py::arg("dtype"), py::arg("bytes"), py::arg("repetitions"));
 #if defined(__x86_64__)
   module.def("floating_point_mode", [] { return _mm_getcsr(); });
-  module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr(mode); }, py::arg("mode"));
+  // Without the bits that no processor has, which raise a signal; exceptions stay masked.
+  module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr((mode & 0xffffu) | 0x1f80u); }, py::arg("mode"));
 #else
   module.def("floating_point_mode", [] { return 0u; });
   module.def("set_floating_point_mode", [](unsigned) {}, py::arg("mode"));

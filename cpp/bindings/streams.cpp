@@ -15,11 +15,6 @@ namespace {
 // What a stream keeps for its runs; longer ones take theirs from the store of recycled memory.
 constexpr std::size_t most_block_scratch = std::size_t(1) << 20;
 
-const HeldNetwork& required(const std::shared_ptr<const HeldNetwork>& network) {
-  require(network != nullptr, "internal: no network");
-  return *network;
-}
-
 struct Stream {
   std::shared_ptr<const HeldNetwork> network;
   // A network on the last inputs: what of it can be done once for each of them; null: nothing.
@@ -43,7 +38,7 @@ struct Stream {
 
   Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched, std::shared_ptr<const HeldNetwork> head_of,
          Size window_steps, bool batch_first)
-      : type_number(required(of).type_number()),
+      : type_number(present(of)->type_number()),
         takes_tokens((head_of ? head_of : of)->takes_tokens()),
         input((head_of ? head_of : of)->input()),
         output(of->output()),
@@ -559,7 +554,7 @@ void bind_streams(py::module_& module) {
           [](Stream& stream, std::shared_ptr<const HeldNetwork> network, std::shared_ptr<const HeldNetwork> head) {
             const StreamTurn turn(stream);
             turn.require();
-            if (!required(network).is_like(*stream.network) || !head != !stream.head ||
+            if (!present(network)->is_like(*stream.network) || !head != !stream.head ||
                 (head && !head->is_like(*stream.head)))
               throw py::value_error("internal: a network of other sizes");
             stream.use(std::move(network), std::move(head), stream.window ? stream.window->steps() : 0);
