@@ -76,11 +76,11 @@ def test_installed_keras(made: Path, name: str, ending: str) -> None:
     assert_same(made / f"{name}{ending}")
 
 
-def test_neither_keras_nor_tensorflow_is_imported() -> None:
+def test_neither_keras_nor_h5py_is_imported() -> None:
     path = DATA / f"stack{COMMITTED['stack']}"
     program = (
-        "import sys; from gatewise.formats import keras; assert 'h5py' not in sys.modules; "
-        f"keras.load({str(path)!r}); assert not {{'keras', 'tensorflow'}} & set(sys.modules)"
+        "import sys; from gatewise.formats import keras; "
+        f"keras.load({str(path)!r}); assert not {{'keras', 'tensorflow', 'h5py'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -578,10 +578,10 @@ def test_errors_around_the_file(tmp_path: Path) -> None:
         ("half", "expected float32 or float64, got float16"), ("mixed", "expected float64, as before them"),
         ("policy", "dtype: expected 'float32', as its weights are, got 'mixed_float16'"),
         ("missing", "expected numbers of shape"), ("names", "weight_names: expected"),
-        ("layers", "expected weights of 1 layers, got"), ("external", "expected no links but hard ones, got External"),
-        ("soft", "expected no links but hard ones, got SoftLink"), ("chunks", "expected numbers in one piece"),
+        ("layers", "expected weights of 1 layers, got"), ("external", "expected no links but hard .*, got an external"),
+        ("soft", "expected no links but hard ones, got a soft one"), ("chunks", "expected numbers in one piece"),
         ("elsewhere", "expected numbers in one piece"), ("virtual", "expected numbers in one piece"),
-        ("objects", "expected float32 or float64, got object"), ("unwritten", "bytes within the file, got 0"),
+        ("objects", "expected float32 or float64, got texts"), ("unwritten", "bytes within the file, got 0"),
         ("group", "expected numbers of shape"), ("config", "model_config: expected JSON"),
         ("deep", "nested too deeply"),
     ],
@@ -655,7 +655,7 @@ def test_huge_claims_are_refused_before_there_is_room_for_them(tmp_path: Path) -
 
 
 def test_claims_of_texts(tmp_path: Path) -> None:
-    """For which HDF5 would make room of 4 GB, or go round for ever."""
+    """For which HDF5's library would make room of 4 GB, or go round for ever."""
     data = (DATA / "around.h5").read_bytes()
     with h5py.File(DATA / "around.h5") as file:
         length = len(file["model_weights"].attrs["layer_names"][0])
@@ -663,11 +663,11 @@ def test_claims_of_texts(tmp_path: Path) -> None:
     heap = int.from_bytes(data[lengths + 4 : lengths + 12], "little")
     path = tmp_path / "m.h5"
     for begin, changed, reason in (
-        (lengths, b"\xff\xff\xff\xff", "expected texts within the file's"),
-        (lengths + 4, b"\xff\xff", "expected a sound heap|expected texts within"),
-        (heap + 16, bytes(16), "expected a sound heap"),
-        (heap + 24, b"\xff\xff\xff", "expected a sound heap"),
-        (13, b"\x04", "expected "),
+        (lengths, b"\xff\xff\xff\xff", "got a text of 4294967295 bytes"),
+        (lengths + 4, b"\xff\xff", "expected a sound HDF5 file"),
+        (heap + 16, bytes(16), "got a text of .* bytes where there are 0"),
+        (heap + 24, b"\xff\xff\xff", "expected a sound HDF5 file"),
+        (13, b"\x04", "expected an HDF5 file with addresses of 8 bytes"),
     ):
         path.write_bytes(data[:begin] + changed + data[begin + len(changed) :])
         with pytest.raises(FormatError, match=reason):

@@ -47,7 +47,7 @@ OLD_LAYERS = "_layer_checkpoint_dependencies"  # what Keras 2.12 to 2.15 called 
 
 
 def load(path: str | os.PathLike[str], config: object = None) -> Sequential:
-    """A trained model from a file that Keras wrote, for inference. Neither Keras nor TensorFlow is needed, but h5py.
+    """A trained model from a file that Keras wrote, for inference. Neither Keras nor TensorFlow is needed.
 
     Parameters
     ----------
@@ -75,8 +75,7 @@ def load(path: str | os.PathLike[str], config: object = None) -> Sequential:
             return _from_archive(file, size, config)
         if head != hdf5.SIGNATURE:
             raise ValueError("expected a zip archive (.keras) or an HDF5 file (.h5), got neither")
-        with hdf5.opened(file.read()) as store:
-            return _from_store(store, config)
+        return _from_store(hdf5.Store(file.read()), config)
 
 
 # ---- the files
@@ -89,8 +88,8 @@ def _from_archive(file: BinaryIO, size: int, config: object) -> Sequential:
     model = _Model.of(_parsed(CONFIG, members[CONFIG]), None)
     if METADATA in members:
         model = replace(model, version=_version(_parsed(METADATA, members[METADATA])))
-    with hdf5.opened(members[WEIGHTS]) as store:
-        return _build(model, _Weights(store, _by_kind(store, model.layers())))
+    store = hdf5.Store(members[WEIGHTS])
+    return _build(model, _Weights(store, _by_kind(store, model.layers())))
 
 
 def _from_store(store: hdf5.Store, config: object) -> Sequential:

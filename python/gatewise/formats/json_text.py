@@ -1,0 +1,59 @@
+"""JSON from files that nobody vouches for: memory is bounded before the text is parsed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+# The bytes of memory that a parsed text takes, at most, for each of these characters: a list or an object, a member of
+# one, a name with its place in an object, half a string.
+COSTS = {b"[": 80, b"{": 80, b",": 40, b":": 120, b'"': 16}
+MOST_COST = 20  # times the bytes of the text; what people write takes some 2 (numbers) to 15 (names and short lists)
+FREE_COST = 2**24  # bytes that any text may take besides
+
+
+def check_cost(text: bytes) -> None:
+    """Refuse a text of which the objects would take far more memory than the text itself.
+
+    Three bytes make an empty list, which takes a hundred bytes. To count characters is enough for an upper bound:
+    those within strings only add to it.
+    """
+    cost = sum(text.count(character) * size for character, size in COSTS.items())
+    most = MOST_COST * len(text) + FREE_COST
+    if cost > most:
+        raise ValueError(f"expected JSON that takes at most {most} bytes of memory, got one of up to {cost}")
+
+
+def parse(text: bytes, *, is_strict: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Parameters
+    ----------
+    text : bytes
+        In UTF-8, or in what `json.loads` takes besides.
+    is_strict : bool
+        Refuse what readers of JSON disagree about: names that occur twice, NaN, infinities.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or nested too deeply, or its objects would take far more memory than the text.
+    """
+    check_cost(text)
+    try:
+        if is_strict:
+            return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("expected JSON, got one that is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return members
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
