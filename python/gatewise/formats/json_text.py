@@ -46,6 +46,8 @@ def parse(text: bytes, *, is_strict: bool = False) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("expected JSON, got one that is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"expected JSON: {error}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from gatewise.blocks import (
     Normalization,
     Reverse,
 )  # fmt: skip
-from gatewise.formats import hdf5
-from gatewise.formats.errors import reading
+from gatewise.formats import hdf5, json_text
+from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
 from gatewise.parameters import MOST
@@ -39,6 +39,7 @@ from gatewise.sequential import Sequential
 # Of a zip archive's members: times the archive's size, since weights hardly compress, or this many bytes.
 MOST_GROWTH = 16
 FREE_GROWTH = 2**20
+MOST_CONFIG = 2**22  # bytes of JSON: some thousand layers, whatever the size of the file around it
 MOST_NESTING = 32  # of models in models
 
 # Names of files, and of groups in them.
@@ -118,14 +119,25 @@ def _members(file: BinaryIO, size: int) -> dict[str, bytes]:
             for one in found:
                 if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{one.filename}: expected it stored or deflated, got {one.compress_type}")
+                if one.filename != WEIGHTS and one.file_size > MOST_CONFIG:
+                    raise ValueError(f"{one.filename}: expected at most {MOST_CONFIG} bytes, got {one.file_size}")
             most = max(MOST_GROWTH * size, FREE_GROWTH)
             if sum(one.file_size for one in found) > most:
                 raise ValueError(f"expected members of {most} bytes together at most, got more")
-            return {one.filename: archive.read(one) for one in found}
-    except ValueError:
+            return {one.filename: _member(archive, one) for one in found}
+    except (ValueError, MemoryError):
         raise
     except Exception as error:  # of many kinds: zlib's, struct's, zipfile's own
         raise ValueError(f"expected a sound zip archive, got {type(error).__name__}: {error}") from None
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, of which no more are unpacked than it says that it has."""
+    with archive.open(member) as file:
+        data = file.read(member.file_size)  # read() would unpack whatever there is, and cut it afterwards
+    if len(data) != member.file_size:
+        raise ValueError(f"{member.filename}: expected {member.file_size} bytes, got {len(data)}")
+    return data
 
 
 def _given(config: object) -> Any:
@@ -144,12 +156,11 @@ def _given(config: object) -> Any:
 
 
 def _parsed(name: str, text: str | bytes) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{name}: expected JSON, got one that is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: expected JSON: {error}") from None
+    data = text.encode() if isinstance(text, str) else text
+    with at(name):
+        if len(data) > MOST_CONFIG:
+            raise ValueError(f"expected JSON of at most {MOST_CONFIG} bytes, got {len(data)}")
+        return json_text.parse(data)
 
 
 def _kind_of(value: object) -> object:
@@ -256,8 +267,8 @@ class _Entry(NamedTuple):
         if not isinstance(config, Mapping):
             raise ValueError(f"{where}: {kind}: expected a config, got {config!r}")
         name = config.get("name", found.get("name", ""))
-        if not isinstance(name, str):
-            raise ValueError(f"{where}: {kind}: expected a name, got {name!r}")
+        if not isinstance(name, str) or max(len(name), len(kind)) > hdf5.MOST_NAME:  # errors and paths repeat them
+            raise ValueError(f"{where}: {kind[:100]}: expected a name of at most {hdf5.MOST_NAME} characters")
         # A class of somebody else may have the name of one of Keras's.
         module = found.get("module", "keras")
         if not isinstance(module, str) or module.split(".")[0] not in ("keras", "tf_keras"):
@@ -347,16 +358,28 @@ def _groups(kinds: Sequence[str]) -> list[str]:
 
 def _masks(entries: Sequence[_Entry]) -> set[str]:
     """The operations of a graph of Keras 3 that say which steps are masked, where a layer before says the same."""
-    makers = [entry for entry in entries if entry.kind == "Masking" or entry.config.get("mask_zero") is True]
     masks: set[str] = set()
+    if not any(entry.kind == "NotEqual" for entry in entries):
+        return masks
+    makers = {
+        (_source(entry), _mask_value(entry))
+        for entry in entries
+        if entry.kind == "Masking" or entry.config.get("mask_zero") is True
+    }
     for entry in entries:  # each behind what it reads
         if entry.kind == "NotEqual":
             tensor, value, *_ = [*_arguments(entry), None, None]
-            if any((_source(one), one.config.get("mask_value", 0)) == (_history(tensor), value) for one in makers):
+            if isinstance(value, (int, float)) and (_history(tensor), value) in makers:
                 masks.add(entry.name)
         elif entry.kind == "Any" and _source(entry) in masks and _single(entry.config.get("axis")) == -1:
             masks.add(entry.name)
     return masks
+
+
+def _mask_value(entry: _Entry) -> float | None:
+    """What a layer that masks looks for, if it is a number."""
+    value = entry.config.get("mask_value", 0)
+    return value if isinstance(value, (int, float)) else None
 
 
 def _chain(model: _Entry, entries: Sequence[_Entry], masks: set[str]) -> list[int]:
@@ -372,7 +395,8 @@ def _chain(model: _Entry, entries: Sequence[_Entry], masks: set[str]) -> list[in
         path.append(behind[path[-1]])
     if sorted(path) != sorted(names) or path[-1:] != _ends(model, "output_layers"):
         raise ValueError(f"{model.kind} {model.name!r}: expected one path from its input to its output, got branches")
-    return [path.index(name) for name in names]
+    places = {name: place for place, name in enumerate(path)}
+    return [places[name] for name in names]
 
 
 def _ends(model: _Entry, option: str) -> list[str]:

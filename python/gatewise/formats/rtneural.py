@@ -16,6 +16,7 @@ import numpy as np
 
 from gatewise import blocks
 from gatewise.arrays import Array, number, shaped, whole_number
+from gatewise.formats import json_text
 from gatewise.formats.errors import reading
 from gatewise.formats.safetensors import write_pieces
 from gatewise.layers import GRU, LSTM, Layer
@@ -24,7 +25,7 @@ from gatewise.parameters import MOST, Packable
 from gatewise.sequential import Sequential
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax", "elu")
-MOST_BYTES = 2**30  # of a file, which takes some twenty times as much memory while it is read
+MOST_BYTES = 2**30  # of a file
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
@@ -35,10 +36,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
             raise ValueError(f"expected a file of at most {MOST_BYTES} bytes")
         with open(path, "rb") as file:
             text = file.read(MOST_BYTES + 1)
-        try:
-            model = json.loads(text)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
+        model = json_text.parse(text)
         units = _size("in_shape", _entry(model, "in_shape"))
         made: list[Module] = []
         layers = _entry(model, "layers")

@@ -18,12 +18,13 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gatewise import blocks
 from gatewise.arrays import Array, describe, flag, whole_number
+from gatewise.formats import json_text
 from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
@@ -39,7 +40,7 @@ OTHERS = {
     for size, names in {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "I16 U16 F16 BF16", 4: "I32 U32", 8: "I64 U64 C64"}.items()
     for name in names.split()
 }
-MOST_HEADER = 10_000_000  # bytes: a few hundred a layer; what it describes takes up to some 45 times as much memory
+MOST_HEADER = 10_000_000  # bytes: a few hundred a layer
 MOST_NESTED = 8  # layers in each other: an Activation in a Dense in a TimeDistributed is the third
 KINDS: dict[str, type[Module]] = {
     kind.__name__: kind
@@ -117,7 +118,9 @@ def _made_model(description: Mapping[str, Any], source: Source) -> Sequential:
     if not isinstance(description["layers"], list):
         raise TypeError(f"layers: expected a list, got {type(description['layers']).__name__}")
     layers = []
-    for i, (layer, own) in enumerate(zip(description["layers"], source.split(len(description["layers"])), strict=True)):
+    parts = source.split(len(description["layers"]))
+    for i, layer in enumerate(description["layers"]):
+        own = replace(source, tensors=parts.get(str(i), {}))
         with at(f"layers[{i}]"):
             layers.append(_made_layer(layer, own))
             own.check_empty()
@@ -169,14 +172,14 @@ class Source:
     begin: int  # of the numbers
     tensors: dict[str, Tensor]
 
-    def split(self, count: int) -> list[Source]:
-        """One for each layer of a model, with the tensors whose names say so; the others stay."""
-        parts = {str(i): replace(self, tensors={}) for i in range(count)}
+    def split(self, count: int) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each of so many layers, whose numbers their names begin with; the others stay."""
+        parts: dict[str, dict[str, Tensor]] = {}
         for name in list(self.tensors):
             index, _, own = name.partition(".")
-            if index in parts:
-                parts[index].tensors[own] = self.tensors.pop(name)
-        return list(parts.values())
+            if index.isdecimal() and len(index) < 10 and index == str(int(index)) and int(index) < count:
+                parts.setdefault(index, {})[own] = self.tensors.pop(name)
+        return parts
 
     def __call__(self, of: Packable[Any]) -> dict[str, Array]:
         shapes = of.shapes()
@@ -203,21 +206,6 @@ class Source:
 
 
 # ---- the header
-
-
-def _parsed(text: str) -> Any:
-    """JSON without what its readers disagree about: names that occur twice, NaN, infinities."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return found
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def _tensors(header: Mapping[str, Any], size: int, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> dict[str, Tensor]:
@@ -255,7 +243,7 @@ def _read_header(file: BufferedReader, size: int) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(size - 8, MOST_HEADER):
         raise ValueError(f"expected a safetensors file, got one of {size} bytes that says its header has {length}")
-    header = _parsed(file.read(length).decode())
+    header = json_text.parse(file.read(length), is_strict=True)
     if not isinstance(header, dict):
         raise ValueError("expected names and tensors in the header")
     return header, 8 + length
@@ -271,7 +259,7 @@ def _description(header: Mapping[str, Any]) -> Any:
         raise ValueError(f"expected format version {VERSION}, got {metadata['gatewise']!r}")
     if "model" not in metadata:
         raise ValueError("expected 'model' in the metadata")
-    return _parsed(metadata["model"])
+    return json_text.parse(metadata["model"].encode(), is_strict=True)
 
 
 def is_foreign(path: str) -> bool:
