@@ -76,6 +76,64 @@ def test_what_it_cannot_say(tmp_path):
         gw.save(gw.LSTM(3, 4), tmp_path / "model.keras")
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "softmax", "elu", "linear", "TANH", None, 7, ["tanh"], {}])
+def test_activations_of_recurrent_layers(kind, activation, tmp_path):
+    """The exporter writes Keras's option there, and RTNeural computes tanh whatever it says."""
+    path = tmp_path / "model.json"
+    gw.save({"lstm": gw.LSTM, "gru": gw.GRU}[kind](3, 4), path)
+    described = json.loads(path.read_text())
+    layer = described["layers"][0]
+    for computed in ("", "tanh", ...):
+        layer["activation"] = computed
+        if computed is ...:
+            del layer["activation"]
+        path.write_text(json.dumps(described))
+        gw.load(path)
+    layer["activation"] = activation
+    path.write_text(json.dumps(described))
+    with pytest.raises(gw.FormatError, match=r"layers\[0\]: activation: expected tanh or nothing, got"):
+        gw.load(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "option", "neutral", "others"),
+    [
+        (None, "in_skip", [0, 0.0, False, None, ...], [1, 2, True, "1", -1]),
+        (None, "in_gain", [0, -0.0, None, ...], [-3.5, 1, "0", [1], float("nan")]),
+        (None, "out_gain", [0, None, ...], [6, 1e-9]),
+        ("conv1d", "groups", [1, [1], ...], [2, [2]]),
+        ("conv1d", "strides", [1, [1], ...], [2, [2], [1, 1]]),
+        ("conv1d", "padding", ["causal", ...], ["same", "valid"]),
+        ("gru", "reset_after", [True, ...], [False]),
+        ("gru", "recurrent_activation", ["sigmoid", ...], ["hard_sigmoid"]),
+        ("lstm", "recurrent_activation", ["sigmoid", ...], ["hard_sigmoid"]),
+        ("lstm", "go_backwards", [False, ...], [True]),
+        ("lstm", "shape", [[None, None, 4], [None, 4], [4], 4], [[None, 1, 1, 4]]),
+        ("batchnorm", "activation", ["", ...], ["relu"]),
+    ],
+)
+def test_options_that_would_change_the_numbers(layer, option, neutral, others, tmp_path):
+    """What AIDA-X does with its input and output, and what Keras does and RTNeural does not."""
+    path = tmp_path / "model.json"
+    gw.save(model_of(), path)
+    described = json.loads(path.read_text())
+    where = described
+    if layer is not None:
+        where = next(one for one in described["layers"] if one["type"] == layer)
+    for value in neutral:
+        where.pop(option, None)
+        if value is not ...:
+            where[option] = value
+        path.write_text(json.dumps(described))
+        gw.load(path)
+    for value in others:
+        where[option] = value
+        path.write_text(json.dumps(described))
+        with pytest.raises(gw.FormatError, match=f"{option}: expected"):
+            gw.load(path)
+
+
 def mutated(rng, value):
     """The same with one thing in it changed, removed or added."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.9:

@@ -26,6 +26,13 @@ from gatewise.sequential import Sequential
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax", "elu")
 MOST_BYTES = 2**30  # of a file
+# What AIDA-X reads besides: whether the input is added to the output, and gains in decibels.
+PLAYER_OPTIONS: dict[str, object] = {"in_skip": 0, "in_gain": 0, "out_gain": 0}
+# Options of Keras's layers that RTNeural does not look at, with the one value that it computes.
+LAYER_OPTIONS: dict[str, object] = {
+    "strides": 1, "groups": 1, "padding": "causal", "recurrent_activation": "sigmoid", "reset_after": True,
+    "go_backwards": False, "return_state": False, "bidirectional": False,
+}  # fmt: skip
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
@@ -38,6 +45,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
             text = file.read(MOST_BYTES + 1)
         model = json_text.parse(text)
         units = _size("in_shape", _entry(model, "in_shape"))
+        _check_options(model, PLAYER_OPTIONS)
         made: list[Module] = []
         layers = _entry(model, "layers")
         if not isinstance(layers, list):
@@ -57,9 +65,21 @@ def _entry(where: Any, name: str) -> Any:
     return where[name]
 
 
+def _check_options(where: Mapping[str, Any], options: Mapping[str, object]) -> None:
+    """Refuse options that would change the numbers; what is missing, or null, is what RTNeural computes."""
+    for name, expected in options.items():
+        value = where.get(name)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if value is not None and value != expected:
+            raise ValueError(f"{name}: expected {expected!r}, got {str(value)[:100]}")
+
+
 def _size(name: str, shape: Any) -> int:
     """The last of a shape's sizes."""
     last = shape[-1] if isinstance(shape, list) and shape else shape
+    if isinstance(shape, list) and len(shape) > 3:
+        raise ValueError(f"{name}: expected batch, steps and units at most, got {str(shape)[:100]}")
     return whole_number(name, last, 1, MOST)
 
 
@@ -67,6 +87,7 @@ def _layers(layer: Any, inputs: int) -> list[Module]:
     kind, units = _entry(layer, "type"), _size("shape", _entry(layer, "shape"))
     if not isinstance(kind, str) or kind not in READERS:
         raise ValueError(f"type: expected {', '.join(READERS)}, got {str(kind)[:100]!r}")
+    _check_options(layer, LAYER_OPTIONS)
     return READERS[kind](layer, inputs, units)
 
 
@@ -106,6 +127,7 @@ def _reordered(array: Array, order: tuple[int, ...], axis: int) -> Array:
 
 
 def _lstm(layer: Any, inputs: int, units: int) -> list[Module]:
+    _check_activation(layer, "tanh")
     kernel, recurrent, bias = _weights(layer, (inputs, 4 * units), (units, 4 * units), (4 * units,))
     arrays = {
         "weight_ih_l0": kernel.T,
@@ -117,6 +139,7 @@ def _lstm(layer: Any, inputs: int, units: int) -> list[Module]:
 
 
 def _gru(layer: Any, inputs: int, units: int) -> list[Module]:
+    _check_activation(layer, "tanh")
     kernel, recurrent, bias = _weights(layer, (inputs, 3 * units), (units, 3 * units), (2, 3 * units))
     order = 1, 0, 2  # z r h -> r z n
     arrays = {
@@ -137,8 +160,6 @@ def _dense(layer: Any, inputs: int, units: int) -> list[Module]:
 
 def _convolution(layer: Any, inputs: int, units: int) -> list[Module]:
     taps, dilation = _size("kernel_size", _entry(layer, "kernel_size")), _size("dilation", _entry(layer, "dilation"))
-    if layer.get("groups", 1) != 1:
-        raise ValueError(f"groups: expected 1, got {str(layer['groups'])[:100]}")
     kernel, bias = _weights(layer, (taps, inputs, units), (units,))
     arrays = {"weight": kernel.transpose(2, 1, 0), "bias": bias}
     return [
@@ -150,6 +171,7 @@ def _convolution(layer: Any, inputs: int, units: int) -> list[Module]:
 
 
 def _batch_norm(layer: Any, inputs: int, units: int) -> list[Module]:
+    _check_activation(layer)
     weights = _entry(layer, "weights")
     affine = isinstance(weights, list) and len(weights) == 4
     arrays = _weights(layer, *[(units,)] * (4 if affine else 2))
@@ -161,6 +183,13 @@ def _batch_norm(layer: Any, inputs: int, units: int) -> list[Module]:
 
 def _activate(layer: Any, inputs: int, units: int) -> list[Module]:
     return [blocks.Activation(_activation(layer))]
+
+
+def _check_activation(layer: Any, *computed: str) -> None:
+    """Refuse an activation that RTNeural's layer of this kind does not compute, though the file asks for it."""
+    name = layer.get("activation", "")
+    if name not in ("", *computed):
+        raise ValueError(f"activation: expected {' or '.join((*computed, 'nothing'))}, got {str(name)[:100]!r}")
 
 
 def _activation(layer: Any) -> str:
