@@ -215,6 +215,27 @@ def test_long_names(tmp_path: Path) -> None:
             gw.load(path)
 
 
+def test_one_number_for_many_units(tmp_path: Path) -> None:
+    """A mean of one number, of as many units as a file says that there are."""
+    config = {"name": "n", "axis": [-1], "mean": 0.5, "variance": 2.0}
+    layer = {"class_name": "Normalization", "config": config}
+    path, weights = tmp_path / "m.keras", tmp_path / "weights.h5"
+    with h5py.File(weights, "w") as file:
+        file.create_group("layers")
+    for units, count in ((3, 2), (10**9, 1), (2**19, 3)):
+        first = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, None, units]}}
+        model = {"class_name": "Sequential", "config": {"name": "s", "layers": [first, *[layer] * count]}}
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", json.dumps(model))
+            archive.write(weights, WEIGHTS)
+        if units == 3:
+            assert len(gw.load(path)) == 2
+            continue
+        assert_refused([path], warm_up=DATA / "stack.keras")
+        with pytest.raises(gw.FormatError, match=r"(mean|variance): expected one number for at most 1048576"):
+            gw.load(path)
+
+
 # ---- HDF5
 
 

@@ -41,6 +41,7 @@ MOST_GROWTH = 16
 FREE_GROWTH = 2**20
 MOST_CONFIG = 2**22  # bytes of JSON: some thousand layers, whatever the size of the file around it
 MOST_NESTING = 32  # of models in models
+MOST_REPEATED = 2**20  # numbers that are made of one in a configuration, and of which the file holds nothing else
 
 # Names of files, and of groups in them.
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -233,7 +234,18 @@ class _Layer:
     def inner(self, option: str) -> _Layer:
         """A layer that is an option of this one."""
         entry = _Entry.of(self.config.get(option), f"layer {self.name!r} ({self.kind}): {option}")
-        return replace(self, name=entry.name or self.name, kind=entry.kind, config=entry.config)
+        inner = replace(self, name=entry.name or self.name, kind=entry.kind, config=entry.config)
+        inner.check_options()
+        return inner
+
+    def check_options(self) -> None:
+        """Refuse options that this module does not know, as of a later version of Keras, unless they are off."""
+        known = OPTIONS.get(self.kind)
+        if known is None:  # the class is not known, either
+            return
+        for option, value in self.config.items():
+            if option not in known and value not in (None, False) and not option.endswith(ONLY_TRAINING):
+                raise self.error(option, "an option that gatewise knows, or None", value)
 
 
 def _single(value: object) -> Any:
@@ -586,6 +598,7 @@ def _check_kinds(layers: Sequence[_Layer]) -> None:
     for layer in layers:
         if layer.kind not in BUILDERS:
             raise layer.refusal(REFUSED.get(layer.kind, "expected a layer that gatewise has"))
+        layer.check_options()
 
 
 class _Weights:
@@ -635,7 +648,8 @@ class _Builder:
 
     def __init__(self, weights: _Weights) -> None:
         self.mask = _Mask.NONE
-        self.masking_dtype: object = None  # what a Masking compares in
+        self.policies: list[tuple[_Layer, object]] = []  # what each layer computes in
+        self.spare = MOST_REPEATED  # numbers
         self.weights = weights
         self.layers: list[Module] = []
         self.rank: int | None = None  # axes, the batch among them, where the file tells
@@ -651,7 +665,8 @@ class _Builder:
         return self.weights.read(layer, key, *shape)
 
     def start(self, layer: _Layer) -> None:
-        """Take note of the shape of the model's input."""
+        """Take note of a layer's dtype, and of the shape of the model's input."""
+        self.policies.append((layer, _policy(layer)))
         shape = _listed(layer.config.get("batch_shape", layer.config.get("batch_input_shape")))
         if shape is None or self.layers or self.rank is not None:
             return
@@ -703,11 +718,21 @@ def _build(model: _Model, weights: _Weights) -> Sequential:
             raise error if str(error).startswith("layer ") else layer.refusal(str(error)) from None
     if builder.mask is _Mask.PENDING and not builder.drop_mask():
         raise ValueError("Masking: expected a recurrent layer behind it, or mask_value=0")
-    if builder.masking_dtype not in (None, builder.weights.dtype):
-        raise ValueError(f"Masking: dtype: expected {builder.weights.dtype}, got {builder.masking_dtype!r}")
+    _check_policies(builder)
     if not builder.layers:
         raise ValueError("expected a model with a layer at least, got one that does nothing")
     return Sequential(builder.layers, batch_first=True)
+
+
+def _check_policies(builder: _Builder) -> None:
+    """Whether all layers, also those without weights, compute in the dtype of the weights."""
+    allowed = (None, builder.weights.dtype)
+    for layer, policy in builder.policies:
+        # The input may be wider than the first layer, which narrows it, and holds tokens before an Embedding.
+        is_wider = layer.kind == "InputLayer" and policy == "float64"
+        is_token = isinstance(policy, str) and "int" in policy and layer.kind == "InputLayer"
+        if policy not in allowed and not is_wider and not (is_token and isinstance(builder.layers[0], Embedding)):
+            raise layer.error("dtype", f"{builder.weights.dtype!r}, as the model's weights are", policy)
 
 
 def _ignore(builder: _Builder, layer: _Layer) -> None:
@@ -730,7 +755,6 @@ def _masking(builder: _Builder, layer: _Layer) -> None:
     if builder.layers:
         raise layer.refusal("expected it as the first layer")
     builder.add(Masking(layer.number("mask_value", 0.0)))
-    builder.masking_dtype = _policy(layer)
     builder.mask = _Mask.PENDING
 
 
@@ -821,7 +845,12 @@ def _numbers(builder: _Builder, layer: _Layer, option: str) -> Array:
         array = np.array(layer.config.get(option), builder.weights.dtype).reshape(-1)
     except (ValueError, TypeError, OverflowError):
         raise layer.error(option, "numbers", layer.config.get(option)) from None
-    return np.repeat(array, builder.units) if array.size == 1 and builder.units else array
+    if array.size != 1 or not builder.units:
+        return array
+    builder.spare -= builder.units
+    if builder.spare < 0:
+        raise layer.error(option, f"one number for at most {MOST_REPEATED} units of all layers", builder.units)
+    return np.repeat(array, builder.units)
 
 
 def _time_distributed(builder: _Builder, layer: _Layer) -> None:
@@ -829,6 +858,7 @@ def _time_distributed(builder: _Builder, layer: _Layer) -> None:
     if inner.kind not in ROWS:
         raise layer.refusal(f"layer: expected one of {', '.join(sorted(ROWS))}, got {inner.kind!r}")
     builder.sequences(layer)
+    builder.policies.append((inner, _policy(inner)))
     builder.rank = 2
     weights = builder.weights
     builder.weights = _Within(weights, layer, "layer")
@@ -1163,3 +1193,54 @@ ROWS = {
     "Dense", "LayerNormalization", "BatchNormalization", "Normalization", "Dropout", "Flatten", "Reshape",
     *ACTIVATION_LAYERS,
 }  # fmt: skip
+
+# Options of each class that this module computes, or that change nothing in inference.
+ONLY_TRAINING = ("_initializer", "_regularizer", "_constraint")
+_ALL = "name trainable dtype batch_shape batch_input_shape dynamic seed"
+_CELL = "units activation use_bias dropout recurrent_dropout implementation"
+_GATED = f"{_CELL} recurrent_activation"
+_SEQUENCE = (
+    "return_sequences return_state go_backwards stateful unroll time_major zero_output_for_mask input_dim input_length "
+    "use_cudnn"
+)
+OPTIONS = {
+    kind: set(f"{_ALL} {options}".split())
+    for kind, options in {
+        "InputLayer": "",
+        "Dropout": "rate noise_shape",
+        "SpatialDropout1D": "rate noise_shape",
+        "GaussianNoise": "stddev",
+        "GaussianDropout": "rate",
+        "AlphaDropout": "rate noise_shape",
+        "ActivityRegularization": "l1 l2",
+        "Activation": "activation",
+        "ReLU": "max_value negative_slope threshold",
+        "LeakyReLU": "alpha negative_slope",
+        "ThresholdedReLU": "theta",
+        "ELU": "alpha",
+        "Softmax": "axis robust_masking",
+        "Masking": "mask_value",
+        "Embedding": "input_dim output_dim mask_zero input_length lora_rank lora_alpha",
+        "Dense": "units activation use_bias input_dim lora_rank lora_alpha",
+        "Conv1D": "filters kernel_size strides padding data_format dilation_rate groups activation use_bias lora_rank "
+        "lora_alpha",
+        "LayerNormalization": "axis epsilon center scale rms_scaling",
+        "BatchNormalization": "axis momentum epsilon center scale renorm renorm_clipping renorm_momentum fused "
+        "virtual_batch_size synchronized",
+        "Normalization": "axis mean variance invert",
+        "TimeDistributed": "layer",
+        "Flatten": "data_format",
+        "Reshape": "target_shape",
+        "LSTM": f"{_GATED} unit_forget_bias {_SEQUENCE}",
+        "GRU": f"{_GATED} reset_after {_SEQUENCE}",
+        "SimpleRNN": f"{_CELL} {_SEQUENCE}",
+        "CuDNNLSTM": f"units unit_forget_bias {_SEQUENCE}",
+        "CuDNNGRU": f"units {_SEQUENCE}",
+        "LSTMCell": f"{_GATED} unit_forget_bias",
+        "GRUCell": f"{_GATED} reset_after",
+        "SimpleRNNCell": _CELL,
+        "StackedRNNCells": "cells reverse_state_order",
+        "RNN": f"cell {_SEQUENCE}",
+        "Bidirectional": "layer backward_layer merge_mode",
+    }.items()
+}
