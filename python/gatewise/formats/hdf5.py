@@ -19,7 +19,7 @@ from gatewise.arrays import Array, describe
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1  # the address of what is not there
-MOST_READINGS = 4  # of the whole file, in sum
+MOST_READINGS = 3  # of the whole file, in sum; a text is read twice, and everything else once
 MOST_DEPTH = 32  # of groups in groups
 MOST_NAME = 1000  # characters: names are repeated in paths
 MOST_PIECES = 300  # of a list of texts: HDF5 holds 64 KB in each, and Keras parts no more than it must

@@ -153,7 +153,7 @@ def _given(config: object) -> Any:
     if not isinstance(config, (str, os.PathLike)):
         raise TypeError(f"config: expected a dict, JSON or the path of a JSON file, got {type(config).__name__}")
     with open(config, "rb") as file:
-        return _parsed(f"config: {os.fsdecode(config)}", file.read())
+        return _parsed(f"config: {os.fsdecode(config)}", file.read(MOST_CONFIG + 1))
 
 
 def _parsed(name: str, text: str | bytes) -> Any:
@@ -728,10 +728,12 @@ def _check_policies(builder: _Builder) -> None:
     """Whether all layers, also those without weights, compute in the dtype of the weights."""
     allowed = (None, builder.weights.dtype)
     for layer, policy in builder.policies:
-        # The input may be wider than the first layer, which narrows it, and holds tokens before an Embedding.
-        is_wider = layer.kind == "InputLayer" and policy == "float64"
-        is_token = isinstance(policy, str) and "int" in policy and layer.kind == "InputLayer"
-        if policy not in allowed and not is_wider and not (is_token and isinstance(builder.layers[0], Embedding)):
+        # The input may be of another width, which the first layer converts, or tokens before an Embedding.
+        is_input = layer.kind == "InputLayer" and isinstance(policy, str)
+        has_tokens = isinstance(builder.layers[0], Embedding)
+        if is_input and (policy in ("float32", "float64") or ("int" in str(policy) and has_tokens)):
+            continue
+        if policy not in allowed:
             raise layer.error("dtype", f"{builder.weights.dtype!r}, as the model's weights are", policy)
 
 
