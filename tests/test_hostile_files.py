@@ -18,13 +18,26 @@ from typing import Any
 
 import gatewise as gw
 import pytest
-from children import assert_refused
+from children import assert_refused, load_in_child
 from gatewise.formats import hdf5, json_text, keras
 
 h5py = pytest.importorskip("h5py")
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS = "model.weights.h5"
+
+CORPUS = Path(__file__).parent / "fuzz" / "corpus"
+OUTCOMES = {"valid": "Sequential", "group_in_itself": "Sequential"}  # and all others are refused
+
+
+def test_corpus() -> None:
+    """One small file of each fault that was found: each is a model or a FormatError, and takes next to nothing."""
+    paths = sorted(path for kind in ("h5", "keras", "safetensors", "json") for path in (CORPUS / kind).iterdir())
+    assert len(paths) > 20
+    for path, outcome in zip(paths, load_in_child(paths, warm_up=DATA / "stack.keras", seconds=5), strict=True):
+        assert outcome.kind == OUTCOMES.get(path.stem, "FormatError"), f"{path}: {outcome}"
+        assert outcome.peak < 4 << 20, f"{path}: {outcome}"
+
 
 # ---- JSON
 

@@ -718,9 +718,9 @@ def _build(model: _Model, weights: _Weights) -> Sequential:
             raise error if str(error).startswith("layer ") else layer.refusal(str(error)) from None
     if builder.mask is _Mask.PENDING and not builder.drop_mask():
         raise ValueError("Masking: expected a recurrent layer behind it, or mask_value=0")
-    _check_policies(builder)
     if not builder.layers:
         raise ValueError("expected a model with a layer at least, got one that does nothing")
+    _check_policies(builder)
     return Sequential(builder.layers, batch_first=True)
 
 
