@@ -26,14 +26,14 @@ def written(fill: Any, **options: Any) -> bytes:
 
 
 def files_of_keras() -> list[Any]:
-    found = []
+    files = []
     for path in sorted(DATA.iterdir()):
         if path.suffix == ".h5":
-            found.append(pytest.param(path.read_bytes(), id=path.name))
+            files.append(pytest.param(path.read_bytes(), id=path.name))
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
-                found.append(pytest.param(archive.read("model.weights.h5"), id=path.name))
-    return found
+                files.append(pytest.param(archive.read("model.weights.h5"), id=path.name))
+    return files
 
 
 @pytest.mark.parametrize("data", files_of_keras())

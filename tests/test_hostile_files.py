@@ -259,11 +259,11 @@ def h5_bytes(fill: Callable[[Any], None], path: Path, **options: Any) -> bytearr
 
 
 def places(data: bytes, signature: bytes) -> list[int]:
-    found, at = [], data.find(signature)
+    addresses, at = [], data.find(signature)
     while at >= 0:
-        found.append(at)
+        addresses.append(at)
         at = data.find(signature, at + 1)
-    return found
+    return addresses
 
 
 def test_heaps_whose_free_lists_are_circles(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class _File:
         self._left = MOST_READINGS * len(data)
 
     def spend(self, size: int) -> None:
-        """Take note that so many bytes are read, or made of what was read."""
+        """Count bytes that are read, or made of what was read."""
         self._left -= size
         if self._left < 0:
             raise ValueError(
@@ -94,7 +94,7 @@ class _File:
         return _Cursor(self.data[address : address + size])
 
     def signed(self, address: int, size: int, signature: bytes) -> _Cursor:
-        """The bytes of a structure, behind the four that say what it is, and its version."""
+        """The bytes of a structure after its signature, which says what it is."""
         cursor = self.read(address, size)
         if cursor.bytes(len(signature)) != signature:
             raise ValueError(f"expected a sound HDF5 file, got none of {signature[:4]!r} at {address}")
@@ -345,32 +345,32 @@ def _root_address(file: _File) -> int:
 
 
 def _read_object(file: _File, address: int) -> _Object:
-    found = _Object()
+    header = _Object()
     for kind, flags, body in _messages(file, address):
         if kind in USED and flags & 2:
             raise ValueError("expected an HDF5 file whose objects share no types, which Keras never writes")
         if kind == ATTRIBUTE:
             name, attribute = _read_attribute(body)
-            _add(found.attributes, name, attribute)
+            _add(header.attributes, name, attribute)
         elif kind == TYPE:
-            found.type = _Type.of(body)
+            header.type = _Type.of(body)
         elif kind == SPACE:
-            found.shape = _read_shape(body)
+            header.shape = _read_shape(body)
         elif kind == LAYOUT:
-            found.layout = body
+            header.layout = body
         elif kind in (EXTERNAL, FILTERS):
-            found.is_elsewhere = True
+            header.is_elsewhere = True
         elif kind == LINK:
-            found.is_group = True
-            _add(found.links, *_read_link(body))
+            header.is_group = True
+            _add(header.links, *_read_link(body))
         elif kind == SYMBOL_TABLE:
-            found.is_group = True
+            header.is_group = True
             for name, link in _symbols(file, body):
-                _add(found.links, name, link)
+                _add(header.links, name, link)
         elif kind in (LINK_INFO, ATTRIBUTE_INFO):
-            found.is_group |= kind == LINK_INFO
+            header.is_group |= kind == LINK_INFO
             _check_info(kind, body)
-    return found
+    return header
 
 
 def _add(entries: dict[str, Value], name: str, value: Value) -> None:
@@ -501,7 +501,7 @@ def _nodes(file: _File, address: int) -> Iterator[int]:
 
 
 def _global_heap(file: _File, address: int) -> dict[int, int]:
-    """Where the objects of a heap begin, by their numbers. Eight bytes before that, their size."""
+    """Where the objects of a heap begin, by their numbers. The eight bytes before an object are its size."""
     head = file.signed(address, 16, b"GCOL\1")
     head.bytes(3)
     size = head.number(8)
