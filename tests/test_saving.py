@@ -1,4 +1,7 @@
-"""Every layer, option and activation in every format: what comes back computes the same, or saving it is refused."""
+"""Every layer, option and activation in every format: what comes back computes the same, or the format lacks it.
+
+Which of them a format lacks is told here once more, so that nothing is refused that could be saved.
+"""
 
 import gatewise as gw
 import numpy as np
@@ -34,6 +37,35 @@ NETWORKS = [
 ]
 
 
+# What RTNeural computes.
+CELLS_OF_RTNEURAL = [repr(options) for options in [
+    {}, {"bias": False}, {"num_layers": 2}, {"activation": gw.Activation("tanh")},
+    {"output_activation": gw.Activation("tanh")}, {"recurrent_activation": gw.Activation("sigmoid")},
+]]  # fmt: skip
+FUNCTIONS_OF_RTNEURAL = [repr(gw.Activation(name)) for name in ("linear", "relu", "elu", "tanh", "sigmoid", "softmax")]
+NOT_IN_CELLS_OF_ONNX = {"selu", "silu", "gelu"}
+
+
+def is_saved(kind, options, path):
+    """Whether a format has a recurrent layer of these options."""
+    if path.suffix == ".json":
+        return kind is not gw.RNN and repr(options) in CELLS_OF_RTNEURAL
+    if path.suffix == ".onnx":
+        names = {getattr(option, "name", None) for option in options.values()}
+        return "proj_size" not in options and not names & NOT_IN_CELLS_OF_ONNX
+    return True
+
+
+def is_network_saved(model, path):
+    """Whether a format has all layers of a network."""
+    if path.suffix == ".json":
+        functions = [getattr(one, "activation", one) for one in model if not isinstance(one, gw.LSTM)]
+        return all(repr(one) in FUNCTIONS_OF_RTNEURAL for one in functions)
+    if path.suffix == ".onnx":
+        return not any(isinstance(one, gw.Masking) or getattr(one, "mask_zero", False) for one in model)
+    return True
+
+
 @pytest.fixture(params=["safetensors", "onnx", "json"])
 def path(request, tmp_path):
     if request.param == "onnx":
@@ -41,17 +73,13 @@ def path(request, tmp_path):
     return tmp_path / f"model.{request.param}"
 
 
-def check(model, x, path):
-    refusal = None
-    try:
-        gw.save(model, path)
-    except ValueError as error:
-        refusal = str(error)
-    if refusal is not None:
-        assert path.suffix != ".safetensors"
-        assert "layers[" in refusal  # it says which
+def check(model, x, path, is_saved):
+    if not is_saved:
+        with pytest.raises(ValueError, match=r"layers\[\d\]: (RTNeural has|.*ONNX)"):
+            gw.save(model, path)
         assert not path.exists()
         return
+    gw.save(model, path)
     y, again = (one(x)[0] if isinstance(one, (gw.LSTM, gw.GRU, gw.RNN)) else one(x) for one in (model, gw.load(path)))
     assert_close(again, y, "float32")
 
@@ -61,7 +89,7 @@ def test_recurrent_layers(kind, options, path):
     model = kind(3, 4, seed=1, **options)
     x = 2 * random((5, 2, 3), "float32")
     x[1, 0] = 0
-    check(model, x, path)
+    check(model, x, path, is_saved(kind, options, path))
 
 
 @pytest.mark.parametrize("number", range(len(NETWORKS)))
@@ -71,4 +99,4 @@ def test_networks(number, path):
     x[1, 0], x[2, 1] = 0, -1
     if isinstance(model[0], gw.Embedding):
         x = np.random.default_rng(0).integers(0, 3, (5, 2))
-    check(model, x, path)
+    check(model, x, path, is_network_saved(model, path))
