@@ -650,9 +650,8 @@ def test_bench(say, quick, monkeypatch, make):
     said = say("bench", "model", "--steps", 5, "--batch", 2, "--threads", 1)
     assert said.status == 0
     lines = {line.split("  ")[0]: line for line in said.out.splitlines()}
-    assert lines["step"].endswith("50")
-    assert lines["sequence 5 x 2"].split()[-1] in {str(n) for n in range(10, 51)}
-    assert lines["block of 64"].split()[-1] in {str(n) for n in range(10, 51)}
+    for line in ("step", "sequence 5 x 2", "block of 64"):
+        assert lines[line].split()[-1] in {str(n) for n in range(10, 51)}  # fewer where the machine is busy
     assert "1 thread\n" in said.out
     assert "ONNX Runtime: not installed; try: pip install onnxruntime onnx" in said.out
     assert "clock's own" in said.out

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "../core/forks.hpp"
 #include "python.hpp"
 
 namespace gatewise {

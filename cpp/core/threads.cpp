@@ -1,16 +1,20 @@
 #include "threads.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "forks.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
 
 namespace gatewise {
+
+std::atomic<std::uint32_t> fork_count{0};
+
 namespace {
 
 std::atomic<int> thread_count{1};
@@ -22,7 +26,6 @@ constexpr Size least_steps = 32;
 
 // The OpenMP of GCC does not survive a fork: a child that opened a region would wait for threads that it does not
 // have. It runs on one thread instead.
-std::atomic<std::uint32_t> fork_count{0};
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int watch_for_fork = pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
 #endif
@@ -73,7 +76,5 @@ int startable_threads(int wanted) {
   if (wanted <= last_team || can_start(wanted - last_team)) last_team = wanted;
   return last_team;
 }
-
-std::uint32_t forks() { return fork_count.load(std::memory_order_relaxed); }
 
 }  // namespace gatewise

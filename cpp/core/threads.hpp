@@ -22,7 +22,4 @@ int threads_for(Size operations, Size steps, Size parts);
 // threads to give those of its last team.
 int startable_threads(int wanted);
 
-// How many forks there were between the first process that loaded this library and the present one.
-std::uint32_t forks();
-
 }  // namespace gatewise

@@ -70,7 +70,7 @@ struct Resets {
 // Counts down the steps until the next look at the interrupt.
 class Looks {
  public:
-  explicit Looks(Size operations_of_step) : every_(larger(1, look_operations / larger(1, operations_of_step))) {}
+  explicit Looks(Size every) : every_(every) {}
   // Waits for the team as after each step; false: the call is to end.
   bool wait(const Team& team, Interrupt* interrupt) {
     if (--left_ > 0) return team.wait(), true;
@@ -86,6 +86,7 @@ class Looks {
 template <int G>
 void multiply_interruptibly(Product product, const Team& team, Interrupt* interrupt) {
   constexpr Size operations_at_a_time = 8 * look_operations;
+  if (!interrupt) return multiply<G>(product);  // a small step would feel the division below
   const Size panel = product.rows * product.segments * product.run * G * lanes;
   const Size most = larger(1, operations_at_a_time / larger(1, panel));
   for (Size left = product.panels; left > 0; left -= product.panels) {
@@ -114,8 +115,10 @@ struct Sequence {
   Interrupt* interrupt = nullptr;
 
   Looks looks() const {
-    const Size recurrent = output_of(layer);
-    return Looks(batch * layer.hidden * (gates_of(layer.cell) * (layer.input + recurrent) + layer.projection));
+    if (!interrupt) return Looks(PTRDIFF_MAX);
+    const Size step =
+        batch * layer.hidden * (gates_of(layer.cell) * (layer.input + output_of(layer)) + layer.projection);
+    return Looks(larger(1, look_operations / larger(1, step)));
   }
 
   // Whether the rows of one step do not follow on those of the step before.
