@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,17 +14,28 @@ class FormatError(ValueError):
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a reader finds wrong with the file into a FormatError that names it."""
+    """Turn what a reader finds wrong with the file into a FormatError that names it.
+
+    So does an error that no reader foresaw, whose kind and traceback are kept: a damaged file may lead to any of them,
+    and a program that catches FormatError goes on.
+    """
     try:
         yield
-    except FormatError:
+    except (FormatError, OSError, MemoryError, ImportError):
         raise
-    except (ValueError, TypeError, RecursionError) as error:
-        # What came from the file may be long, or of characters that nobody can print.
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        reason = reason.encode("ascii", "backslashreplace").decode()
-        shown = reason if len(reason) < 1000 else reason[:1000] + " ..."
-        raise FormatError(f"{os.fsdecode(path)}: {shown}") from None
+    except RecursionError:
+        raise FormatError(f"{os.fsdecode(path)}: nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{os.fsdecode(path)}: {printable(str(error))}") from None
+    except Exception as error:
+        raise FormatError(f"{os.fsdecode(path)}: {type(error).__name__}: {printable(str(error))}") from error
+
+
+def printable(text: str, most: int = 1000) -> str:
+    """One line that any terminal can print, of what may come from a file: its start if it is long."""
+    line = " ".join(text[: most + 1].split()).encode("ascii", "backslashreplace").decode()
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", line)
+    return line if len(text) <= most and len(line) <= most else line[:most] + " ..."
 
 
 @contextmanager
