@@ -174,7 +174,10 @@ class Weights(Generic[P]):
         return self.architecture, self.arrays
 
     def __setstate__(self, state: tuple[Packable[P], dict[str, Array]]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        # The arrays of a pickle may lie at any address, in memory that others write to later.
+        of, arrays = state
+        copies = {name: np.array(array, of.dtype, order="C") for name, array in arrays.items()}
+        self.__init__(of, copies)  # type: ignore[misc]
 
     def __deepcopy__(self, memory: object) -> Weights[P]:
         return self
