@@ -85,3 +85,52 @@ def test_unpickled_weights_are_nobody_elses(name, of, tmp_path):
         assert_same_bits(one.state_dict(), model.state_dict())
         assert not any(np.shares_memory(array, mapped) for array in one.parameters.values())
         assert not any(array.flags.writeable for array in one.parameters.values())
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Arrays that are not what they seem
+
+
+def test_masked_arrays():
+    """Their mask is no mask here: what is masked would be computed with."""
+    layer, x, tokens = gw.GRU(3, 4, seed=1), random((6, 2, 3), "float32"), np.array([[1, 2], [0, 3]])
+    network, pool = gw.Sequential([gw.Embedding(5, 3, seed=0), layer]), layer.pool(4)
+    slots = [pool.open() for _ in range(2)]
+    hidden = np.ma.masked_array(x, np.zeros(x.shape, bool))
+    assert_same_bits(layer(hidden)[0], layer(x)[0])  # nothing is masked
+    hidden[2, 1] = np.ma.masked
+    state = np.ma.masked_less(random((1, 2, 4), "float32"), 0)
+    bias = np.ma.masked_equal(np.zeros(12, np.float32), 0)
+    calls = {
+        "x": [
+            lambda: layer(hidden), lambda: layer(list(hidden)), lambda: layer(hidden, out=np.empty((6, 2, 4), "f4")),
+            lambda: layer.record(hidden), lambda: layer.trace(hidden), lambda: layer.stream(2).step(hidden[2]),
+            lambda: layer.stream(2).run(hidden), lambda: pool.step(hidden[2], slots),
+            lambda: network(np.ma.masked_equal(tokens, 0)),
+        ],
+        "out": [lambda: layer(x, out=np.ma.masked_equal(np.zeros((6, 2, 4), "f4"), 0))],
+        "state": [lambda: layer(x, state)],
+        "bias_ih_l0": [
+            lambda: layer.parameters.update({"bias_ih_l0": bias}),
+            lambda: layer.load_state_dict(layer.state_dict() | {"bias_ih_l0": bias}),
+        ],
+        "lengths": [lambda: layer(x, lengths=np.ma.masked_equal([0, 6], 0))],
+        "resets": [lambda: layer(x, resets=np.ma.masked_equal(np.zeros((6, 2)), 0))],
+        "grad_output": [lambda: layer.record(x).backward(np.ma.masked_less(random((6, 2, 4), "float32"), 0))],
+        r"sequences\[1\]": [lambda: gw.pad([x[:, 0], hidden[:, 1]])],
+    }  # fmt: skip
+    for name, ways in calls.items():
+        for call in ways:
+            with pytest.raises(TypeError, match=rf"^{name}: expected an array without a mask, got a masked array"):
+                call()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {1.0}, object(), "text", b"bytes", {"x": 1}, (i for i in range(3))],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_array_is_named(value):
+    name = type(value).__name__
+    with pytest.raises(TypeError, match=rf"^x: expected .*, got ({name}|<U4|\|S5)$"):
+        gw.GRU(3, 4)(value)

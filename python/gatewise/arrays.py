@@ -80,7 +80,7 @@ def tokens(name: str, value: object, count: int) -> Array:
     """A copy of `value`, whole numbers from 0 to `count` - 1, as int64."""
     array = as_array(name, value)
     if array.dtype.kind not in "iu" and not (array.size == 0 and array.dtype == np.float64):
-        raise TypeError(f"{name}: expected whole numbers, got {_kind(array)}")
+        raise TypeError(f"{name}: expected whole numbers, got {_kind(value, array)}")
     copied = np.array(array, order="C")  # what is checked must be what is used
     for wrong in copied[(copied < 0) | (copied >= count)].flat:
         raise ValueError(f"{name}: expected numbers from 0 to {count - 1}, got {wrong}")
@@ -97,6 +97,7 @@ def as_array(name: str, value: object) -> Array:
     """`value`, or what NumPy makes of it."""
     if type(value) is np.ndarray:
         return value
+    _refuse_mask(name, value)
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -106,23 +107,36 @@ def as_array(name: str, value: object) -> Array:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__} ({error})") from None
 
 
+def _refuse_mask(name: str, value: object) -> None:
+    """Refuse a masked array, or a list of some: NumPy would go on with the numbers that the mask hides."""
+    is_list = isinstance(value, (list, tuple)) and value and isinstance(value[0], np.ndarray)
+    for one in value if is_list else (value,):  # type: ignore[attr-defined]
+        if isinstance(one, np.ma.MaskedArray) and np.ma.is_masked(one):
+            raise TypeError(f"{name}: expected an array without a mask, got a masked array; filled() makes one of it")
+
+
 def floating(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """`value` in `dtype`: any real floating array, or what NumPy takes for one. Converted only if it must be."""
     array = as_array(name, value)
     if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected floating numbers ({dtype}), got {_kind(array)}")
+        raise TypeError(f"{name}: expected floating numbers ({dtype}), got {_kind(value, array)}")
     converted: Array = array.astype(dtype, copy=False)
     return converted
 
 
-def _kind(value: Array) -> str:
-    return "something that is no array" if value.dtype.kind == "O" else str(value.dtype)
+def _kind(value: object, array: Array) -> str:
+    """What kind of numbers an array is of, if they are numbers: NumPy makes arrays of whatever there is."""
+    if array.dtype.kind != "O":
+        return str(array.dtype)
+    return "something that is no array" if array.ndim else type(value).__name__
 
 
 def exact(name: str, value: object, dtype: np.dtype[Any]) -> Array:
     """`value` itself, which must be an array of just this dtype: what calls with `out` ask for."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array of {dtype}, got {type(value).__name__}")
+    if type(value) is not np.ndarray:
+        _refuse_mask(name, value)
     if value.dtype != dtype:
         got = f"byte-swapped {value.dtype.name}" if value.dtype.newbyteorder() == dtype else value.dtype
         raise TypeError(f"{name}: expected exactly {dtype} with `out`, got {got}")
