@@ -134,3 +134,23 @@ def test_what_is_no_array_is_named(value):
     name = type(value).__name__
     with pytest.raises(TypeError, match=rf"^x: expected .*, got ({name}|<U4|\|S5)$"):
         gw.GRU(3, 4)(value)
+
+
+def test_parameters_of_pytorch():
+    """Tensors that need gradients, and those of bfloat16, are weights; as input they would lose the gradient."""
+    torch = pytest.importorskip("torch")
+    module, layer = torch.nn.LSTM(3, 4), gw.LSTM(3, 4)
+    layer.load_state_dict(dict(module.named_parameters()))
+    expected = {name: value.numpy() for name, value in module.state_dict().items()}
+    assert_same_bits(layer.state_dict(), expected)
+    network = gw.Sequential([gw.LSTM(3, 4)])
+    network.parameters.update({f"0.{name}": value for name, value in module.named_parameters()})
+    assert_same_bits(network[0].state_dict(), expected)
+    half = torch.nn.Parameter(module.weight_ih_l0.bfloat16())
+    layer.parameters["weight_ih_l0"] = half
+    assert_same_bits(layer.parameters["weight_ih_l0"], half.detach().float().numpy())
+    with torch.no_grad():
+        half += 1  # a copy was taken
+    assert layer.parameters["weight_ih_l0"].max() < 1
+    with pytest.raises(TypeError, match=r"x: expected an array, got Tensor .*requires grad"):
+        layer(torch.zeros(2, 1, 3, requires_grad=True))

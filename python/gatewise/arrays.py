@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -113,6 +114,18 @@ def _refuse_mask(name: str, value: object) -> None:
     for one in value if is_list else (value,):  # type: ignore[attr-defined]
         if isinstance(one, np.ma.MaskedArray) and np.ma.is_masked(one):
             raise TypeError(f"{name}: expected an array without a mask, got a masked array; filled() makes one of it")
+
+
+def without_graph(weight: object) -> object:
+    """`weight` itself, or if PyTorch records what is done with it, a tensor of the same numbers that it does not watch.
+
+    Weights are copied, and nobody expects gradients through them. bfloat16, which NumPy lacks, becomes float32.
+    """
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    if kind is None or not isinstance(weight, kind):
+        return weight
+    tensor: Any = weight.detach()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 
 def floating(name: str, value: object, dtype: np.dtype[Any]) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.activations import Function
-from gatewise.arrays import Array, floating, read_only, shaped
+from gatewise.arrays import Array, floating, read_only, shaped, without_graph
 
 GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
@@ -162,7 +162,7 @@ class Weights(Generic[P]):
         for name, value in changes.items():
             if name not in shapes:
                 raise ValueError(f"{name}: expected one of {', '.join(shapes)}")
-            array = shaped(name, floating(name, value, self.architecture.dtype), shapes[name])
+            array = shaped(name, floating(name, without_graph(value), self.architecture.dtype), shapes[name])
             copies[name] = np.array(array, order="C")
         return copies
 
