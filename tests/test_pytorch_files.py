@@ -1,13 +1,16 @@
 """Models from PyTorch: modules, and files of their weights."""
 
 import contextlib
+import copy
 import zipfile
 
 import gatewise as gw
+import gatewise.torch
 import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits, random
+from gatewise.torch import accelerate
 from safetensors.torch import save_file
 from torch import nn
 
@@ -136,8 +139,11 @@ def test_what_has_no_counterpart():
         gw.load(nn.Sequential(nn.Linear(2, 2), nn.GELU("tanh")))
     with pytest.raises(TypeError, match=r"source: expected a path or a torch\.nn\.Module, got int"):
         gw.load(3)
-    with pytest.raises(ValueError, match="expected weights of float32 or of float64, got float16"):
-        gw.load(nn.GRU(2, 3).half())
+    for name, module in (("float16", nn.GRU(2, 3).half()), ("bfloat16", nn.Sequential(nn.Linear(2, 3).bfloat16()))):
+        with pytest.raises(ValueError, match=f"^module: expected weights of float32 or of float64, got {name}"):
+            gw.load(module)
+    with pytest.raises(ValueError, match=r"^module: expected weights on the CPU, got weight_ih_l0 on meta"):
+        gw.load(nn.GRU(2, 3, device="meta"))
     with pytest.raises(TypeError, match="load: expected no node with a module"):
         gw.load(nn.GRU(2, 3), node="x")
 
@@ -205,6 +211,97 @@ def test_other_dtypes_in_a_file(tmp_path):
     assert_same_bits(layer.state_dict(), weights_of(module["lstm"]))
 
 
+class Own(nn.Module):
+    """What `function` makes of the layers' output."""
+
+    def __init__(self, function, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.function = function
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return self.function(x)
+
+
+@pytest.mark.usefixtures("rng")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_modules_on_gatewise(kind):
+    """What a module is counts, not how it is computed: accelerated, derived, parametrized."""
+    plain = getattr(nn, kind)(5, 7)
+    expected = gw.load(plain)
+    derived = type("Derived", (getattr(nn, kind),), {})(5, 7)
+    parametrized = nn.utils.parametrizations.weight_norm(
+        copy.deepcopy(plain), "weight_hh" + "_l0" * ("Cell" not in kind)
+    )
+    for module in (accelerate(copy.deepcopy(plain)), getattr(gatewise.torch, kind)(5, 7), derived, parametrized):
+        if module is not parametrized:
+            module.load_state_dict(plain.state_dict())
+        layer = gw.load(module)
+        assert repr(layer) == repr(expected)
+        for name, array in layer.state_dict().items():
+            np.testing.assert_allclose(array, expected.parameters[name], rtol=1e-6)
+    assert gw.load(accelerate(parametrized)).state_dict().keys() == expected.state_dict().keys()
+
+
+@pytest.mark.usefixtures("rng")
+def test_networks_on_gatewise():
+    module = Chain(nn.GRU(6, 7, 2, batch_first=True), "last", nn.Linear(7, 3), nn.Softmax(-1))
+    expected = gw.load(module)
+    model = gw.load(accelerate(module))
+    assert repr(model) == repr(expected)
+    assert_same_bits(model.state_dict(), expected.state_dict())
+
+
+@pytest.mark.usefixtures("rng")
+def test_cells_that_are_more():
+    """A class derived from a cell is run like any other."""
+
+    class Doubled(nn.GRUCell):
+        def forward(self, x, h=None):
+            return 2 * super().forward(x, h)
+
+    with pytest.raises(ValueError, match="module: expected Doubled to do what its layers do"):
+        gw.load(Doubled(3, 4))
+
+
+@pytest.mark.usefixtures("rng")
+def test_one_layer_and_its_last_step():
+    model = gw.load(Own(lambda y: y[-1], nn.GRU(3, 4)))
+    assert [type(layer).__name__ for layer in model] == ["GRU", "Last"]
+
+
+@pytest.mark.usefixtures("rng")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_messages_are_one_line():
+    """Also of modules whose own description has many."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.forget, self.input = nn.Linear(13, 8), nn.Linear(13, 8)
+
+    def wrong(x):
+        raise RuntimeError("several\nlines\x1b[1m")
+
+    modules = {
+        "TransformerEncoderLayer": nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16)),
+        "ModuleList": nn.Sequential(nn.LSTM(2, 3), nn.ModuleList([nn.Conv2d(1, 2, 3)])),
+        r"several lines\\x1b\[1m": Own(wrong, nn.GRU(3, 4)),
+        "LSTM in TorchScript": torch.jit.script(nn.LSTM(3, 4)),
+    }
+    for words, module in modules.items():
+        with pytest.raises(ValueError, match=words) as caught:
+            gw.load(module)
+        assert str(caught.value).isprintable()
+    with pytest.raises(
+        ValueError, match=r"got Cell of Dense, Dense without a recurrent layer: layers\[1\]: expected 8 units"
+    ):
+        gw.load(Cell())
+
+
 @pytest.mark.usefixtures("rng")
 def test_a_module_stays_as_it_was():
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2))
@@ -226,23 +323,3 @@ def test_small_outputs_tell_models_apart():
     tokens = np.random.default_rng(0).integers(0, 20, (3, 8))
     with torch.no_grad():
         np.testing.assert_allclose(model(tokens), module(torch.from_numpy(tokens)).numpy(), rtol=1e-4)
-
-
-def test_verification_says_how_far():
-    layer = gw.GRU(4, 5, seed=1)
-    other = gw.GRU(4, 5, seed=1)
-    assert gw.verify(layer, other) == (0.0, 0.0, 1e-4)
-    other.parameters["bias_ih_l0"] = other.parameters["bias_ih_l0"] + 0.1
-    found = gw.verify(layer, other)
-    assert not found.passed
-    assert found.sequences > 1e-3
-    assert found.windows > 1e-3
-    assert not gw.verify(layer, lambda x: np.full((*x.shape[:2], 5), np.nan)).passed
-    calls = iter(range(9))
-    with_nan = gw.verify(layer, lambda x: layer(x)[0] * (np.nan if next(calls) else 1))  # in windows alone
-    assert with_nan.sequences == 0
-    assert not with_nan.passed
-    with pytest.raises(ValueError, match="original: expected an output of shape"):
-        gw.verify(layer, lambda x: x)
-    with pytest.raises(TypeError, match="model: expected a Sequential or a layer, got int"):
-        gw.verify(3, layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gatewise import blocks
 from gatewise.arrays import Array, flag, floating, shaped
-from gatewise.formats.errors import reading
+from gatewise.formats.errors import printable, reading
 from gatewise.formats.safetensors import read_arrays
 from gatewise.formats.verification import verify
 from gatewise.layers import GRU, LSTM, RNN, Layer
@@ -163,10 +163,10 @@ def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | 
     ----------
     module : torch.nn.LSTM, GRU, RNN, a cell, or a module whose children, in their order, are such layers and Linear,
         Embedding, LayerNorm, activations, Dropout or nn.Sequential of these
-        On the CPU, in float32 or float64. Whether the last step alone goes on behind the last recurrent layer, what it
-        returns tells.
+        On the CPU, in float32 or float64; also on gatewise.torch. Whether the last step alone goes on behind the last
+        recurrent layer, what it returns tells.
     check : bool
-        Whether to run both on random input, and refuse what differs. Of a module of one's own, whose forward may do
+        Whether to run both as `verify` does, and refuse what differs. Of a module of one's own, whose forward may do
         anything, nothing else tells that the model is right.
 
     Raises
@@ -177,81 +177,125 @@ def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | 
     if options:
         raise TypeError(f"load: expected no {', '.join(options)} with a module")
     check = flag("check", check)
-    layers: list[Any] = list(_layers(module))
-    if len(layers) == 1:
-        # A cell takes one step, which is not what a layer does.
-        if check and "Cell" not in type(module).__name__:
-            _must_pass(layers, module)
-        made: Module = layers[0]
-        return made
+    candidates = _candidates(module, list(_layers(module)))
+    return _passed(candidates, module) if check else candidates[0]
+
+
+def _candidates(module: Any, layers: list[Any]) -> list[Module | Sequential]:
+    """The models that a module with these layers may be: all of them in their order, or with the last step alone."""
     recurrent = max((i for i, layer in enumerate(layers) if isinstance(layer, Layer)), default=None)
-    candidates: list[Module | Sequential] = [Sequential(layers)]
-    if recurrent is not None:
-        before, behind = layers[: recurrent + 1], layers[recurrent + 1 :]
-        # The last step of the sequence, y[-1], is of the reverse direction its first: not what Last takes right behind.
-        ends: list[list[Module]] = [[blocks.Last()]]
-        if layers[recurrent].bidirectional:
-            ends.append([blocks.Activation("linear"), blocks.Last()])
-        candidates += [Sequential([*before, *end, *behind]) for end in ends]
-    return _must_pass(candidates, module) if check else candidates[0]
+    try:
+        whole = layers[0] if len(layers) == 1 else Sequential(layers)
+    except ValueError as error:
+        if recurrent is not None:
+            raise ValueError(f"module: {error}") from None
+        names = ", ".join(type(layer).__name__ for layer in layers[:8])
+        raise ValueError(
+            f"module: expected a recurrent layer, or layers that follow each other, got {type(module).__name__} of "
+            f"{names} without a recurrent layer: {error}"
+        ) from None
+    if recurrent is None or _is_cell(module):
+        return [whole]
+    before, behind = layers[: recurrent + 1], layers[recurrent + 1 :]
+    # The last step of the sequence, y[-1], is of the reverse direction its first: not what Last takes right behind.
+    ends: list[list[Module]] = [[blocks.Last()]]
+    if layers[recurrent].bidirectional:
+        ends.append([blocks.Activation("linear"), blocks.Last()])
+    return [whole, *(Sequential([*before, *end, *behind]) for end in ends)]
 
 
-def _must_pass(candidates: list[Module | Sequential], module: Any) -> Module | Sequential:
+def _passed(candidates: list[Module | Sequential], module: Any) -> Module | Sequential:
     """The one of some models that does what the module does."""
-    passed, reasons = [], []
+    passed, reasons, ends_rows = [], [], False
+    original = _sequence_of(module) if _is_cell(module) else module
     for candidate in candidates:
         try:
-            found = verify(candidate, module, steps=5, batch=2)
+            found = verify(candidate, original, steps=5, batch=2)
         except Exception as error:  # the module's own, of whatever kind
             reasons.append(f"{type(error).__name__}: {error}")
             continue
         if found.passed:
             passed.append(candidate)
         else:
-            reasons.append(f"outputs that differ by {found.largest:.2g}")
+            reasons.append(f"outputs that differ by {found.largest:.2g} on {found.input}")
+            ends_rows = ends_rows or found.input.startswith("rows")
     if len(passed) == 1:
         return passed[0]
     name = type(module).__name__
     found_instead = "; or ".join(reasons) if not passed else f"{len(passed)} models that differ less than roundings do"
+    advice = "make a gatewise.Sequential by hand, or take a layer alone"
+    if ends_rows:
+        advice = "check=False makes a model of its layers, whose calls take lengths= in place of padding"
     raise ValueError(
-        f"module: expected {name} to do what its layers do one after the other, got {found_instead}; make a "
-        "gatewise.Sequential by hand, or take a layer alone"
+        f"module: expected {name} to do what its layers do one after the other, got {printable(found_instead)}; "
+        f"{advice}"
     )
 
 
+def _is_cell(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.RNNCellBase)
+
+
+def _sequence_of(cell: Any) -> Callable[[Array], Array]:
+    """What a cell, which takes one step, gives for a sequence (T, B, I)."""
+    import torch
+
+    def run(x: Array) -> Array:
+        state, outputs = None, []
+        with torch.no_grad():
+            for step in torch.from_numpy(x):
+                state = cell(step, state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+        return np.stack([output.numpy() for output in outputs])
+
+    return run
+
+
 def _layers(module: Any) -> Iterator[Any]:
+    """The layers of a module, by what its parts are: those on gatewise.torch are torch.nn's, too."""
     import torch
 
     nn = torch.nn
-    kind = type(module)
-    if kind in (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-        (weights,) = _grouped(_arrays(module)).values()
-        yield _made(weights, getattr(module, "nonlinearity", None), getattr(module, "batch_first", False))
-    elif kind is nn.Linear:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"module: expected a module of Python, got {module.original_name} in TorchScript; its state_dict, saved by "
+            "torch.save, loads"
+        )
+    if isinstance(module, (nn.LSTM, nn.GRU, nn.RNN)):
+        weights = _arrays(module, module._flat_weights_names)
+        yield _made(weights, getattr(module, "nonlinearity", None), module.batch_first)
+    elif isinstance(module, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):
+        weights = _arrays(module, ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+        weights = {f"{name}_l0": array for name, array in weights.items()}
+        yield _made(weights, getattr(module, "nonlinearity", None), False)
+    elif isinstance(module, nn.Linear):
         yield _with(
             blocks.Dense, _arrays(module), in_features=module.in_features, out_features=module.out_features,
             bias=module.bias is not None,
         )  # fmt: skip
-    elif kind is nn.Embedding and module.max_norm is None:
+    elif isinstance(module, nn.Embedding) and module.max_norm is None:
         yield _with(
             blocks.Embedding, _arrays(module), num_embeddings=module.num_embeddings,
             embedding_dim=module.embedding_dim,
         )  # fmt: skip
-    elif kind is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine:
+    elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
         yield _with(
             blocks.LayerNorm, _arrays(module), normalized_shape=module.normalized_shape[0], eps=module.eps,
             bias=module.bias is not None,
         )  # fmt: skip
-    elif kind in (nn.Dropout, nn.Identity):
+    elif isinstance(module, (nn.Dropout, nn.Identity)):
         yield blocks.Dropout(getattr(module, "p", 0.0))
     elif (activation := _activation(module)) is not None:
         yield activation
-    elif kind.__module__.startswith("torch.") and kind is not nn.Sequential:
-        raise ValueError(f"module: expected layers that gatewise has, got {module}")
+    elif type(module).__module__.startswith("torch.") and type(module) is not nn.Sequential:
+        shown = printable(f"{type(module).__name__}({module.extra_repr()})", 200)
+        raise ValueError(f"module: expected layers that gatewise has, got {shown}")
     else:
         children = list(module.children())
         if not children:
-            raise ValueError(f"module: expected layers, got {kind.__name__} without any")
+            raise ValueError(f"module: expected layers, got {type(module).__name__} without any")
         for child in children:
             yield from _layers(child)
 
@@ -264,25 +308,33 @@ def _activation(module: Any) -> blocks.Activation | None:
         nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid", nn.SELU: "selu",
         nn.SiLU: "silu", nn.Softsign: "softsign",
     }  # fmt: skip
-    kind = type(module)
-    if kind in simple:
-        return blocks.Activation(simple[kind])
-    if kind is nn.ELU:
+    for kind, name in simple.items():
+        if isinstance(module, kind):
+            return blocks.Activation(name)
+    if isinstance(module, nn.ELU):
         return blocks.Activation("elu", module.alpha)
-    if kind is nn.LeakyReLU:
+    if isinstance(module, nn.LeakyReLU):
         return blocks.Activation("leaky_relu", module.negative_slope)
-    if kind is nn.GELU and module.approximate == "none":
+    if isinstance(module, nn.GELU) and module.approximate == "none":
         return blocks.Activation("gelu")
-    if kind is nn.Softplus and module.beta == 1 and module.threshold >= 20:  # beyond it is x, but for 2e-9
+    if isinstance(module, nn.Softplus) and module.beta == 1 and module.threshold >= 20:  # beyond it is x, but for 2e-9
         return blocks.Activation("softplus")
-    if kind is nn.Softmax and module.dim == -1:
+    if isinstance(module, nn.Softmax) and module.dim == -1:
         return blocks.Activation("softmax")
     return None
 
 
-def _arrays(module: Any) -> dict[str, Array]:
-    tensors = module.state_dict()
+def _arrays(module: Any, names: Iterable[str] = ("weight", "bias")) -> dict[str, Array]:
+    """The weights of a module that it has, also where a parametrization makes them."""
+    tensors = {name: getattr(module, name, None) for name in names}
+    arrays = {}
     for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        kind = str(tensor.dtype).removeprefix("torch.")
         if tensor.device.type != "cpu":
             raise ValueError(f"module: expected weights on the CPU, got {name} on {tensor.device}")
-    return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+        if kind not in ("float32", "float64"):
+            raise ValueError(f"module: expected weights of float32 or of float64, got {kind}; module.float() has such")
+        arrays[name] = tensor.detach().numpy().copy()
+    return arrays
