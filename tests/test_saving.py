@@ -3,11 +3,18 @@
 Which of them a format lacks is told here once more, so that nothing is refused that could be saved.
 """
 
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import gatewise as gw
 import numpy as np
 import pytest
-from conftest import random
+from conftest import assert_same_bits, random
 from gatewise.activations import NUMBERS
+from gatewise.formats import safetensors
 from tolerances import assert_close
 
 ACTIVATIONS = [gw.Activation(name, *numbers) for name, defaults in NUMBERS.items()
@@ -100,3 +107,54 @@ def test_networks(number, path):
     if isinstance(model[0], gw.Embedding):
         x = np.random.default_rng(0).integers(0, 3, (5, 2))
     check(model, x, path, is_network_saved(model, path))
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Names, places, and what is left behind
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "model.onnx", "model"])
+def test_a_missing_folder_is_reported_as_it_was_given(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("onnx"):
+        pytest.importorskip("onnx")
+    with pytest.raises(FileNotFoundError) as caught:
+        gw.save(gw.Sequential([gw.GRU(3, 4)]), f"nowhere/{name}")
+    assert caught.value.filename == f"nowhere/{name}"
+
+
+KILLED = """
+import os, signal, sys
+import gatewise as gw
+from gatewise.formats import safetensors
+safetensors.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+gw.save(gw.LSTM(3, 4), sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """By the next one that saves under this name; what others are still writing stays, and other names' files do."""
+    pytest.importorskip("fcntl")
+    path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    for target in (path, path, other):
+        done = subprocess.run([sys.executable, "-c", KILLED, target], timeout=120)
+        assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    busy, name = safetensors._new_temporary(str(path))
+    with busy:
+        gw.save(gw.LSTM(3, 4, seed=1), path)
+        assert Path(name).exists()
+        assert len(list(tmp_path.iterdir())) == 3  # the model, what is being written, and what is left of the other
+    gw.save(gw.LSTM(3, 4, seed=1), path)
+    gw.save(gw.LSTM(3, 4, seed=1), other)
+    assert sorted(tmp_path.iterdir()) == [path, other]
+
+
+def test_many_save_at_once(tmp_path):
+    """Nobody takes for left behind what another is about to write."""
+    path, layer = tmp_path / "model.safetensors", gw.LSTM(3, 4, seed=1)
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(gw.save, layer, path) for _ in range(200)]:
+            done.result()
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same_bits(gw.load(path).state_dict(), layer.state_dict())

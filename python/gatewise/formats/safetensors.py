@@ -15,10 +15,12 @@ import math
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from io import BufferedReader
-from typing import Any, NamedTuple
+from io import BufferedReader, BufferedWriter
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -30,6 +32,11 @@ from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
 from gatewise.parameters import Packable
 from gatewise.sequential import Sequential
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 VERSION = "1"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
@@ -332,8 +339,11 @@ def write_pieces(path: str, pieces: Iterable[bytes | memoryview]) -> None:
     if there is not None and not stat.S_ISREG(there.st_mode):
         raise OSError(errno.EINVAL, "expected a file, or nothing yet", path)
     target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f".gatewise.{secrets.token_hex(8)}")
-    with open(temporary, "xb") as file:
+    try:
+        file, temporary = _new_temporary(target)
+    except OSError as error:  # which nobody gave the name of
+        raise type(error)(error.errno, error.strerror, path) from None
+    with file:
         try:
             if there is not None:
                 os.chmod(temporary, stat.S_IMODE(there.st_mode))  # before anything is in it
@@ -345,6 +355,39 @@ def write_pieces(path: str, pieces: Iterable[bytes | memoryview]) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+    _remove_left(target)
+
+
+def _new_temporary(target: str) -> tuple[BufferedWriter, str]:
+    """A new file beside the target, locked for as long as it is open, and its name."""
+    while True:
+        temporary = f"{_temporary_prefix(target)}{secrets.token_hex(8)}"
+        file = open(temporary, "xb")  # noqa: SIM115  # the caller closes it
+        if fcntl is None:
+            return file, temporary
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(temporary):
+            return file, temporary
+        file.close()  # before it was locked, another process took it for one that was left
+
+
+def _remove_left(target: str) -> None:
+    """Remove what processes that were killed while they saved this target have left: files that nobody locks."""
+    if fcntl is None:
+        return
+    folder, prefix = os.path.split(_temporary_prefix(target))
+    with suppress(OSError), os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(prefix)]
+        for name in left:
+            with suppress(OSError), open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(name)
+
+
+def _temporary_prefix(target: str) -> str:
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".gatewise.{zlib.crc32(os.fsencode(name)):08x}.")
 
 
 def load(path: str | os.PathLike[str]) -> Any:
