@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import zipfile
 
 import gatewise as gw
 import gatewise.torch
@@ -160,9 +159,6 @@ def test_damaged_files(tmp_path):
         path.write_bytes(bad[: rng.integers(0, len(bad))] if rng.random() < 0.3 else bad)
         with contextlib.suppress(gw.FormatError):
             gw.load(path)
-    torch.save(nn.GRU(3, 4), path)  # a module would execute what it is made of
-    with pytest.raises(gw.FormatError, match="expected a state_dict"):
-        gw.load(path)
     torch.save([1, 2], path)
     with pytest.raises(gw.FormatError, match="expected a state_dict, got list"):
         gw.load(path)
@@ -187,20 +183,16 @@ def test_damaged_files(tmp_path):
 
 
 def test_hostile_files(tmp_path):
-    """Views that repeat one number for ever, and archives that grow: refused by what they would take."""
+    """Views that repeat one number for ever, or that lie far apart: refused by what they would take."""
     path = tmp_path / "weights.pt"
     torch.save(
         {"weight_ih_l0": torch.zeros(1).expand(256, 2**21), "weight_hh_l0": torch.zeros(1).expand(256, 64)}, path
     )
     with pytest.raises(gw.FormatError, match="views that repeat their numbers"):
         gw.load(path)
-    torch.save({"weight_ih_l0": torch.zeros(256, 2**12), "weight_hh_l0": torch.zeros(256, 64)}, path)
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    with pytest.raises(gw.FormatError, match="without compression"):
+    far = torch.zeros(2**20)[:: 2**14].expand(256, 64)  # read from the first number to the last, for each name
+    torch.save({f"weight_{kind}_l{i}": far for kind in ("ih", "hh") for i in range(20)}, path)
+    with pytest.raises(gw.FormatError, match="views that repeat their numbers"):
         gw.load(path)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
 from gatewise import blocks
 from gatewise.arrays import Array, flag, floating, shaped
-from gatewise.formats.errors import printable, reading
+from gatewise.formats.checkpoints import DTYPES, Checkpoint, described, size_of
+from gatewise.formats.errors import at, printable, reading
+from gatewise.formats.pickles import Tensor
 from gatewise.formats.safetensors import read_arrays
 from gatewise.formats.verification import verify
 from gatewise.layers import GRU, LSTM, RNN, Layer
@@ -23,6 +24,8 @@ from gatewise.sequential import Sequential
 WEIGHT = re.compile(r"^(.*?)((?:weight|bias)_(?:ih|hh|hr))(_l(\d+)(_reverse)?)?$")
 ROWS_A_UNIT = {4: "lstm", 3: "gru", 1: "rnn"}
 RECURRENT: dict[str, type[Layer]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+MOST_GROWTH = 8  # of weights out of a file: some are half as wide there, and some are used in two or three places
+MOST_DEPTH = 4  # of dicts in each other that are looked into
 
 
 # ---- files
@@ -37,7 +40,7 @@ def load(
     Parameters
     ----------
     path : str or path-like
-        What torch.save wrote of a state_dict (read with weights_only, which executes nothing), or safetensors.
+        What torch.save wrote of a state_dict, or of a dict that has one in it, read without PyTorch; or safetensors.
     prefix : str, optional
         What the layer's names begin with, "encoder.lstm."; None: it is the only layer there.
     nonlinearity : "tanh" or "relu", optional
@@ -52,65 +55,104 @@ def load(
     if nonlinearity not in (None, "tanh", "relu"):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
     with reading(path):
-        arrays = read_arrays(path) if os.fsdecode(path).lower().endswith(".safetensors") else _torch_arrays(path)
-        return layer_of(arrays, prefix, nonlinearity, batch_first)
+        if os.fsdecode(path).lower().endswith(".safetensors"):
+            arrays = read_arrays(path)
+            weights = {own: arrays[name] for own, name in _picked(arrays, prefix).items()}
+        else:
+            with open(path, "rb") as file:
+                weights = _read(Checkpoint(file), prefix)
+        return _made(weights, nonlinearity, batch_first)
 
 
-def _torch_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
-    import torch
+def _read(checkpoint: Checkpoint, prefix: str | None) -> dict[str, Array]:
+    """The weights of one recurrent layer; no other numbers are read."""
+    tensors = _state_dict(checkpoint.root, MOST_GROWTH * checkpoint.size)
+    names = _picked(tensors, prefix)
+    size = sum(size_of(tensors[name]) for name in names.values())
+    if size > MOST_GROWTH * checkpoint.size:
+        raise ValueError(
+            f"expected weights of at most {MOST_GROWTH} times the file's size, got {size} bytes: views that repeat "
+            "their numbers"
+        )
+    weights = {}
+    for own, name in names.items():
+        with at(name):
+            weights[own] = checkpoint.numbers(tensors[name])
+    return weights
 
-    size = os.stat(path).st_size
-    try:
-        with ZipFile(path) as archive:
-            members = archive.infolist()
-    except (BadZipFile, NotImplementedError, ValueError):
-        members = []  # as torch.save wrote before version 1.6, or damaged
-    if any(member.compress_type != ZIP_STORED for member in members) or sum(m.file_size for m in members) > size:
-        raise ValueError("expected an archive as torch.save writes it, without compression")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of whatever kind its readers have for a damaged file
-        raise ValueError(f"expected a state_dict that torch.save wrote ({type(error).__name__}: {error})") from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]  # as training frameworks keep it beside other things
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"expected a state_dict, got {type(found).__name__}")
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    if sum(value.numel() * value.element_size() for value in tensors.values() if value.layout == torch.strided) > size:
-        raise ValueError("expected tensors of together at most the file's size, got views that repeat their numbers")
+
+def _state_dict(root: object, most: int) -> dict[str, Tensor]:
+    """The tensors of what was saved: of the one dict in it that has a recurrent layer, or with several, of all.
+
+    Training programs keep a state_dict beside other things, as "state_dict", "model_state_dict", "model" or "net". The
+    names of several begin with their keys, and have at most so many letters together.
+    """
+    if not isinstance(root, dict):
+        raise ValueError(
+            f"expected a state_dict, got {described(root)}; torch.save(module.state_dict(), path) writes one"
+        )
+    whole = root["state_dict"] if isinstance(root.get("state_dict"), dict) else root
+    found = {path: _tensors(inside) for path, inside in _dicts(whole)}
+    with_layers = [path for path, tensors in found.items() if any(map(WEIGHT.match, tensors))]
+    with_tensors = [path for path, tensors in found.items() if tensors]
+    if not with_tensors:
+        raise ValueError(f"expected a state_dict, got a dict without tensors of {', '.join(sorted(DTYPES))}")
+    paths = with_layers or with_tensors
+    if len(paths) == 1:
+        return found[paths[0]]
+    if sum(len(".".join(path)) * len(found[path]) for path in paths) > most:
+        raise ValueError("expected a state_dict, got tensors in dicts of far longer names")
+    return {".".join((*path, name)): found[path][name] for path in paths for name in found[path]}
+
+
+def _tensors(inside: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those of floating numbers, and those of other kinds that have the name of a weight."""
     return {
-        name: value.detach().numpy()
-        for name, value in tensors.items()
-        if value.dtype in (torch.float32, torch.float64) and value.layout == torch.strided
+        name: value
+        for name, value in inside.items()
+        if isinstance(value, Tensor) and (value.kind in DTYPES or WEIGHT.match(name))
     }
 
 
-def layer_of(arrays: Mapping[str, Array], prefix: str | None, nonlinearity: str | None, batch_first: bool) -> Layer:
-    """The recurrent layer whose weights these are, its sizes and options as their shapes tell."""
-    found = _grouped(arrays)
+def _dicts(root: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """A dict and those in it, each once, with the keys that lead there."""
+    seen = {id(root)}
+    level: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), root)]
+    for _ in range(MOST_DEPTH):
+        deeper = []
+        for path, inside in level:
+            yield path, inside
+            for key, value in inside.items():
+                if isinstance(value, dict) and id(value) not in seen:
+                    seen.add(id(value))
+                    deeper.append(((*path, key), value))
+        level = deeper
+
+
+def _picked(names: Collection[str], prefix: str | None) -> dict[str, str]:
+    """The names of the weights of one recurrent layer in a file, by the names that the layer has for them."""
+    found = _grouped(names)
     if prefix is not None and prefix not in found:
         prefix = f"{prefix}." if f"{prefix}." in found else prefix
-    if prefix is None and len(found) == 1 and len(next(iter(found.values()))) == len(arrays):
+    if prefix is None and len(found) == 1 and len(next(iter(found.values()))) == len(names):
         (prefix,) = found
     if prefix is None or prefix not in found:
-        wanted = "the weights of one recurrent layer alone" if prefix is None else f"weights of prefix {prefix!r}"
+        expected = "the weights of one recurrent layer alone" if prefix is None else f"weights of prefix {prefix!r}"
         layers = ", ".join(map(repr, sorted(found))) or "none"
-        others = len(arrays) - sum(map(len, found.values()))
+        others = len(names) - sum(map(len, found.values()))
         raise ValueError(
-            f"expected {wanted}, got layers of prefix {layers} and {others} other arrays; prefix= picks one"
+            f"expected {expected}, got layers of prefix {layers} and {others} other arrays; prefix= picks one"
         )
-    return _made(found[prefix], nonlinearity, batch_first)
+    return found[prefix]
 
 
-def _grouped(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """By prefix, the weights of each recurrent layer under the names that a layer has; those of a cell become _l0."""
-    found: dict[str, dict[str, Array]] = {}
-    for name, array in arrays.items():
+def _grouped(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """By prefix, the names of the weights of each recurrent layer; those of a cell are a layer's ..._l0."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
         match = WEIGHT.match(name)
         if match:
-            found.setdefault(match[1], {})[match[2] + (match[3] or "_l0")] = array
+            found.setdefault(match[1], {})[match[2] + (match[3] or "_l0")] = name
     return found
 
 

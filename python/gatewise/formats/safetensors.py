@@ -27,6 +27,7 @@ import numpy as np
 from gatewise import blocks
 from gatewise.arrays import Array, describe, flag, whole_number
 from gatewise.formats import json_text
+from gatewise.formats.checkpoints import widened
 from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
 from gatewise.modules import Module
@@ -47,6 +48,7 @@ OTHERS = {
     for size, names in {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "I16 U16 F16 BF16", 4: "I32 U32", 8: "I64 U64 C64"}.items()
     for name in names.split()
 }
+HALVES = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}  # which become float32
 MOST_HEADER = 10_000_000  # bytes: a few hundred a layer
 MOST_NESTED = 8  # layers in each other: an Activation in a Dense in a TimeDistributed is the third
 KINDS: dict[str, type[Module]] = {
@@ -283,13 +285,15 @@ def is_foreign(path: str) -> bool:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """The tensors of float32 and float64 in a file, whoever wrote it."""
+    """The tensors of floating numbers in a file, whoever wrote it; those of 16 bits as float32."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         header, begin = _read_header(file, size)
-        source = Source(file, begin, _tensors(header, size - begin, DTYPES | OTHERS))
-        known = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype in DTYPES.values()}
-        return {name: source.numbers(tensor) for name, tensor in known.items()}
+        source = Source(file, begin, _tensors(header, size - begin, DTYPES | OTHERS | HALVES))
+        kinds = {dtype: dtype.name for dtype in DTYPES.values()}
+        kinds |= {HALVES["F16"]: "float16", HALVES["BF16"]: "bfloat16"}
+        known = {name: tensor for name, tensor in source.tensors.items() if tensor.dtype in kinds}
+        return {name: widened(source.numbers(tensor), kinds[tensor.dtype]) for name, tensor in known.items()}
 
 
 # ---- saving and loading

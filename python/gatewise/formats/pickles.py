@@ -1,0 +1,404 @@
+"""Pickles with tensors of PyTorch, read as data: nothing in them is called, imported or made.
+
+A pickle is a program for a machine with a stack (PEP 307, PEP 3154; the module pickletools lists its instructions).
+This machine knows texts, whole numbers, tuples, lists, dicts and the calls that stand for tensors. Objects of other
+classes have a name and nothing in them; floats, bytes, sets and what dicts hold under keys that are no texts are left
+out.
+
+Time and memory are linear in the bytes that are read: what would take many times more has a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+MOST_STACK = 2**20  # values on the stack
+MOST_NESTED = 1000  # marks, behind each of which the values of one list, dict or tuple begin
+MOST_CLASSES = 2**12
+MOST_NAME = 2**12  # bytes of a class's name
+MOST_INTEGER = 16  # bytes
+MOST_AXES = 64
+MOST_ARGUMENTS = 8
+# What is made is counted in units of up to 75 bytes of memory: so many are free, and one more for so many bytes read.
+FREE_UNITS = 2**18
+BYTES_A_UNIT = 8
+
+
+class Class(NamedTuple):
+    """A class or a function, by its name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Instance(NamedTuple):
+    """Something that a class or a function would have made."""
+
+    of: Class
+
+
+class Storage(NamedTuple):
+    """Numbers of one type in a row, which are elsewhere in the file."""
+
+    kind: str  # of the numbers: "float32"
+    key: str
+    length: int
+    begin: int  # numbers before the first one, in the row that the file has
+    whole: int  # numbers in that row
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; or without one, some other tensor."""
+
+    kind: str  # of the numbers, or what other tensor it is
+    storage: Storage | None = None
+    offset: int = 0
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+
+
+KINDS = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "UntypedStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}  # fmt: skip
+UNKNOWN = Instance(Class("builtins", "object"))
+
+
+def read(file: BinaryIO, size: int, storages: dict[str, Storage]) -> Any:
+    """What one pickle holds, which begins where the file stands and has at most `size` bytes.
+
+    The storages that it names are added to `storages`, by their keys.
+    """
+    return _Machine(file, size, storages).run()
+
+
+class _Machine:
+    def __init__(self, file: BinaryIO, size: int, storages: dict[str, Storage]) -> None:
+        self.file, self.left, self.storages = file, size, storages
+        self.units = FREE_UNITS + size // BYTES_A_UNIT
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+        self.classes: dict[tuple[str, str], Class] = {}
+        self.instances: dict[Class, Instance] = {}
+
+    def run(self) -> Any:
+        stack, instructions = self.stack, INSTRUCTIONS
+        while True:
+            code = self.take(1)
+            if code == b".":
+                return self.pop()
+            instruction = instructions.get(code)
+            if instruction is None:
+                raise ValueError(f"expected a pickle as torch.save writes it, got one with the instruction {code!r}")
+            instruction(self)
+            if len(stack) > MOST_STACK:
+                raise ValueError(f"expected a pickle of at most {MOST_STACK} values at a time, got more")
+
+    # -- what it reads
+
+    def take(self, count: int) -> bytes:
+        self._leave(count)
+        data = self.file.read(count)
+        if len(data) != count:
+            raise ValueError("expected a whole pickle, got one that is cut short")
+        return data
+
+    def skip(self, count: int) -> None:
+        self._leave(count)
+        self.file.seek(count, 1)
+
+    def _leave(self, count: int) -> None:
+        if count > self.left:
+            raise ValueError("expected a whole pickle, got one that is cut short")
+        self.left -= count
+
+    def line(self) -> str:
+        line = self.file.readline(min(self.left, MOST_NAME))
+        self._leave(len(line))
+        if not line.endswith(b"\n"):
+            raise ValueError(f"expected names of classes of at most {MOST_NAME} bytes, got a longer one")
+        return line[:-1].decode()
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    # -- what it keeps
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError("expected a sound pickle, got one that takes a value where none is")
+        return self.stack.pop()
+
+    def pop_all(self) -> list[Any]:
+        """What lies above the last mark."""
+        if not self.marks:
+            raise ValueError("expected a sound pickle, got one that takes values where none are")
+        first = self.marks.pop()
+        values = self.stack[first:]
+        del self.stack[first:]
+        return values
+
+    def mark(self) -> None:
+        if len(self.marks) == MOST_NESTED:
+            raise ValueError("nested too deeply")
+        self.marks.append(len(self.stack))
+
+    def spend(self, units: int) -> None:
+        self.units -= units
+        if self.units < 0:
+            raise ValueError("expected a pickle of tensors, got one of far more other things")
+
+    def remember(self, place: int) -> None:
+        if place > len(self.memo) + 1:  # Python 2 begins with 1, and all count on from there
+            raise ValueError("expected a sound pickle, got one whose memory has gaps")
+        self.memo += [None] * (place + 1 - len(self.memo))
+        value = self.pop()
+        self.memo[place] = value
+        self.push(value)
+
+    def recall(self, place: int) -> None:
+        if place >= len(self.memo):
+            raise ValueError("expected a sound pickle, got one that recalls what it has not remembered")
+        self.push(self.memo[place])
+
+    # -- what it makes
+
+    def text(self, count: int) -> None:
+        self.push(self.take(count).decode("utf-8", "surrogatepass"))
+
+    def old_text(self, count: int) -> None:
+        """Of Python 2."""
+        self.push(self.take(count).decode("latin-1"))
+
+    def integer(self, count: int) -> None:
+        if count > MOST_INTEGER:
+            self.unknown(count)
+        else:
+            self.push(int.from_bytes(self.take(count), "little", signed=True))
+
+    def unknown(self, count: int = 0) -> None:
+        """What matters to no tensor, of so many bytes."""
+        self.skip(count)
+        self.push(UNKNOWN)
+
+    def make_tuple(self, values: list[Any]) -> None:
+        self.spend(1)
+        self.push((*values,))
+
+    def several(self, count: int) -> None:
+        self.make_tuple([self.pop() for _ in range(count)][::-1])
+
+    def make_list(self) -> None:
+        self.spend(1)
+        self.push([])
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.pop()
+        if isinstance(target, list):
+            target += [value for value in values if isinstance(value, (str, list, dict, Tensor))]
+        elif not isinstance(target, Instance):
+            raise ValueError(f"expected a list to append to, got {type(target).__name__}")
+        self.push(target)
+
+    def make_dict(self) -> None:
+        self.spend(2)
+        self.push({})
+
+    def update(self, values: list[Any]) -> None:
+        target = self.pop()
+        if isinstance(target, dict):
+            if len(values) % 2:
+                raise ValueError("expected a sound pickle, got a key without a value")
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                self.set(target, key, value)
+        elif not isinstance(target, Instance):
+            raise ValueError(f"expected a dict to set names in, got {type(target).__name__}")
+        self.push(target)
+
+    def set(self, target: dict[str, Any], key: Any, value: Any) -> None:
+        if not isinstance(key, str):
+            return
+        if isinstance(value, (Tensor, dict, bool)):
+            self.spend(2)
+            target[key] = value
+        else:
+            target.pop(key, None)
+
+    def find(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MOST_NAME:
+            raise ValueError("expected a class by its name")
+        if (module, name) not in self.classes and len(self.classes) == MOST_CLASSES:
+            raise ValueError(f"expected at most {MOST_CLASSES} classes, got more")
+        self.push(self.classes.setdefault((module, name), Class(module, name)))
+
+    def frozen_set(self) -> None:
+        self.pop_all()
+        self.push(UNKNOWN)
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, (Class, Instance)) or not isinstance(arguments, tuple):
+            raise ValueError("expected a class or a function to be called")
+        self.push(self.called(function, arguments) if isinstance(function, Class) else UNKNOWN)
+
+    def called(self, function: Class, arguments: tuple[Any, ...]) -> Any:
+        """What stands for the value of a call."""
+        first = arguments[0] if arguments else None
+        if function in DICTS:
+            return self.ordered(first)
+        if function in PARAMETERS and isinstance(first, Tensor):
+            return first
+        if function == FROM_TYPE and len(arguments) == 4 and isinstance(first, Class) and first != FROM_TYPE:
+            return self.called(first, arguments[2]) if isinstance(arguments[2], tuple) else UNKNOWN
+        if function.module == "torch._utils" and function.name.startswith("_rebuild_"):
+            self.spend(4)
+            return _tensor(function.name.removeprefix("_rebuild_"), *arguments[:MOST_ARGUMENTS])
+        return self.instances.setdefault(function, Instance(function))
+
+    def ordered(self, pairs: Any) -> dict[str, Any]:
+        """An OrderedDict; Python 2 wrote pairs of names and values with it."""
+        made: dict[str, Any] = {}
+        pairs = pairs if isinstance(pairs, list) else []
+        self.spend(2 + len(pairs))
+        for pair in pairs:
+            if isinstance(pair, list) and len(pair) == 2:
+                self.set(made, *pair)
+        return made
+
+    def call_with_names(self) -> None:
+        self.pop()
+        self.call()
+
+    def build(self) -> None:
+        """Attributes, of which none says more of a tensor."""
+        self.pop()
+        self.push(self.pop())
+
+    def storage(self) -> None:
+        found = self.pop()
+        if isinstance(found, tuple) and found[:1] == ("module",) and len(found) > 1 and isinstance(found[1], Class):
+            self.push(found[1])  # a class with its source, in files of before PyTorch 1.6
+            return
+        self.spend(4)
+        storage = _storage(found)
+        self.storages.setdefault(storage.key, storage)
+        self.push(storage)
+
+
+def _storage(found: Any) -> Storage:
+    """A storage as torch.save names it: its type, key, device, size, and the part that is meant."""
+    if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
+        raise ValueError("expected a reference to a storage")
+    _, kind, key, _, count, *rest = found
+    if not isinstance(kind, Class) or not isinstance(key, str) or not _is_size(count):
+        raise ValueError("expected the type, the key and the size of a storage")
+    name = KINDS.get(kind.name, kind.name)
+    if rest in ([], [None]):
+        return Storage(name, key, count, 0, count)
+    part = rest[0]
+    if not isinstance(part, tuple) or len(part) != 3 or not _is_size(part[1]) or not _is_size(part[2]):
+        raise ValueError(f"storage {key!r}: expected a part of it")
+    if part[1] + part[2] > count:
+        raise ValueError(f"storage {key!r}: expected a part of its {count} numbers, got {part[1]} to {sum(part[1:])}")
+    return Storage(name, key, part[2], part[1], count)
+
+
+def _tensor(
+    how: str, storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *rest: Any
+) -> Tensor:
+    """A view of a storage, or some other tensor; of `rest` the first two are gradients and hooks."""
+    if how not in ("tensor", "tensor_v2"):
+        return Tensor(rest[2].name if len(rest) > 2 and isinstance(rest[2], Class) else how)
+    if not isinstance(storage, Storage) or not _is_size(offset):
+        raise ValueError("expected a tensor of a storage")
+    if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
+        raise ValueError(f"storage {storage.key!r}: expected a tensor of some shape and strides")
+    if len(rest) > 2:
+        return Tensor("a negative or conjugate view")
+    return Tensor(storage.kind, storage, offset, shape, strides)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) <= MOST_AXES and all(map(_is_size, values))
+
+
+ITEM_SIZES = {
+    "float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
+    "bool": 1, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+DICTS = {
+    Class("collections", "OrderedDict"), Class("collections", "defaultdict"), Class("builtins", "dict"),
+    Class("__builtin__", "dict"),
+}  # fmt: skip
+PARAMETERS = {
+    Class("torch._utils", "_rebuild_parameter"), Class("torch._utils", "_rebuild_parameter_with_state"),
+    Class("torch.nn.parameter", "Parameter"), Class("torch.nn.parameter", "Buffer"),
+}  # fmt: skip
+FROM_TYPE = Class("torch._tensor", "_rebuild_from_type_v2")
+
+# A number behind an instruction, of so many bytes: a value, a place, or how many bytes follow.
+INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {
+    b"\x80": lambda m: m.skip(1),  # the protocol
+    b"\x95": lambda m: m.skip(8),  # a frame
+    b"(": _Machine.mark,
+    b"0": _Machine.pop,
+    b"1": _Machine.pop_all,
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(True),
+    b"\x89": lambda m: m.push(False),
+    b"J": lambda m: m.integer(4),
+    b"K": lambda m: m.push(m.number(1)),
+    b"M": lambda m: m.push(m.number(2)),
+    b"\x8a": lambda m: m.integer(m.number(1)),
+    b"\x8b": lambda m: m.integer(m.number(4)),
+    b"G": lambda m: m.unknown(8),
+    b"X": lambda m: m.text(m.number(4)),
+    b"\x8c": lambda m: m.text(m.number(1)),
+    b"\x8d": lambda m: m.text(m.number(8)),
+    b"T": lambda m: m.old_text(m.number(4)),
+    b"U": lambda m: m.old_text(m.number(1)),
+    b"B": lambda m: m.unknown(m.number(4)),
+    b"C": lambda m: m.unknown(m.number(1)),
+    b"\x8e": lambda m: m.unknown(m.number(8)),
+    b"\x96": lambda m: m.unknown(m.number(8)),
+    b")": lambda m: m.push(()),
+    b"t": lambda m: m.make_tuple(m.pop_all()),
+    b"\x85": lambda m: m.several(1),
+    b"\x86": lambda m: m.several(2),
+    b"\x87": lambda m: m.several(3),
+    b"]": _Machine.make_list,
+    b"a": lambda m: m.extend([m.pop()]),
+    b"e": lambda m: m.extend(m.pop_all()),
+    b"}": _Machine.make_dict,
+    b"s": lambda m: m.update([m.pop() for _ in range(2)][::-1]),
+    b"u": lambda m: m.update(m.pop_all()),
+    b"\x8f": lambda m: m.unknown(),  # a set
+    b"\x90": lambda m: m.extend(m.pop_all()),
+    b"\x91": _Machine.frozen_set,
+    b"c": lambda m: m.find(m.line(), m.line()),
+    b"\x93": lambda m: m.find(*[m.pop() for _ in range(2)][::-1]),
+    b"R": _Machine.call,
+    b"\x81": _Machine.call,
+    b"\x92": _Machine.call_with_names,
+    b"b": _Machine.build,
+    b"Q": _Machine.storage,
+    b"h": lambda m: m.recall(m.number(1)),
+    b"j": lambda m: m.recall(m.number(4)),
+    b"q": lambda m: m.remember(m.number(1)),
+    b"r": lambda m: m.remember(m.number(4)),
+    b"\x94": lambda m: m.remember(len(m.memo)),
+}
