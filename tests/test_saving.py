@@ -3,6 +3,7 @@
 Which of them a format lacks is told here once more, so that nothing is refused that could be saved.
 """
 
+import ast
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import gatewise as gw
 import numpy as np
 import pytest
 from conftest import assert_same_bits, random
+from gatewise import formats
 from gatewise.activations import NUMBERS
 from gatewise.formats import safetensors
 from tolerances import assert_close
@@ -113,6 +115,46 @@ def test_networks(number, path):
 # Names, places, and what is left behind
 
 
+@pytest.mark.parametrize("name", ["model.npz", "model.pt", "model.v2", "model.h5", "MODEL.TXT", "model."])
+def test_other_endings_are_refused(name, tmp_path):
+    """Nobody looks for a safetensors file under such a name."""
+    with pytest.raises(ValueError, match=r"path: expected one that ends in \.safetensors, \.onnx or \.json, got"):
+        gw.save(gw.GRU(3, 4), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+CONTENTS = {
+    b"\x89HDF\r\n\x1a\n": "HDF5", b"PK\x03\x04": "a zip archive", b"\x93NUMPY\1": "an array of NumPy",
+    b"\x1c\0\0\0TFL3": "TensorFlow Lite", b'{"layers": []}': "JSON", b"  [1]": "JSON", b"\x80\x04\x95": "a pickle",
+    b"def f():\n\treturn 1\n": "text", b"\x08\x07\x12\x07pytorch": "protobuf", b"": "nothing",
+    b"\x10\0\0\0\0\0\0\0{}": "safetensors", b"\xff\xfe\0": "bytes of no known format",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_files_of_other_names_are_refused(content, tmp_path):
+    """With the endings that are known, and what the first bytes look like."""
+    for name in ("model.npz", "model.7", "model.py"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            gw.FormatError, match=rf"expected a name .*\.onnx.*, got '{name[5:]}', .*{CONTENTS[content]}"
+        ):
+            gw.load(tmp_path / name)
+    (tmp_path / "model").write_bytes(content)  # without an ending it is one of gatewise's own
+    with pytest.raises(
+        gw.FormatError, match=rf"expected a {CONTENTS[content]}|expected a safetensors.*{CONTENTS[content]}"
+    ):
+        gw.load(tmp_path / "model")
+
+
+def test_folders_are_refused(tmp_path):
+    with pytest.raises(gw.FormatError, match=r"expected a file$"):
+        gw.load(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(gw.FormatError, match="got a SavedModel of TensorFlow"):
+        gw.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "model.onnx", "model"])
 def test_a_missing_folder_is_reported_as_it_was_given(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -126,6 +168,7 @@ def test_a_missing_folder_is_reported_as_it_was_given(name, tmp_path, monkeypatc
 KILLED = """
 import os, signal, sys
 import gatewise as gw
+from gatewise import formats
 from gatewise.formats import safetensors
 safetensors.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 gw.save(gw.LSTM(3, 4), sys.argv[1])
@@ -158,3 +201,10 @@ def test_many_save_at_once(tmp_path):
             done.result()
     assert list(tmp_path.iterdir()) == [path]
     assert_same_bits(gw.load(path).state_dict(), layer.state_dict())
+
+
+def test_formats_are_imported_in_so_many_words():
+    """What freezes programs follows such imports, and no names that are put together."""
+    tree = ast.parse(Path(formats.__file__).read_text())
+    named = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module == "gatewise.formats"]
+    assert {*formats.ENDINGS.values()} <= {name.name for one in named for name in one.names}
