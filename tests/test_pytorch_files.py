@@ -288,6 +288,12 @@ def test_messages_are_one_line():
         with pytest.raises(ValueError, match=words) as caught:
             gw.load(module)
         assert str(caught.value).isprintable()
+    recurrent = Own(None, nn.GRU(3, 4))
+    recurrent.forward = lambda x, h: recurrent.layers[0](x, h)
+    with pytest.raises(
+        ValueError, match=r"expected a forward that takes one argument, got Own\.forward\(x, h\); states"
+    ):
+        gw.load(recurrent)
     with pytest.raises(
         ValueError, match=r"got Cell of Dense, Dense without a recurrent layer: layers\[1\]: expected 8 units"
     ):

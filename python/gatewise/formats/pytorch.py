@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -220,7 +221,10 @@ def load_module(module: Any, *, check: bool = True, **options: Any) -> Module | 
         raise TypeError(f"load: expected no {', '.join(options)} with a module")
     check = flag("check", check)
     candidates = _candidates(module, list(_layers(module)))
-    return _passed(candidates, module) if check else candidates[0]
+    if not check:
+        return candidates[0]
+    _check_arguments(module)
+    return _passed(candidates, module)
 
 
 def _candidates(module: Any, layers: list[Any]) -> list[Module | Sequential]:
@@ -246,6 +250,18 @@ def _candidates(module: Any, layers: list[Any]) -> list[Module | Sequential]:
     return [whole, *(Sequential([*before, *end, *behind]) for end in ends)]
 
 
+def _check_arguments(module: Any) -> None:
+    """Whether a module can be called with one argument, the sequence."""
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(None)
+    except TypeError:
+        shown = printable(f"{type(module).__name__}.forward{signature}", 200)
+        raise ValueError(
+            f"module: expected a forward that takes one argument, got {shown}; states are arguments of a model's call"
+        ) from None
+
+
 def _passed(candidates: list[Module | Sequential], module: Any) -> Module | Sequential:
     """The one of some models that does what the module does."""
     passed, reasons, ends_rows = [], [], False
@@ -265,7 +281,7 @@ def _passed(candidates: list[Module | Sequential], module: Any) -> Module | Sequ
         return passed[0]
     name = type(module).__name__
     found_instead = "; or ".join(reasons) if not passed else f"{len(passed)} models that differ less than roundings do"
-    advice = "make a gatewise.Sequential by hand, or take a layer alone"
+    advice = "take a layer alone, or the file that torch.onnx.export writes, or make a gatewise.Sequential by hand"
     if ends_rows:
         advice = "check=False makes a model of its layers, whose calls take lengths= in place of padding"
     raise ValueError(
