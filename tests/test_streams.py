@@ -544,3 +544,31 @@ def test_edit_is_complete():
     layer = make_layer("lstm", 3, 4)
     with pytest.raises(ValueError, match="missing bias_ih_l0"), layer.edit() as weights:
         del weights["bias_ih_l0"]
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Arrays that are more than arrays
+
+
+def test_masked_arrays_are_refused_by_the_c_methods():
+    layer = gw.GRU(3, 4, seed=1)
+    stream, pool, out = layer.stream(), layer.pool(2), np.zeros(4, np.float32)
+    slots, x = np.array([pool.open()]), np.ma.masked_array(np.ones(3, np.float32), [0, 1, 0])
+    masked_out, flag = np.ma.masked_array(out, True), np.ma.masked_array(np.array(True), True)
+    for method, arguments, options in (
+        (stream.step, (x, out), {}), (stream.step, (x.data, masked_out), {}),
+        (stream.step, (x.data, out), {"resets": flag}), (stream.run, (x[None], out[None]), {}),
+        (stream.run, (x.data[None], masked_out[None]), {}),
+        (stream.run, (x.data[None], out[None]), {"resets": flag[None]}),
+        (pool.step, (x[None], slots, out[None]), {}), (pool.step, (x.data[None], slots, masked_out[None]), {}),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="expected an array without a mask"):
+            method(*arguments, **options)
+
+
+def test_arrays_in_files_are_arrays(tmp_path):
+    stream, out = gw.GRU(3, 4, seed=1).stream(), np.zeros((2, 4), np.float32)
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2, 3))
+    x[:] = 1
+    expected = stream.copy().run(np.array(x))
+    assert np.array_equal(stream.run(x, out), expected)

@@ -100,6 +100,13 @@ bool without_exceptions(const Work& work) {
   return false;
 }
 
+// Whether each of them, where it is an array, is one and nothing derived from it, whose numbers may mean something
+// else, as those of a masked array do.
+template <class... Objects>
+bool are_plain(Objects*... objects) {
+  return ((!objects || !PyArray_Check(objects) || PyArray_CheckExact(objects)) && ...);
+}
+
 // The exception for a token that a table of so many rows does not have.
 inline void refuse_token(Size rows, std::int64_t token) {
   PyErr_Format(PyExc_ValueError, "x: expected numbers from 0 to %zd, got %lld", rows - 1,

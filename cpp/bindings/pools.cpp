@@ -215,7 +215,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     PyErr_SetString(PyExc_TypeError, "step: expected step(x, slots) or step(x, slots, out)");
     return nullptr;
   }
-  if (fits(*pool, given)) return run_step(*pool, given);
+  if (are_plain(given.x, given.slots, given.out) && fits(*pool, given)) return run_step(*pool, given);
   // Anything else Python converts, or says what is wrong.
   const auto prepared = py::reinterpret_steal<py::object>(
       PyObject_CallMethod(self, "_prepare_step", "OOO", given.x, given.slots, given.out ? given.out : Py_None));

@@ -275,7 +275,8 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyO
     return nullptr;
   }
   if (given.resets == Py_None) given.resets = nullptr;
-  return fits(*stream, given) ? run_step(*stream, given) : step_slowly(*stream, self, given);
+  return are_plain(given.x, given.out, given.resets) && fits(*stream, given) ? run_step(*stream, given)
+                                                                             : step_slowly(*stream, self, given);
 }
 
 // ---- run --------------------------------------------------------------------------------------------------------
@@ -403,7 +404,8 @@ PyObject* run(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyOb
     return nullptr;
   }
   if (given.resets == Py_None) given.resets = nullptr;
-  if (fits(*stream, given) && is_contiguous(given.x) && is_contiguous(given.out) && !overlap(given.x, given.out))
+  if (are_plain(given.x, given.out, given.resets) && fits(*stream, given) && is_contiguous(given.x) &&
+      is_contiguous(given.out) && !overlap(given.x, given.out))
     return run_block(*stream, given);
   // Anything else Python converts, or says what is wrong.
   const auto none_if_null = [](PyObject* object) { return object ? object : Py_None; };
