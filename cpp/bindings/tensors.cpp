@@ -3,10 +3,10 @@
 // looked at here, by DLPack's exchange interface, without compiling against PyTorch; all other calls are left to
 // Python.
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <cstring>
+#include <functional>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "dlpack.hpp"
@@ -14,13 +14,6 @@
 
 namespace gatewise {
 namespace {
-
-// Calls with so many rows (steps times batch) look at all weights before they use packed ones: it costs as much as
-// multiplying some 8 rows by them.
-constexpr Size rows_to_look = 64;
-// All calls look at so many numbers of each weight, spread over it: writes that PyTorch does not count, of an
-// optimizer's fused step, between processes, into a vector of all parameters, change nearly all of them.
-constexpr Size samples = 32;
 
 // ---- Python -------------------------------------------------------------------------------------------------------
 
@@ -57,11 +50,17 @@ struct TensorLibrary {
     return std::any_of(busy.begin(), busy.end(), [](py::handle question) { return is_true(ask(question)); });
   }
 
-  // Whether it is a dense tensor of float32 or float64 in this process's memory; `found` says where.
-  bool look(PyObject* object, dlpack::Tensor& found) const {
+  bool is_tensor(PyObject* object) const {
     const auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(object));
-    if (kind != tensor.ptr() && kind != parameter.ptr()) return false;
-    if (is_true(ask(is_negative, object))) return false;  // first, since it lets other threads in
+    return kind == tensor.ptr() || kind == parameter.ptr();
+  }
+
+  // Whether it is a tensor whose numbers are what lies in its memory. Lets other threads in.
+  bool is_plain(PyObject* object) const { return is_tensor(object) && !is_true(ask(is_negative, object)); }
+
+  // Whether a plain tensor is a dense one of float32 or float64 in this process's memory; `found` says where. Lets no
+  // other thread in, so that it stays there as long as nothing else does.
+  bool locate(PyObject* object, dlpack::Tensor& found) const {
     if (api()->look(object, &found) != 0) {
       PyErr_Clear();
       return false;
@@ -74,6 +73,8 @@ struct TensorLibrary {
     found.data = static_cast<char*>(found.data) + found.byte_offset;
     return true;
   }
+
+  bool look(PyObject* object, dlpack::Tensor& found) const { return is_plain(object) && locate(object, found); }
 
   // -1: PyTorch does not count the changes of this tensor
   std::int64_t version_of(PyObject* tensor_object) const {
@@ -95,116 +96,91 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
 
 // ---- weights ------------------------------------------------------------------------------------------------------
 
-// A number that changes whenever a byte does, but for one case in 2^64 or so. As fast as memory is read.
-std::uint64_t fingerprint(const void* memory, std::size_t bytes) {
-  constexpr int lanes = 4;
-  constexpr std::uint64_t factor[lanes] = {0x9E3779B97F4A7C15u, 0xBF58476D1CE4E5B9u, 0x94D049BB133111EBu,
-                                           0xD6E8FEB86659FD93u};
-  std::uint64_t sum[lanes] = {bytes, 1, 2, 3}, words[lanes] = {};
-  const char* data = static_cast<const char*>(memory);
-  for (std::size_t done = 0; done < bytes; done += sizeof words) {
-    const std::size_t left = bytes - done;
-    if (left < sizeof words) std::memset(words, 0, sizeof words);
-    std::memcpy(words, data + done, left < sizeof words ? left : sizeof words);
-    for (int i = 0; i < lanes; ++i) sum[i] = (sum[i] ^ words[i]) * factor[i], sum[i] ^= sum[i] >> 29;
-  }
-  std::uint64_t all = 0;
-  for (int i = 0; i < lanes; ++i) all = (all ^ sum[i]) * factor[lanes - 1 - i], all ^= all >> 32;
-  return all;
+Size elements_of(const dlpack::Tensor& tensor) {
+  return std::accumulate(tensor.shape, tensor.shape + tensor.axes, Size(1), std::multiplies<>());
 }
 
-struct Sample {
-  Size at;  // in bytes
-  std::uint64_t bits;
-};
+// Whether the elements fill the memory from the first to the last one, in whatever order.
+bool is_dense(const dlpack::Tensor& tensor) {
+  Size extent = 1;
+  for (std::int32_t i = 0; i < tensor.axes; ++i) extent += (tensor.shape[i] - 1) * tensor.strides[i];
+  const Size elements = elements_of(tensor);
+  return elements == 0 || elements == extent;
+}
 
-// What one weight is known by. Its memory is kept, so that no other tensor can come to its address.
-class Seen {
+Memory memory_of(const dlpack::Tensor& dense) { return {dense.data, elements_of(dense) * (dense.dtype.bits / 8)}; }
+
+// What one weight was when it was packed.
+class KnownWeight {
  public:
-  const std::int64_t version;
+  KnownWeight(const dlpack::Tensor& tensor, std::int64_t version)
+      : data_(tensor.data),
+        bits_(tensor.dtype.bits),
+        shape_(tensor.shape, tensor.shape + tensor.axes),
+        strides_(tensor.strides, tensor.strides + tensor.axes),
+        version_(version) {}
 
-  Seen(const dlpack::Tensor& tensor, std::int64_t version, py::object memory)
-      : version(version),
-        memory_(std::move(memory)),
-        data_(static_cast<const char*>(tensor.data)),
-        item_bytes_(tensor.dtype.bits / 8) {
-    extent_.insert(extent_.end(), tensor.shape, tensor.shape + tensor.axes);
-    extent_.insert(extent_.end(), tensor.strides, tensor.strides + tensor.axes);
-    Size count = 1;
-    for (std::int32_t i = 0; i < tensor.axes; ++i) count *= tensor.shape[i];
-    const Size taken = std::min(count, samples);
-    for (Size i = 0; i < taken; ++i) {
-      // By the golden ratio, or all would lie in a few columns.
-      Size element =
-               static_cast<Size>(std::fmod(0.6180339887 * static_cast<double>(i), 1) * static_cast<double>(count)),
-           at = 0;
-      for (std::int32_t axis = tensor.axes; axis-- > 0; element /= tensor.shape[axis])
-        at += element % tensor.shape[axis] * tensor.strides[axis] * item_bytes_;
-      samples_.push_back({at, bits_at(at)});
-    }
+  bool has_layout_of(const dlpack::Tensor& tensor) const {
+    return bits_ == tensor.dtype.bits && shape_.size() == static_cast<std::size_t>(tensor.axes) &&
+           std::equal(shape_.begin(), shape_.end(), tensor.shape) &&
+           std::equal(strides_.begin(), strides_.end(), tensor.strides);
   }
-
-  bool is(const dlpack::Tensor& tensor) const {
-    const auto axes = static_cast<std::size_t>(tensor.axes);
-    return data_ == tensor.data && extent_.size() == 2 * axes && item_bytes_ == tensor.dtype.bits / 8 &&
-           std::equal(tensor.shape, tensor.shape + axes, extent_.begin()) &&
-           std::equal(tensor.strides, tensor.strides + axes, extent_.begin() + tensor.axes) &&
-           std::all_of(samples_.begin(), samples_.end(),
-                       [&](const Sample& sample) { return bits_at(sample.at) == sample.bits; });
+  // Whether PyTorch has counted no change since then, nor given it other memory.
+  bool is_unchanged(const dlpack::Tensor& tensor, std::int64_t version) const {
+    return data_ == tensor.data && version_ == version && has_layout_of(tensor);
   }
 
  private:
-  std::uint64_t bits_at(Size at) const {
-    std::uint64_t bits = 0;
-    std::memcpy(&bits, data_ + at, static_cast<std::size_t>(item_bytes_));
-    return bits;
-  }
-
-  py::object memory_;
-  const char* data_;
-  Size item_bytes_;
-  std::vector<std::int64_t> extent_;  // shape, strides
-  std::vector<Sample> samples_;
+  const void* data_;
+  std::uint8_t bits_;
+  std::vector<std::int64_t> shape_, strides_;
+  std::int64_t version_;
 };
 
-// Weights of a module, packed, and by what they are known to be the present ones: an address and a version tell of
-// most optimizers, in-place changes and moves; not of writes past PyTorch's counting, so that some numbers are
-// compared, too, and in calls that are long enough all.
+// Weights of a module, packed, and what tells whether they are the present ones: a fingerprint of all their numbers,
+// made at each call. That of a frozen module is made only where PyTorch has counted a change, or where weights are
+// other tensors.
 class TensorWeights {
  public:
   TensorWeights(std::shared_ptr<const TensorLibrary> library, py::tuple names, const py::tuple& given,
-                const py::function& pack)
-      : library_(std::move(library)), names_(std::move(names)) {
-    const std::vector<py::object> weights = items(given);
-    fingerprint_ = fingerprint_of(weights);
-    for (const py::object& weight : weights) {
-      dlpack::Tensor found;
-      require(library_->look(weight.ptr(), found), "internal: weights that are not plain");
+                const py::function& pack, bool is_frozen)
+      : library_(std::move(library)), kernels_(*active_backend().float32), names_(std::move(names)) {
+    // Tensors of our own, since another thread may give a parameter other memory.
+    std::vector<py::object> weights;
+    for (const py::handle weight : given) {
       const std::int64_t version = library_->version_of(weight.ptr());
-      const py::object memory = weight.attr("detach")();
-      require(library_->look(memory.ptr(), found), "internal: weights that are not plain");
-      seen_.emplace_back(found, version, memory);
+      weights.push_back(weight.attr("detach")());
+      py::object dense = weights.back();
+      dlpack::Tensor found;
+      require(library_->look(dense.ptr(), found), "internal: weights that are not plain");
+      if (!is_dense(found)) {
+        dense = dense.attr("contiguous")();
+        require(library_->look(dense.ptr(), found), "internal: weights that are not plain");
+      }
+      known_.emplace_back(found, version);
+      bytes_ += memory_of(found).bytes;
     }
-    packed_ = pack(given).cast<std::shared_ptr<const Packed>>();
+    fingerprint_ = fingerprint_of(weights);
+    packed_ = present(pack(py::tuple(py::cast(weights))).cast<std::shared_ptr<const Packed>>());
+    // What another thread, or process, has written meanwhile may be packed in part.
+    if (fingerprint_ != fingerprint_of(weights)) fingerprint_.reset();
+    if (is_frozen) held_ = std::move(weights);
   }
 
   // Whether a later call may find that these are the present ones.
-  bool can_last() const {
-    return std::all_of(seen_.begin(), seen_.end(), [](const Seen& one) { return one.version >= 0; });
-  }
+  bool is_cacheable() const { return fingerprint_.has_value(); }
 
-  // Whether they are, for a call of so many rows.
-  bool hold(const py::tuple& weights, Size rows) const { return hold(items(weights), rows); }
-  // The same of a module's parameters by name; false where one has another home, as with a parametrization.
-  bool hold(PyObject* parameters, Size rows) const {
+  bool hold(const py::tuple& weights) const { return hold(items(weights)); }
+  // Of a module's parameters by name; false where one has another home, as with a parametrization.
+  bool hold(PyObject* parameters) const {
     std::vector<py::object> weights;  // owned, since another thread may change the module
-    weights.reserve(seen_.size());
+    weights.reserve(known_.size());
     for (const py::handle name : names_) {
       PyObject* const found = PyObject_GetItem(parameters, name.ptr());
       if (!found && PyErr_ExceptionMatches(PyExc_KeyError)) return PyErr_Clear(), false;
       weights.push_back(taken(found));
     }
-    return hold(weights, rows);
+    return hold(std::move(weights));
   }
 
   const std::shared_ptr<const Packed>& packed() const { return packed_; }
@@ -217,37 +193,52 @@ class TensorWeights {
     return items;
   }
 
-  bool hold(const std::vector<py::object>& weights, Size rows) const {
+  bool hold(std::vector<py::object> weights) const {
     const Backend& backend = active_backend();
     if (packed_->kernels != backend.float32 && packed_->kernels != backend.float64) return false;
-    if (weights.size() != seen_.size() || !can_last()) return false;
-    for (std::size_t i = 0; i < seen_.size(); ++i) {
-      dlpack::Tensor found;
-      if (!library_->look(weights[i].ptr(), found) || !seen_[i].is(found)) return false;
-      if (library_->version_of(weights[i].ptr()) != seen_[i].version) return false;
-    }
-    return rows < rows_to_look || fingerprint_of(weights) == fingerprint_;
+    if (weights.size() != known_.size() || !is_cacheable()) return false;
+    return (!held_.empty() && are_unchanged(weights)) || fingerprint_of(std::move(weights)) == fingerprint_;
   }
 
-  std::uint64_t fingerprint_of(const std::vector<py::object>& weights) const {
-    std::uint64_t all = 0;
-    for (const py::object& weight : weights) {
-      const py::object dense = weight.attr("contiguous")();
+  bool are_unchanged(const std::vector<py::object>& weights) const {
+    for (std::size_t i = 0; i < known_.size(); ++i) {
       dlpack::Tensor found;
-      require(library_->look(dense.ptr(), found), "internal: weights that are not plain");
-      Size bytes = found.dtype.bits / 8;
-      for (std::int32_t i = 0; i < found.axes; ++i) bytes *= found.shape[i];
-      std::uint64_t own = 0;
-      without_gil(bytes, [&] { own = fingerprint(found.data, static_cast<std::size_t>(bytes)); });
-      all = all * 0x9E3779B97F4A7C15u + own;
+      if (!library_->look(weights[i].ptr(), found)) return false;
+      if (!known_[i].is_unchanged(found, library_->version_of(weights[i].ptr()))) return false;
     }
-    return all;
+    return true;
+  }
+
+  // A number for all bits of weights of the known layouts; none of others.
+  std::optional<std::uint64_t> fingerprint_of(std::vector<py::object> weights) const {
+    const Size operations = bytes_ / 8;
+    dlpack::Tensor found;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      if (!library_->look(weights[i].ptr(), found)) return std::nullopt;
+      if (!known_[i].has_layout_of(found))
+        weights[i] = weights[i].attr("contiguous")();  // those with gaps are known by such a copy
+      else if (operations >= gil_operations)
+        weights[i] = weights[i].attr("detach")();  // holds its memory while other threads are let in
+    }
+    std::vector<Memory> pieces;
+    pieces.reserve(weights.size());
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      if (!library_->locate(weights[i].ptr(), found) || !known_[i].has_layout_of(found)) return std::nullopt;
+      pieces.push_back(memory_of(found));
+    }
+    std::uint64_t fingerprint = 0;
+    without_gil(operations,
+                [&] { fingerprint = kernels_.fingerprint(pieces.data(), static_cast<Size>(pieces.size())); });
+    return fingerprint;
   }
 
   std::shared_ptr<const TensorLibrary> library_;
+  const Kernels& kernels_;  // whose fingerprints these are
   py::tuple names_;
-  std::vector<Seen> seen_;
-  std::uint64_t fingerprint_ = 0;
+  std::vector<KnownWeight> known_;
+  std::vector<py::object> held_;  // the memory of a frozen module's, so that no other tensor comes to its address
+  Size bytes_ = 0;
+  std::optional<std::uint64_t> fingerprint_;
   std::shared_ptr<const Packed> packed_;
 };
 
@@ -389,7 +380,7 @@ py::object call_of(const TensorWeights& weights, PyObject* parameters, PyObject*
       if (!before[i]) return py::none();
     }
   }
-  if (parameters != Py_None && !weights.hold(parameters, extent.steps * extent.batch)) return py::none();
+  if (parameters != Py_None && !weights.hold(parameters)) return py::none();
 
   const dlpack::DataType dtype{dlpack::floating, static_cast<std::uint8_t>(8 * packed.kernels->item_bytes), 1};
   std::optional<NewTensor> output, after[2];
@@ -464,8 +455,8 @@ PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count) {
 
 PyObject* walk(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   return answer(self, count, 4, [&](const TensorWeights& weights) {
-    return call_of(weights, given[0], given[1], given[2],
-                   PyObject_IsTrue(given[3]) == 1 ? Order::batch_first : Order::time_first);
+    const bool batch_first = is_true(py::reinterpret_borrow<py::object>(given[3]));
+    return call_of(weights, given[0], given[1], given[2], batch_first ? Order::batch_first : Order::time_first);
   });
 }
 
@@ -483,7 +474,7 @@ PyMethodDef methods[] = {
 
 void bind_tensors(py::module_& module) {
   using namespace py::literals;
-  py::class_<TensorLibrary, std::shared_ptr<TensorLibrary>>(module, "TensorLibrary")
+  py::class_<TensorLibrary, std::shared_ptr<TensorLibrary>>(module, "TensorLibrary", py::is_final())
       .def(py::init([](py::capsule exchange, py::object tensor, py::object parameter, py::object is_negative,
                        py::object threads, py::tuple busy) {
              TensorLibrary library{std::move(exchange),    std::move(tensor),  std::move(parameter),
@@ -497,12 +488,12 @@ void bind_tensors(py::module_& module) {
            "exchange"_a, "tensor"_a, "parameter"_a, "is_negative"_a, "threads"_a, "busy"_a)
       .def("empty", empty, "shape"_a, "item_bytes"_a)
       .def("array", array_of, "tensor"_a);
-  py::class_<TensorWeights> weights(module, "TensorWeights");
+  py::class_<TensorWeights> weights(module, "TensorWeights", py::is_final());
   weights
-      .def(py::init<std::shared_ptr<const TensorLibrary>, py::tuple, const py::tuple&, const py::function&>(),
-           "library"_a, "names"_a, "weights"_a, "pack"_a)
-      .def("hold", py::overload_cast<const py::tuple&, Size>(&TensorWeights::hold, py::const_), "weights"_a, "rows"_a)
-      .def_property_readonly("can_last", &TensorWeights::can_last)
+      .def(py::init<std::shared_ptr<const TensorLibrary>, py::tuple, const py::tuple&, const py::function&, bool>(),
+           py::arg("library").none(false), "names"_a, "weights"_a, "pack"_a, "is_frozen"_a)
+      .def("hold", py::overload_cast<const py::tuple&>(&TensorWeights::hold, py::const_), "weights"_a)
+      .def_property_readonly("is_cacheable", &TensorWeights::is_cacheable)
       .def_property_readonly("packed", &TensorWeights::packed);
   // As of a stream: plain C methods.
   for (PyMethodDef& method : methods)

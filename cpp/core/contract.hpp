@@ -228,6 +228,12 @@ struct Trace {
   void* hidden;       // [T, B, R], h after it
 };
 
+// Memory of the caller's.
+struct Memory {
+  const void* data;
+  Size bytes;
+};
+
 // One backend and dtype. All memory belongs to the caller and is aligned to 64 bytes. Functions do not throw.
 struct Kernels {
   const char* level;
@@ -257,6 +263,8 @@ struct Kernels {
   Size (*multiply_add)(Size repetitions);
   // Only reads `count` elements, again and again: a cache's bandwidth, for benchmarks. Returns how many bytes it read.
   Size (*read)(const void* data, Size count, Size repetitions);
+  // A number for all bits of some pieces of memory; another one, but for one case in 2^64, if any of them changes.
+  std::uint64_t (*fingerprint)(const Memory* pieces, Size count);
 };
 
 }  // namespace gatewise

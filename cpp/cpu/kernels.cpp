@@ -13,6 +13,7 @@
 #include "../cell/gru.hpp"
 #include "../cell/lstm.hpp"
 #include "../cell/rnn.hpp"
+#include "fingerprint.hpp"
 #include "rows.hpp"
 #include "stack.hpp"
 
@@ -184,6 +185,12 @@ Size read(const void* data, Size count, Size repetitions) {
   return first[0] != 0 ? 0 : blocks * streams * lanes * static_cast<Size>(sizeof(Real)) * repetitions;
 }
 
+std::uint64_t fingerprint(const Memory* pieces, Size count) {
+  Fingerprint all;
+  for (Size i = 0; i < count; ++i) all.add(pieces[i]);
+  return all.value();
+}
+
 }  // namespace
 
 extern const Kernels kernels;
@@ -206,6 +213,7 @@ const Kernels kernels = {GATEWISE_NAME,
                          apply_rows,
                          evaluate,
                          multiply_add,
-                         read};
+                         read,
+                         fingerprint};
 
 }  // namespace gatewise::GATEWISE_KERNEL

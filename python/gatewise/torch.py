@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakSet, ref
 
 import numpy as np
 
@@ -36,7 +36,8 @@ from gatewise.parameters import Architecture
 from gatewise.sequences import plan as make_plan
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "accelerated", "repack", "restore",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "accelerated", "freeze", "repack", "restore",
+    "thaw",
 ]  # fmt: skip
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
@@ -102,23 +103,75 @@ def _forget(module: torch.nn.Module) -> None:
     _caches.pop(id(module), None)
 
 
-def _packed(module: Any, weights: tuple[Tensor, ...], rows: int) -> _core.TensorWeights:
-    """Packed weights for a call without gradients, from an earlier one if possible.
-
-    In shared memory others may write: packed each time. So are weights that are made of others and no parameters
-    themselves.
-    """
+def _packed(module: Any, weights: tuple[Tensor, ...]) -> _core.TensorWeights:
+    """Packed weights for a call without gradients, from an earlier one if possible."""
     cache = _caches.get(id(module))
-    if cache is not None and cache.weights.hold(weights, rows):
+    if cache is not None and cache.weights.hold(weights):
         return cache.weights
-    packed = _core.TensorWeights(_tensors, module._gatewise_names(), weights, module._gatewise_pack)
-    if packed.can_last and not any(weight.grad_fn or weight.is_shared() for weight in weights):
+    packed = _core.TensorWeights(
+        _tensors, module._gatewise_names(), weights, module._gatewise_pack, module in _frozen_modules
+    )
+    if packed.is_cacheable:
         _remember(module, packed)
     return packed
 
 
+_frozen_modules: WeakSet[torch.nn.Module] = WeakSet()
+
+
+def freeze(model: torch.nn.Module) -> torch.nn.Module:
+    """Promise that nobody writes to weights inside `model` without PyTorch's counting it.
+
+    Calls without gradients otherwise look at all numbers of the weights before they use packed ones. For a frozen
+    module they look at what PyTorch counts alone, which takes no time that depends on the size: a change by an
+    in-place operation, `load_state_dict`, `.to()`, assignment of another Parameter or of `.data` is seen as before.
+    What PyTorch does not count then may go unseen until `thaw` or `repack`: writes through `.data`, `detach().numpy()`,
+    DLPack or a storage, of fused optimizers, of `torch.distributed` or another process, and all writes to parameters
+    made under `inference_mode`. So do not freeze what is ablated, evolved or differentiated numerically in such a way,
+    and thaw what is trained.
+
+    A promise about these modules, not a part of them: copies and unpickled modules are not frozen, modules that
+    `accelerate` meets later neither, and `restore` thaws. Gradients are computed as before, with the weights that are
+    there.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With modules of gatewise.torch inside, made as such or by `accelerate`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
+    """
+    modules = [module for module in _modules(model) if isinstance(module, _Module)]
+    if not modules:
+        raise ValueError(f"model: expected modules of gatewise.torch inside, got {type(model).__name__} without any")
+    for module in modules:
+        _frozen_modules.add(module)
+        _forget(module)
+    return model
+
+
+def thaw(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `freeze`: calls without gradients look at all numbers of the weights inside `model` again.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model. One that is not frozen stays as it is.
+    """
+    for module in _modules(model):
+        _frozen_modules.discard(module)
+        _forget(module)
+    return model
+
+
 def repack(model: torch.nn.Module) -> None:
-    """Forget all packed weights inside `model`: after writes that PyTorch does not see (`.data`, a NumPy view)."""
+    """Forget all packed weights inside `model`, which stays frozen if it was: after writes that PyTorch does not count.
+
+    Only frozen modules need it; the others see such writes themselves.
+    """
     for module in _modules(model):
         _forget(module)
 
@@ -646,16 +699,12 @@ class _Module:
         own = self._parameters  # type: ignore[attr-defined]
         return tuple([own[name] if name in own else getattr(self, name) for name in self._gatewise_names()])
 
-    def train(self, mode: bool = True) -> Any:
-        _forget(self)  # who writes through .data does it in training
-        return super().train(mode)  # type: ignore[misc]
-
     def __setattr__(self, name: str, value: Any) -> None:
         _forget(self)  # torch.nn's forward reads all of them
         super().__setattr__(name, value)
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
-        _forget(self)  # or the old weights would be kept
+        _forget(self)  # on another device, or of another dtype, they are of no use
         return super()._apply(*arguments, **options)  # type: ignore[misc]
 
 
@@ -691,11 +740,25 @@ class _Layer(_Module):
         if torch.compiler.is_compiling():
             return self._gatewise_traced(input, hx, lengths, resets, checkpoint_every)
         is_plain = lengths is None and resets is None and checkpoint_every is None
-        cache = _caches.get(id(self))
-        if is_plain and cache and not (torch.is_grad_enabled() or self._gatewise_drops() or _in_forward_mode()):
-            found = cache.weights.walk(self._parameters, input, hx, self.batch_first)  # type: ignore[attr-defined]
-            if found is not None:
-                return found
+        try:
+            cache = _caches.get(id(self))
+            if is_plain and cache and not (torch.is_grad_enabled() or self._gatewise_drops() or _in_forward_mode()):
+                result = cache.weights.walk(self._parameters, input, hx, self.batch_first)  # type: ignore[attr-defined]
+                if result is not None:
+                    return result
+            return self._gatewise_forward(input, hx, lengths, resets, checkpoint_every)
+        except (AttributeError, TypeError):
+            if isinstance(self, _Module):
+                raise
+        # Another thread has restored torch.nn's class meanwhile, which knows nothing of what is ours.
+        if not is_plain:
+            raise NotImplementedError("lengths, resets, checkpoint_every: expected no restore during the call")
+        return self.forward(input, hx)
+
+    def _gatewise_forward(
+        self, input: Any, hx: Any, lengths: object, resets: object, checkpoint_every: int | None
+    ) -> Any:
+        """The same of all calls but the plain ones without gradients."""
         weights: tuple[Any, ...] = ()
         why_not = _off_the_road() or self._gatewise_refuses(input, hx)
         if why_not is None:
@@ -863,10 +926,10 @@ class _Layer(_Module):
         x = _walkable(x)
         h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
         if _needs_gradients((x, h, c, *weights)):
-            _forget(self)  # what trains will change, and not every optimizer says so
+            _forget(self)  # what trains will change; of a frozen module not every optimizer says so
             y, *after = _Walk.apply(call, self._gatewise_pack(weights), x, h, c, *weights)
         else:
-            packed = _packed(self, weights, batch * steps).packed
+            packed = _packed(self, weights).packed
             y, *after = _forward(call, packed, x, h, c, record=dropout > 0)[:3]
         return y, tuple(part for part in after if part is not None)
 
@@ -921,15 +984,21 @@ class _Cell(_Module):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or _in_forward_mode():
-            if not torch.compiler.is_compiling():
-                _forget(self)  # what trains will change, and not every optimizer says so
+        if torch.compiler.is_compiling():
             return super().forward(input, hx)  # type: ignore[misc]
-        cache = _caches.get(id(self))
-        after = cache.weights.step(self._parameters, input, hx) if cache else None  # type: ignore[attr-defined]
-        if after is None:
-            after = self._gatewise_step(input, hx)
-        return super().forward(input, hx) if after is None else after  # type: ignore[misc]
+        try:
+            if torch.is_grad_enabled() or _in_forward_mode():
+                _forget(self)  # what trains will change; of a frozen module not every optimizer says so
+                return super().forward(input, hx)  # type: ignore[misc]
+            cache = _caches.get(id(self))
+            after = cache.weights.step(self._parameters, input, hx) if cache else None  # type: ignore[attr-defined]
+            if after is None:
+                after = self._gatewise_step(input, hx)
+            return super().forward(input, hx) if after is None else after  # type: ignore[misc]
+        except (AttributeError, TypeError):
+            if isinstance(self, _Module):
+                raise
+        return self.forward(input, hx)  # another thread has restored torch.nn's class meanwhile
 
     def _gatewise_step(self, input: Any, hx: Any) -> Any:
         """What `forward` gives in a case that is less plain, or the first; None: PyTorch must."""
@@ -940,7 +1009,7 @@ class _Cell(_Module):
         weights = self._gatewise_weights()
         if (hx is not None and len(state) != 1 + is_pair) or self._gatewise_refuses(input, state, weights):
             return None
-        packed = _packed(self, weights, input.size(0) if input.dim() == 2 else 1)
+        packed = _packed(self, weights)
         state = tuple(part.contiguous() for part in state)
         return packed.step(None, _walkable(input), None if not state else state if is_pair else state[0])
 
@@ -1012,6 +1081,7 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     """Undo `accelerate`: every class in `model` is torch.nn's again. Also of modules that were made as gatewise's."""
     for module in _modules(model):
         _change(module, {own: theirs for theirs, own in TWINS.items()})
+        _frozen_modules.discard(module)
         _forget(module)
     return model
 
