@@ -336,6 +336,75 @@ def test_saved_tensors_are_watched():
         y.sum().backward()
 
 
+IN_PLACE = {
+    "relu_": lambda y: y.relu_(), "mul_": lambda y: y.mul_(1.5), "clamp_": lambda y: y.clamp_(-0.1, 0.1),
+    "y[-1].mul_": lambda y: y[-1].mul_(2), "y[0, 1] = 0": lambda y: y.__setitem__((0, 1), 0),
+    "through data": lambda y: y.data.mul_(2), "through NumPy": lambda y: y.detach().numpy().fill(7),
+    "ReLU(inplace=True)": NN.ReLU(inplace=True), "twice": lambda y: y.mul_(2).add_(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", IN_PLACE)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("GRU", {}), ("GRU", {"num_layers": 2, "bidirectional": True, "batch_first": True}), ("RNN", {}),
+        ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_outputs_may_be_changed_in_place(kind, operation, options):
+    results = []
+    for module in twins(kind, 5, 9, **options):
+        torch.manual_seed(2)
+        x = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+        y, after = module(x)
+        IN_PLACE[operation](y)
+        (y.square().sum() + after.sum()).backward()
+        results.append([y, x.grad, *(parameter.grad for parameter in module.parameters())])
+    assert_equal_results(*results)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+@pytest.mark.parametrize("how", ["packed", "unbatched", "lengths", "checkpoints", "stacked", "exported"])
+def test_outputs_of_all_roads_may_be_changed_in_place(kind, how):
+    """As if they were copied before."""
+    results = []
+    for change in (lambda y: y.mul_(0.5).clamp_(-0.2, 0.2), lambda y: y.clone().mul_(0.5).clamp_(-0.2, 0.2)):
+        module = twins(kind, 5, 9)[1]
+        torch.manual_seed(2)
+        x = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+        if how == "packed":
+            packed = NN.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 4, 1]))
+            y = module(packed)[0].data
+        elif how == "unbatched":
+            y = module(x[:, 0])[0]
+        elif how == "lengths":
+            y = module(x, lengths=[2, 6, 0])[0]
+        elif how == "checkpoints":
+            y = module(x, checkpoint_every=2)[0]
+        elif how == "exported":
+            y = torch.export.export(module, (x.detach(),), strict=False).module()(x)[0]
+        else:
+            y = change(module(x)[0])
+            torch.manual_seed(3)
+            module = getattr(gt, kind)(9, 9, dtype=torch.float64)
+            y = module(y)[0]
+        change(y).square().sum().backward()
+        results.append([x.grad, *([] if how == "exported" else [p.grad for p in module.parameters()])])
+    assert_equal_results(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_of_lstm_are_saved_tensors(dtype):
+    """As those of torch.nn's in float32: backward says so, and computes nothing wrong."""
+    module = twins("LSTM", 5, 9, dtype=dtype)[1]
+    y = module(torch.randn(4, 2, 5, dtype=dtype))[0]
+    y.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_backward_twice():
     _, ours = twins("GRU", 5, 9)
     x = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -1583,6 +1652,31 @@ def test_bad_models():
 # Threads and processes
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_another_thread_restores_a_module_during_a_call(kind, grad, monkeypatch):
+    """At each place where it may."""
+    theirs, ours = twins(kind, 5, 9)
+    x = torch.randn(*(2,) * (kind in LAYERS), 3, 5, dtype=torch.float64)
+    calls = {"_off_the_road", "_plain", "_needs_gradients", "_packed", "_in_forward_mode", "_weight_shapes"}
+    for name in sorted(calls):
+        gt.accelerate(ours)
+        real = getattr(gt, name)
+
+        def restoring(*arguments, real=real):
+            gt.restore(ours)
+            return real(*arguments)
+
+        with monkeypatch.context() as patch, torch.set_grad_enabled(grad):
+            patch.setattr(gt, name, restoring)
+            assert_equal_results([members(ours(x))[0]], [members(theirs(x))[0]])
+    gt.accelerate(ours)
+    if kind in LAYERS:
+        monkeypatch.setattr(gt, "_off_the_road", lambda: gt.restore(ours) and None)
+        with pytest.raises(NotImplementedError, match="expected no restore during the call"):
+            ours(x, lengths=[1, 2, 2])
+
+
 def test_two_threads_use_one_module():
     _, ours = twins("LSTM", 16, 33)
     ours.eval()
@@ -1906,6 +2000,41 @@ def run_example(*command):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-2000:]
     return found.stdout
+
+
+def onnx_outputs(model, arguments, path, **options):
+    """What ONNX Runtime gives for a model that PyTorch exports by its default way."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(model, arguments, path, dynamo=True, verbose=False, **options)
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {one.name: x.numpy() for one, x in zip(session.get_inputs(), arguments, strict=True)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("LSTM", {}), ("GRU", {"num_layers": 2, "bidirectional": True}), ("RNN", {}), ("GRUCell", {})],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_export_to_onnx(kind, options, tmp_path):
+    """A module on gatewise is exported as torch.nn's own, with ONNX's operators."""
+    _, ours = twins(kind, 5, 6, dtype=torch.float32, **options)
+    x = torch.randn(*(4,) * (kind in LAYERS), 3, 5)
+    outputs = onnx_outputs(ours.eval(), (x,), tmp_path / "model.onnx")
+    assert np.allclose(outputs[0], members(ours(x))[0].detach().numpy(), atol=1e-5)
+    assert gt.accelerated(ours) == [""]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_to_onnx_refuses(tmp_path):
+    """With words that say what to do, at the top of what PyTorch raises."""
+    _, ours = twins("LSTM", 5, 6, dtype=torch.float32)
+    x = torch.randn(4, 3, 5)
+    program = torch.export.export(ours.eval(), (x,))
+    with pytest.raises(Exception, match=r"gatewise.torch.restore\(model\) before torch.export.export"):
+        onnx_outputs(program, (x,), tmp_path / "model.onnx")
+    assert torch.allclose(program.module()(x)[0], ours(x)[0])
 
 
 def test_the_example_of_a_tagger():

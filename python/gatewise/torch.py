@@ -254,6 +254,14 @@ def _forward(
     return y, h_after, c_after, foreign, memory
 
 
+def _kept(cell: str, y: Tensor) -> Tensor:
+    """What backward reads for y. The caller may change the output of a GRU or RNN in place, as that of torch.nn's.
+
+    That of an LSTM is y itself: torch.nn's in float32, too, refuses to go back after such a change.
+    """
+    return y if cell == "lstm" else y.clone()
+
+
 def _by_torch(
     call: _Call, inputs: Sequence[Tensor | None], wanted: Sequence[bool], grads: Sequence[Any], create_graph: bool
 ) -> tuple[Any, ...]:
@@ -357,7 +365,7 @@ class _Walk(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, call: _Call, packed: _core.Packed, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor | None, ...]:
         y, h_after, c_after, foreign, tape = _forward(call, packed, x, h, c, record=True)
-        ctx.save_for_backward(x, h, c, y, tape, *weights)
+        ctx.save_for_backward(x, h, c, _kept(call.architecture.cell, y), tape, *weights)
         ctx.call, ctx.foreign = call, foreign
         ctx.set_materialize_grads(False)
         return y, h_after, c_after
@@ -592,6 +600,11 @@ def _recurrent(
 def _recurrent_fake(
     x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if torch.onnx.is_in_onnx_export():  # of an ExportedProgram; a module is exported as torch.nn's
+        raise RuntimeError(
+            "gatewise::recurrent has no function in ONNX: expected the module itself in torch.onnx.export, or "
+            "gatewise.torch.restore(model) before torch.export.export"
+        )
     node, record = _Node(*options[:-1]), options[-1]
     _check_operator(node, x, h, c, weights)
     of, (_, batch) = node.architecture(x.dtype), node.extent(x)
@@ -651,7 +664,7 @@ def _recurrent_backward_fake(
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h, _, weights, *options = inputs
-    ctx.save_for_backward(x, h, output[0], output[3], *weights)
+    ctx.save_for_backward(x, h, _kept(options[0], output[0]), output[3], *weights)
     ctx.options, ctx.has_state = options[:-1], (inputs[1] is not None, inputs[2] is not None)
     ctx.set_materialize_grads(False)
 
@@ -862,6 +875,8 @@ class _Layer(_Module):
         """For torch.compile and torch.export: the operator, where it can be."""
         weights = [getattr(self, name) for name in self._flat_weights_names]
         why_not = self._gatewise_refuses_to_trace(input, hx, weights[0].dtype)
+        if why_not is None and torch.onnx.is_in_onnx_export():
+            why_not = "an export to ONNX"
         if why_not is not None:
             if (lengths is not None or resets is not None or checkpoint_every is not None) and why_not != WRONG:
                 raise NotImplementedError(
