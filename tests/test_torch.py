@@ -15,6 +15,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
@@ -1023,7 +1025,7 @@ def weight_of(module):
 
 def by_optimizer(module):
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
-    members(module(torch.ones(3, 5, dtype=torch.float64)))[0].sum().backward()
+    members(module(torch.ones(3, 5, dtype=weight_of(module).dtype)))[0].sum().backward()
     optimizer.step()
 
 
@@ -1065,13 +1067,14 @@ def through_a_vector(module):
     vector = NN.utils.parameters_to_vector(module.parameters()).detach()
     NN.utils.vector_to_parameters(vector, module.parameters())
     with torch.no_grad():
-        module(torch.ones(*(1,) * isinstance(module, NN.RNNBase), 1, 5, dtype=torch.float64))
+        module(torch.ones(*(1,) * isinstance(module, NN.RNNBase), 1, 5, dtype=vector.dtype))
     vector.mul_(2)
 
 
 def through_the_storage(module):
     storage = weight_of(module).untyped_storage()
-    storage.copy_((2 * weight_of(module)).detach().untyped_storage())
+    doubled = 2 * torch.empty(0, dtype=weight_of(module).dtype).set_(storage.clone())
+    storage.copy_(doubled.untyped_storage())
 
 
 def through_dlpack(module):
@@ -1426,6 +1429,51 @@ def test_frozen_modules_go_with_their_module():
     del ours
     gc.collect()
     assert len(gt._frozen_modules) == count - 1
+
+
+def gradients(module):
+    """A call with them, after which nothing is changed."""
+    x = torch.ones(2, 5, dtype=weight_of(module).dtype, requires_grad=True)
+    members(module(x))[0].sum().backward()
+
+
+def restored_and_accelerated(module):
+    gt.accelerate(gt.restore(module))
+
+
+OTHERS = [
+    gradients, gt.freeze, gt.thaw, gt.repack, restored_and_accelerated, copy.deepcopy,
+    lambda module: pickle.loads(pickle.dumps(module)), lambda module: module.float(), lambda module: module.double(),
+    lambda module: module.train(), lambda module: module.eval(), lambda module: module.requires_grad_(False),
+    lambda module: module.requires_grad_(True),
+]  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(
+    kind=st.sampled_from([*LAYERS, *CELLS]),
+    changes=st.lists(st.sampled_from([*SEEN, *PARTIAL, *OTHERS]), min_size=2, max_size=12),
+    inference=st.booleans(),
+)
+def test_sequences_of_changes(kind, changes, inference):
+    """Whatever is done to a module, it computes with the weights that it has, as torch.nn's module with the same."""
+    theirs, ours = twins(kind, 5, 9)
+    for change in [lambda module: None, *changes]:
+        if change is by_optimizer:
+            ours.requires_grad_(True)
+        result = change(ours)
+        ours = result if isinstance(result, NN.Module) else ours
+        if ours in gt._frozen_modules and change not in COUNTED:
+            gt.repack(ours)
+        dtype = weight_of(ours).dtype
+        theirs.to(dtype).load_state_dict(ours.state_dict())
+        x = torch.randn(*(2,) * (kind in LAYERS), 3, 5, dtype=dtype)
+        state = step_state(ours, 3, dtype=dtype) if kind in CELLS else None
+        with torch.inference_mode(inference), torch.no_grad():
+            for _ in range(2):
+                actual, wanted = members(ours(x, state))[0], members(theirs(x, state))[0]
+                assert torch.allclose(actual, wanted, rtol=0, atol=1e-10 if dtype is torch.float64 else 3e-3)
+        assert gt.accelerated(ours) == [""]
 
 
 # -----------------------------------------------------------------------------------------------------------
