@@ -97,8 +97,8 @@ def gatewise(case: Case) -> Party:
     """The layer called with `out`; record and backward after a change of the weights; stream.step(x, out) and
     stream.run(block, out); for many streams pool.step(x, slots, out); of a network the stream of a Sequential.
 
-    In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate. In JAX: gatewise.jax instead of
-    the scan.
+    In PyTorch: the module that the peer has, on gatewise by gatewise.torch.accelerate; frozen where the workload is. In
+    JAX: gatewise.jax instead of the scan.
     """
     home = HOMES.get(case.workload.mode)
     if home == "PyTorch":
@@ -106,7 +106,12 @@ def gatewise(case: Case) -> Party:
         import gatewise.torch
 
         gw.set_num_threads(case.threads)
-        return _in_pytorch(case, gatewise.torch.accelerate)
+
+        def accelerated(module: Any) -> Any:
+            module = gatewise.torch.accelerate(module)
+            return gatewise.torch.freeze(module) if case.workload.frozen else module
+
+        return _in_pytorch(case, accelerated)
     if home == "JAX":
         return _gatewise_in_jax(case)
     if case.workload.mode == NETWORK:

@@ -74,6 +74,7 @@ class Workload:
     dtype: str = "float32"
     rows: str = ""  # RAGGED: T / 4 to T steps; ONE_LONG: one of T steps, the others T / 8; RESETS: one in 50 steps
     checkpoint_every: int = 0
+    frozen: bool = False  # gatewise does not look at the weights of a module in PyTorch at each call
     blocks: tuple[Block, ...] = ()  # of a network; cell, input and hidden are then those of its first recurrent layer
 
     @property
@@ -95,6 +96,8 @@ class Workload:
             parts.append(self.rows)
         if self.checkpoint_every:
             parts.append(f"checkpoint {self.checkpoint_every}")
+        if self.frozen:
+            parts.append("frozen")
         return " ".join(parts)
 
     @property
@@ -241,8 +244,9 @@ def _in_frameworks() -> Iterator[Workload]:
         for rows in (RAGGED, PACKED, ONE_LONG):
             yield Workload(MODULE, cell, *SCHEDULED[0], rows=rows)
         for size in STEPS:
-            yield Workload(CELL, cell, 1, 1, size, size)
-            yield Workload(LAYER, cell, 1, 1, size, size)
+            for frozen in (False, True):
+                yield Workload(CELL, cell, 1, 1, size, size, frozen=frozen)
+                yield Workload(LAYER, cell, 1, 1, size, size, frozen=frozen)
         for sizes in TRAINED:
             yield Workload(PROGRAM, cell, *sizes)
         yield Workload(PROGRAM, cell, *SCHEDULED[0], rows=RAGGED)

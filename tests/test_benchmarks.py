@@ -73,6 +73,7 @@ SMALL += [
         (PROGRAM, RAGGED),
     )
 ]
+SMALL += [Workload(mode, cell, 1, 3, 5, 6, frozen=True) for cell in ("LSTM", "GRU") for mode in (CELL, LAYER)]
 SMALL += [Workload(RUN, cell, 4, batch, 5, 6) for cell in ("LSTM", "GRU") for batch in (1, 3)]
 SMALL += [
     network(Block("LSTM", 5, 6), Block(DENSE, 6, 3)),

@@ -1280,6 +1280,52 @@ def test_weights_written_while_they_are_packed_are_not_kept(monkeypatch):
         assert_equal_results([ours(x)[0]], [theirs(x)[0]])
 
 
+@pytest.mark.parametrize("change", [lambda ours: setattr(ours, "nonlinearity", "relu"), gt.thaw], ids=["relu", "thaw"])
+def test_weights_forgotten_while_they_are_packed_are_not_kept(change, monkeypatch):
+    """By another thread: what is packed is no more what the module would pack."""
+    theirs, ours = twins("RNNCell", 5, 9)
+    x, real = torch.randn(2, 5, dtype=torch.float64), gt._pack
+    gt.freeze(ours)
+
+    def pack(*arguments):
+        thread = threading.Thread(target=change, args=(ours,))
+        thread.start()
+        thread.join()
+        return real(*arguments)
+
+    monkeypatch.setattr(gt, "_pack", pack)
+    with torch.no_grad():
+        ours(x)
+        assert id(ours) not in gt._caches
+    assert not gt._packing
+    monkeypatch.setattr(gt, "_pack", real)
+    theirs.nonlinearity = ours.nonlinearity
+    gt.thaw(ours)
+    with torch.no_grad():
+        for _ in range(2):
+            assert_equal_results([ours(x)], [theirs(x)])
+            one_number(ours)
+            theirs.load_state_dict(ours.state_dict())
+
+
+def test_an_attribute_is_set_between_two_looks(monkeypatch):
+    """A call that comes while it is being set must leave nothing behind that is older."""
+    theirs, ours = twins("RNNCell", 5, 9)
+    x, real = torch.randn(2, 5, dtype=torch.float64), NN.Module.__setattr__
+
+    def setting(self, name, value):
+        with torch.no_grad():
+            ours(x)
+        real(self, name, value)
+
+    with torch.no_grad():
+        monkeypatch.setattr(NN.Module, "__setattr__", setting)
+        ours.nonlinearity = "relu"
+        monkeypatch.undo()
+        theirs.nonlinearity = "relu"
+        assert_equal_results([ours(x)], [theirs(x)])
+
+
 def test_a_thread_writes_to_weights_of_a_megabyte():
     """Which are looked at without the GIL: the memory that a parameter gives up must live on until the look ends."""
     theirs, ours = twins("LSTM", 64, 160)

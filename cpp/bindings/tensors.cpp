@@ -96,6 +96,12 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
 
 // ---- weights ------------------------------------------------------------------------------------------------------
 
+#ifdef Py_GIL_DISABLED
+constexpr bool other_threads_wait = false;
+#else
+constexpr bool other_threads_wait = true;  // until they are let in
+#endif
+
 Size elements_of(const dlpack::Tensor& tensor) {
   return std::accumulate(tensor.shape, tensor.shape + tensor.axes, Size(1), std::multiplies<>());
 }
@@ -217,7 +223,7 @@ class TensorWeights {
       if (!library_->look(weights[i].ptr(), found)) return std::nullopt;
       if (!known_[i].has_layout_of(found))
         weights[i] = weights[i].attr("contiguous")();  // those with gaps are known by such a copy
-      else if (operations >= gil_operations)
+      else if (operations >= gil_operations || !other_threads_wait)
         weights[i] = weights[i].attr("detach")();  // holds its memory while other threads are let in
     }
     std::vector<Memory> pieces;
@@ -435,16 +441,9 @@ PyObject* answer(PyObject* self, Py_ssize_t count, Py_ssize_t expected, const Ca
     PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
     return nullptr;
   }
-  try {
-    return call(*weights).release().ptr();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
+  py::object result;
+  const bool is_done = without_exceptions([&] { result = call(*weights); });
+  return is_done ? result.release().ptr() : nullptr;
 }
 
 PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count) {

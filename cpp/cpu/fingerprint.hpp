@@ -1,15 +1,18 @@
-// A number for the bits of some memory, by which weights that somebody else may write to are known again.
+// A number for all bits of some memory, by which weights that somebody else may write to are known again.
 //
-// Each 64-bit lane of some registers is the remainder of the words that it has read, taken as a polynomial over GF(2),
-// modulo a primitive polynomial of degree 64, as in a CRC: one step of Marsaglia's xorshift, whose period is 2^64 - 1,
-// and the next word added without carry. Within a lane no change of one word, no exchange of two and no negation of
-// some at even distances leaves the remainder as it was; any other change does in one case of 2^64, and so does one
-// that several lanes see, whose remainders are then multiplied into one another.
+// Each 64-bit lane of some registers holds a remainder, as of a CRC: the words that it has read, taken as a polynomial
+// over GF(2), modulo a primitive polynomial of degree 64. A word is added without carry, after a step of Marsaglia's
+// xorshift (7, 9), whose period is 2^64 - 1. If one word of a lane changes, or two are exchanged, or the signs of some
+// at equal distances, the remainder always changes; after any other change it is the same in one case of 2^64. At the
+// end the remainders of all lanes are multiplied into one number.
 //
-// It reads memory once and multiplies nothing until the end. With weights of 128 KB, 512 KB and 8 MB, a step of an LSTM
-// of 64, 128 and 512 units between two looks (Xeon of 2023, AVX-512): 1.4, 7 and 300 us, with AVX2 2.3, 11 and 290;
-// memcmp against a copy, which doubles what the caches must hold: 3, 10 to 17 and 620; 64-bit multiplications, which no
-// level but the newest has in registers: 15, 35 to 50 and 850.
+// Microseconds for weights of 128 KB, 512 KB and 8 MB, if as much other memory is read between two calls, as by a step
+// with packed weights (Xeon of 2023 with a second cache of 2 MB):
+//   this, AVX-512                    1.6     7   370
+//   this, AVX2                       2.7    11   380
+//   this, SSE2                       5      20   480
+//   memcmp against a copy            2.6    14   610   which needs twice the room in the caches
+//   a fingerprint by multiplication  15     45   850   which only AVX-512 can do in registers
 #pragma once
 
 #include "panel.hpp"

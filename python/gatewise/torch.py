@@ -99,7 +99,13 @@ def _remember(module: torch.nn.Module, weights: _core.TensorWeights) -> None:
     _caches[id(module)] = _Cache(ref(module, forget), weights)
 
 
+# By id(module) while its weights are being packed.
+_packing: dict[int, object] = {}
+
+
 def _forget(module: torch.nn.Module) -> None:
+    """Forget packed weights, also those that another thread is just making."""
+    _packing.pop(id(module), None)
     _caches.pop(id(module), None)
 
 
@@ -108,11 +114,14 @@ def _packed(module: Any, weights: tuple[Tensor, ...]) -> _core.TensorWeights:
     cache = _caches.get(id(module))
     if cache is not None and cache.weights.hold(weights):
         return cache.weights
+    own = _packing[id(module)] = object()
     packed = _core.TensorWeights(
         _tensors, module._gatewise_names(), weights, module._gatewise_pack, module in _frozen_modules
     )
     if packed.is_cacheable:
         _remember(module, packed)
+    if _packing.pop(id(module), None) is not own:
+        _caches.pop(id(module), None)
     return packed
 
 
@@ -120,19 +129,20 @@ _frozen_modules: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def freeze(model: torch.nn.Module) -> torch.nn.Module:
-    """Promise that nobody writes to weights inside `model` without PyTorch's counting it.
+    """Do without comparing weights inside `model` at each call, on the promise that PyTorch counts all writes to them.
 
-    Calls without gradients otherwise look at all numbers of the weights before they use packed ones. For a frozen
-    module they look at what PyTorch counts alone, which takes no time that depends on the size: a change by an
-    in-place operation, `load_state_dict`, `.to()`, assignment of another Parameter or of `.data` is seen as before.
-    What PyTorch does not count then may go unseen until `thaw` or `repack`: writes through `.data`, `detach().numpy()`,
-    DLPack or a storage, of fused optimizers, of `torch.distributed` or another process, and all writes to parameters
-    made under `inference_mode`. So do not freeze what is ablated, evolved or differentiated numerically in such a way,
-    and thaw what is trained.
+    A call without gradients uses packed weights. Before it does, it reads all weights of the module to see whether they
+    are still the ones that were packed. If the module is frozen, it looks at what PyTorch counts instead, which takes
+    the same time for weights of any size. Changes by in-place operations, `load_state_dict`, `.to()`, and assignment of
+    another Parameter or of `.data` are then seen as before.
 
-    A promise about these modules, not a part of them: copies and unpickled modules are not frozen, modules that
-    `accelerate` meets later neither, and `restore` thaws. Gradients are computed as before, with the weights that are
-    there.
+    Writes that PyTorch does not count may go unseen until `thaw` or `repack`: through `.data`, `detach().numpy()`,
+    DLPack or a storage, by fused optimizers, by `torch.distributed` or another process, and all writes to parameters
+    that were made under `inference_mode`. So do not freeze a module, or repack it after each write, where single
+    numbers are changed like this, as in ablation, evolution and finite differences.
+
+    Gradients are computed as before, with the weights that are there. Copies and unpickled modules are not frozen, and
+    `restore` thaws.
 
     Parameters
     ----------
@@ -154,12 +164,17 @@ def freeze(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def thaw(model: torch.nn.Module) -> torch.nn.Module:
-    """Undo `freeze`: calls without gradients look at all numbers of the weights inside `model` again.
+    """Undo `freeze`: calls without gradients compare all weights inside `model` again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        One that is not frozen stays as it is.
 
     Returns
     -------
     torch.nn.Module
-        The same model. One that is not frozen stays as it is.
+        The same model.
     """
     for module in _modules(model):
         _frozen_modules.discard(module)
@@ -168,9 +183,9 @@ def thaw(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def repack(model: torch.nn.Module) -> None:
-    """Forget all packed weights inside `model`, which stays frozen if it was: after writes that PyTorch does not count.
+    """Forget all packed weights inside `model`, so that the next call packs them anew.
 
-    Only frozen modules need it; the others see such writes themselves.
+    Frozen modules need it after writes that PyTorch does not count, and stay frozen; others see such writes themselves.
     """
     for module in _modules(model):
         _forget(module)
@@ -713,12 +728,13 @@ class _Module:
         return tuple([own[name] if name in own else getattr(self, name) for name in self._gatewise_names()])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _forget(self)  # torch.nn's forward reads all of them
         super().__setattr__(name, value)
+        _forget(self)  # torch.nn's forward reads all of them
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
+        applied = super()._apply(*arguments, **options)  # type: ignore[misc]
         _forget(self)  # on another device, or of another dtype, they are of no use
-        return super()._apply(*arguments, **options)  # type: ignore[misc]
+        return applied
 
 
 class _Layer(_Module):
