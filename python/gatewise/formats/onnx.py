@@ -17,6 +17,7 @@ import numpy as np
 from gatewise import blocks
 from gatewise.activations import Function
 from gatewise.arrays import Array
+from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
 from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope
 from gatewise.formats.onnx_values import (
@@ -45,6 +46,7 @@ from gatewise.sequential import Sequential
 
 OLDEST = 7
 OPSET = 17
+PARSED = 16  # bytes that each byte of a file may take as protobuf's objects
 EXTRA = 2**20  # bytes that folding may take besides some times the size of the file
 MOST_OUTPUTS = 256  # the states of a stack of layers among them
 MOST_NAMES = 20
@@ -111,6 +113,10 @@ class _File:
         self._folder = os.path.dirname(os.path.realpath(os.fsdecode(path)))
         self._left = 16 * len(data) + EXTRA
         self._external: dict[str, int] = {}
+        try:
+            protobuf.check(data, onnx.ModelProto.DESCRIPTOR, PARSED * len(data) + 2**24)
+        except ValueError as error:
+            raise ValueError(f"expected an ONNX file, got what is none: {error}") from None
         try:
             self.model = onnx.ModelProto.FromString(data)
         except Exception as error:  # protobuf's implementations each have their own
