@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from children import assert_refused
 from conftest import make_layer
 from conftest import random as random_of
 from gatewise.formats import onnx as formats
@@ -1332,6 +1333,25 @@ def test_external_data(path, tmp_path):
         written.ParseFromString(before)
 
 
+def test_external_data_beside_the_numbers(path, tmp_path):
+    """A place or a length outside of the file, a pipe that nobody writes to, a file that is none."""
+    one_node(path, "GRU")
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="numbers", size_threshold=0)
+    os.mkfifo(tmp_path / "pipe")
+    size = (tmp_path / "numbers").stat().st_size
+    for key, value in (
+        ("location", "pipe"), ("location", "\n"), ("location", "a" * 5000), ("offset", str(size - 3)),
+        ("offset", "1e3"), ("offset", " 0"), ("offset", "1_0"), ("offset", "9" * 5000),
+        ("length", "0"), ("length", "-1"),
+    ):  # fmt: skip
+        model = onnx.load(path, load_external_data=False)
+        entries = {entry.key: entry for entry in model.graph.initializer[0].external_data}
+        entries.get(key, model.graph.initializer[0].external_data.add(key=key)).value = value
+        (tmp_path / "changed.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(gw.FormatError, match="external data"):
+            formats.load(tmp_path / "changed.onnx")
+
+
 @pytest.mark.parametrize("size", [2**40, 2**62])
 def test_sizes_that_are_not_there(size, path):
     """Numbers that nobody wrote take no memory."""
@@ -1357,6 +1377,109 @@ def test_sizes_that_are_not_there(size, path):
             {"y": (1, None)}, arrays | {"d0": np.ones(64, "f")})  # fmt: skip
     with pytest.raises(gw.FormatError, match="memory"):
         formats.load(path)
+
+
+def test_axes_that_are_named_twice(path):
+    for axes in ([0, 0], [0, 1, 0], [0, -5]):
+        nodes = [
+            helper.make_node("Unsqueeze", ["x", "axes"], ["u"]),
+            helper.make_node("RNN", ["u", "W", "R"], ["y"], hidden_size=6),
+        ]
+        written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, weights("RNN") | {"axes": np.array(axes)})
+        with pytest.raises(gw.FormatError, match=r"Unsqueeze.*axes: expected each of them once"):
+            formats.load(path)
+
+
+def test_many_layers(path):
+    """What `save` writes, `load` takes: of many layers, also with more states than a network ever had."""
+    for layers in (
+        [*(gw.Dense(3, 3, seed=i) for i in range(1250)), gw.RNN(3, 3, seed=0)],
+        [*(gw.LSTM(2, 2, seed=i) for i in range(300)), gw.Dense(2, 3, seed=0)],
+        [gw.RNN(3, 3, seed=0), *(gw.Activation("tanh") for _ in range(3000))],
+    ):
+        model = gw.Sequential(layers)
+        formats.save(model, path)
+        x = random((4, 2, model[0]._stage.input_size))
+        again = formats.load(path)
+        assert len(again) == len(model)
+        assert_close(again(x), model(x), "float32")
+
+
+def test_time_and_memory_grow_with_the_file(tmp_path):
+    """Of nodes that use the same numbers again and again, and of those that make some out of nothing."""
+    one_node(tmp_path / "small.onnx", "GRU")
+    N, count = helper.make_node, 4000
+    large = np.ones((1000, 500), "float32")  # 2 MB
+    arrays = {"large": large, "shape": np.array([1000, 500]), "long": np.zeros(250_000, "int64")}
+    arrays |= {"W": np.ones((1, 1000, 1000), "float32"), "end": np.array(4000), "zero": np.array(0), "one": np.array(1)}
+    arrays |= {"infinite": np.float32(np.inf), "wide": np.ones((1, 200_000), "float32"), "few": np.array([4096])}
+    ranges = [N("Range", ["zero", "end", "one"], [f"r{i}"]) for i in range(count * 5)]
+    chains = {
+        "copies": [N("Transpose", ["large"], ["t"]), *(N("Reshape", ["t", "shape"], [f"r{i}"]) for i in range(count))],
+        "sums": [N("Add", ["large", "large"], [f"r{i}"]) for i in range(count)],
+        "shapes": [N("Reshape", ["x", "long"], [f"r{i}"]) for i in range(count)],
+        "ranges": ranges,
+        "filled": [N("ConstantOfShape", ["few"], [f"r{i}"]) for i in range(count * 5)],
+        "layers": [N("MatMul", [f"v{i}" if i else "x", "W"], [f"v{i + 1}"]) for i in range(count)],
+        "recurrent": [N("RNN", [f"v{i}" if i else "x", "W", "W"], [f"v{i + 1}"]) for i in range(count)],
+        "norms": [
+            N("MatMul", ["x", "wide"], ["v0"]),
+            *(N(op, [f"{name}{i}", *more], [f"{after}{i + step}"])
+              for i in range(count)
+              for op, more, name, after, step in (("Add", ["infinite"], "v", "u", 0), ("Tanh", [], "u", "v", 1))),
+        ],
+    }  # fmt: skip
+    paths = []
+    for name, nodes in chains.items():
+        paths.append(tmp_path / f"{name}.onnx")
+        end = N("Identity", [nodes[-1].output[0]], ["y"])
+        units = 1 if name == "norms" else 1000
+        own = arrays | ({"W": arrays["W"][0]} if name == "layers" else {})
+        used = {key: array for key, array in own.items() if any(key in node.input for node in nodes)}
+        written(paths[-1], [*nodes, end], {"x": (1, ["T", "B", units])}, {"y": (1, None)}, used)
+    assert_refused(paths, factor=30, spare=80 << 20, warm_up=tmp_path / "small.onnx")
+
+
+def test_many_names_and_nodes(tmp_path):
+    """Each is looked up once: files of a few MB are refused or taken in seconds."""
+    one_node(tmp_path / "small.onnx", "GRU")
+    N = helper.make_node
+    names = [f"n{i}" for i in range(200_000)]
+    unknown = [N("Concat", names, ["y"], axis=0), N("Sum", names, names[1:])]
+    bodies = helper.make_graph([N("RNN", ["a"], ["b"]) for _ in range(20_000)], "body", [], [])
+    several = [N("Loop", [], [f"l{i}"], body=bodies) for i in range(5)]
+    lines = [N("RNN", ["x", "no" * 400, "no"], [f"y{i}"]) for i in range(5000)]
+    line = [N("Identity", ["x"], ["v0"])]
+    line += [N("Transpose", [f"v{i}"], [f"v{i + 1}"], perm=[0, 1, 2]) for i in range(20_000)]
+    paths = []
+    for i, nodes in enumerate((unknown, several, lines, line)):
+        paths.append(tmp_path / f"{i}.onnx")
+        outputs = {f"out{i}": (1, None) for i in range(2000)} | {"y": (1, None)}
+        written(paths[-1], nodes, {"x": (1, ["T", "B", 5])}, outputs, {})
+    assert_refused(paths, factor=30, spare=80 << 20, warm_up=tmp_path / "small.onnx", seconds=120)
+
+
+def test_sizes_that_are_squared(path):
+    """Whole numbers of Python would have 2^60 digits in the end."""
+    nodes = [helper.make_node("Shape", ["W"], ["s0"])]
+    nodes += [helper.make_node("Mul", [f"s{i}", f"s{i}"], [f"s{i + 1}"]) for i in range(60)]
+    nodes += [helper.make_node("ConstantOfShape", ["s60"], ["h"])]
+    nodes += [helper.make_node("RNN", ["x", "W", "R", "", "", "h"], ["y"], hidden_size=6)]
+    written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, weights("RNN"))
+    with pytest.raises(gw.FormatError, match=r"Mul.*expected sizes of 64 bits"):
+        formats.load(path)
+
+
+def test_branches_inside_branches(path):
+    tensor = [helper.make_tensor_value_info("b", 1, None)]
+    body = helper.make_graph([helper.make_node("Tanh", ["x"], ["b"])], "b", [], tensor)
+    other = helper.make_graph([], "other", [], [])
+    for _ in range(20):
+        node = helper.make_node("If", ["yes"], ["b"], then_branch=body, else_branch=other)
+        body = helper.make_graph([node], "b", [], tensor)
+    nodes = [*body.node, helper.make_node("RNN", ["b", "W", "R"], ["y"], hidden_size=6)]
+    written(path, nodes, {"x": (1, ["T", "B", 5])}, {"y": (1, None)}, weights("RNN") | {"yes": np.array(True)})
+    assert [type(layer) for layer in formats.load(path)] == [gw.Activation, gw.RNN]
 
 
 def test_files_of_another_kind(path, tmp_path):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,16 @@ from gatewise.formats.errors import reading
 from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope
 from gatewise.formats.onnx_values import (
     IN_CELLS,
+    LAYER_BYTES,
     SINCE,
     TYPES,
     Atom,
     Axis,
+    Budget,
     NotUnderstoodError,
     Stack,
     Step,
+    Steps,
     Tensor,
     Unclear,
     is_input,
@@ -46,10 +50,11 @@ from gatewise.sequential import Sequential
 
 OLDEST = 7
 OPSET = 17
-PARSED = 16  # bytes that each byte of a file may take as protobuf's objects
-EXTRA = 2**20  # bytes that folding may take besides some times the size of the file
-MOST_OUTPUTS = 256  # the states of a stack of layers among them
-MOST_NAMES = 20
+# What a file may take, in bytes for each of its own and besides: parsed; folded, and as layers; looked at.
+PARSED, FOLDED, WORK = 16, 16, 64
+EXTRA = 2**24
+NUMBER_BYTES = 24  # of one that is no raw data, on the way to an array
+MOST_NAMES, MOST_LETTERS = 20, 200  # of recurrent nodes in a message
 
 
 def _onnx() -> Any:
@@ -111,10 +116,10 @@ class _File:
             data = file.read()
         self._onnx = onnx
         self._folder = os.path.dirname(os.path.realpath(os.fsdecode(path)))
-        self._left = 16 * len(data) + EXTRA
-        self._external: dict[str, int] = {}
+        self._budget = Budget(FOLDED * len(data) + 2 * EXTRA, WORK * len(data) + 4 * EXTRA)
+        self._outside: set[str] = set()
         try:
-            protobuf.check(data, onnx.ModelProto.DESCRIPTOR, PARSED * len(data) + 2**24)
+            protobuf.check(data, onnx.ModelProto.DESCRIPTOR, PARSED * len(data) + EXTRA)
         except ValueError as error:
             raise ValueError(f"expected an ONNX file, got what is none: {error}") from None
         try:
@@ -136,12 +141,7 @@ class _File:
                 raise ValueError(f"opset_import: version {self.version} has an {op} that is not known here")
 
     def scope(self, graph: Any, outer: MutableMapping[str, Any] | None = None) -> Scope:
-        return Scope(graph, self.version, self.read, self.spend, outer, self.model.producer_name == "pytorch")
-
-    def spend(self, count: int) -> None:
-        if count > self._left:
-            raise NotUnderstoodError("it would take far more memory than the file")
-        self._left -= count
+        return Scope(graph, self.version, self.read, self._budget, outer, self.model.producer_name == "pytorch")
 
     def read(self, tensor: Any) -> Array:
         """The numbers of a TensorProto."""
@@ -152,8 +152,12 @@ class _File:
             raise NotUnderstoodError("expected a shape of a few axes")
         if tensor.data_location == 1:
             return self._from_outside(tensor, shape)
-        self.spend(tensor.ByteSize())
-        array = np.asarray(self._onnx.numpy_helper.to_array(tensor))
+        listed = sum(len(one) for one in (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data))
+        self._budget.spend(tensor.ByteSize() + NUMBER_BYTES * listed)
+        try:
+            array = np.asarray(self._onnx.numpy_helper.to_array(tensor))
+        except Exception as error:  # each version of the package has its own
+            raise NotUnderstoodError(f"numbers that cannot be read ({type(error).__name__})") from None
         if array.shape != shape or array.dtype != TYPES[tensor.data_type]:
             raise NotUnderstoodError("numbers that do not fit their shape")
         return array
@@ -169,33 +173,46 @@ class _File:
             or "\\" in location
         ):
             raise NotUnderstoodError(f"external data: expected the name of a file beside the model, got {location!r}")
-        path = os.path.join(self._folder, location)
-        try:
-            there = os.lstat(path)
-        except OSError:
-            raise NotUnderstoodError(
-                f"external data: expected a file {location!r} beside the model, got none"
-            ) from None
-        if not stat.S_ISREG(there.st_mode):
-            raise NotUnderstoodError(f"external data: expected a file {location!r}, got a link or something else")
         dtype = TYPES[tensor.data_type].newbyteorder("<")
         size = math.prod(shape) * dtype.itemsize
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
-        if length != size or offset < 0 or offset + size > there.st_size:
+        offset, length = _number(entries, "offset", 0), _number(entries, "length", size)
+        try:
+            with open(os.path.join(self._folder, location), "rb", opener=_unfollowed) as file:
+                there = os.fstat(file.fileno())
+                if not stat.S_ISREG(there.st_mode):
+                    raise NotUnderstoodError(f"external data: expected a file {location!r}, got something else")
+                if length != size or offset + size > there.st_size:
+                    raise NotUnderstoodError(
+                        f"external data: expected {size} bytes in {location!r}, got {length} from {offset} on"
+                    )
+                if location not in self._outside:
+                    self._outside.add(location)
+                    self._budget.memory += FOLDED * there.st_size
+                    self._budget.work += WORK * there.st_size
+                self._budget.spend(size)
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
             raise NotUnderstoodError(
-                f"external data: expected {size} bytes in {location!r}, got {length} from {offset} on"
-            )
-        if location not in self._external:
-            self._external[location] = there.st_size
-            self._left += 16 * there.st_size
-        self.spend(size)
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+                f"external data: expected a file {location!r} beside the model, got {error.strerror}"
+            ) from None
         if len(data) != size:
             raise NotUnderstoodError("external data: the file was cut while it was read")
         array: Array = np.frombuffer(data, dtype).astype(TYPES[tensor.data_type], copy=False).reshape(shape)
         return array
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """A descriptor of what stands there itself: through no link, and without waiting for a writer."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _number(entries: Mapping[str, str], name: str, default: int) -> int:
+    """A number of external data, which the file holds as text."""
+    text = entries.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise NotUnderstoodError(f"external data: {name}: expected a number, got {text[:MOST_LETTERS]!r}")
+    return int(text)
 
 
 def _places(file: _File, graph: Any, around: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -207,17 +224,21 @@ def _places(file: _File, graph: Any, around: tuple[Any, ...] = ()) -> Iterator[t
             yield from _places(file, body, (*around, graph, node))
 
 
-def _named(places: Sequence[tuple[Any, Any]]) -> str:
-    names = [repr(label(node)) for node, _ in places[:MOST_NAMES]]
-    return ", ".join(names) + (f" and {len(places) - MOST_NAMES} more" if len(places) > MOST_NAMES else "")
+def _named(places: Iterator[tuple[Any, Any]]) -> str:
+    """The first of them by name, and how many more there are."""
+    names = [repr(label(node)[:MOST_LETTERS]) for node, _ in islice(places, MOST_NAMES)]
+    more = sum(1 for _ in places)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def _alone(file: _File, name: str) -> Sequential | Layer:
-    places = [*_places(file, file.model.graph)]
-    found = [place for place in places if name == place[0].name or name in [one for one in place[0].output if one]]
-    if len(found) != 1 or not name:
+    graph = file.model.graph
+    ours = (place for place in _places(file, graph) if name == place[0].name or name in place[0].output)
+    found = [*islice(ours, 2)] if name else []
+    if len(found) != 1:
         what = "one of" if not found else "a name that only one has, of"
-        raise ValueError(f"node: expected {what} {_named(places) or 'some recurrent nodes, of which there are none'}")
+        names = _named(_places(file, graph)) or "some recurrent nodes, of which there are none"
+        raise ValueError(f"node: expected {what} {names}")
     ((node, around),) = found
     values: MutableMapping[str, Any] | None = None
     for i in range(0, len(around), 2):
@@ -246,25 +267,23 @@ def _network(file: _File) -> Sequential | Layer:
     try:
         final = _final(graph, scope)
         with np.errstate(all="ignore"):
-            return _built(final, scope.inputs[final.source])
+            return _built(final, scope)
     except (ValueError, TypeError) as error:
-        places = [*_places(file, graph)]
-        hint = f"; load(path, node=...) takes one of its recurrent nodes alone: {_named(places)}" if places else ""
+        names = _named(_places(file, graph))
+        hint = f"; load(path, node=...) takes one of its recurrent nodes alone: {names}" if names else ""
         raise ValueError(f"{error}{hint}") from None
 
 
 def _final(graph: Any, scope: Scope) -> Tensor:
     """What the path ends with; the other outputs may be states."""
-    if len(graph.output) > MOST_OUTPUTS:
-        raise ValueError(f"outputs: expected at most {MOST_OUTPUTS}, got {len(graph.output)}")
-    data, states, stacked, unclear = list[Tensor](), list[Tensor](), list[Tensor](), list[str]()
+    data, states, stacks, unclear = list[Tensor](), list[Tensor](), list[Stack](), list[str]()
     for output in graph.output:
         value = scope.value(output.name)
         if isinstance(value, Unclear) and value.is_state and output is not graph.output[0]:
             unclear.append(value.reason)
             continue
         if isinstance(value, Stack):
-            stacked += value.entries
+            stacks.append(value)
             continue
         if isinstance(value, Unclear):
             raise ValueError(value.reason)
@@ -280,8 +299,7 @@ def _final(graph: Any, scope: Scope) -> Tensor:
                 data.append(ready(value))
             except NotUnderstoodError as error:
                 raise ValueError(f"output {output.name!r}: {error}") from None
-    distinct = [value for i, value in enumerate(data) if value not in data[:i]]
-    distinct = [value for value in distinct if not any(_is_end_within(value, other) for other in distinct)]
+    distinct = _without_ends([*dict.fromkeys(data)])
     if not distinct and unclear:
         raise ValueError(unclear[0])
     if not distinct:  # of a node that gives nothing but its last state, the node's own steps
@@ -292,17 +310,31 @@ def _final(graph: Any, scope: Scope) -> Tensor:
     if not final.steps:
         raise ValueError("expected a layer at least")
     on_path = {step.node for step in final.steps}
-    if any(value.steps[-1].node not in on_path or value.source != final.source for value in (*states, *stacked)):
+    ends = chain(states, *(stack.entries for stack in stacks))
+    if any(end.steps.last is None or end.steps.last.node not in on_path or end.source != final.source for end in ends):
         raise ValueError("outputs: expected no states but those of the layers that lead to the other output")
     return final
 
 
-def _is_end_within(value: Tensor, other: Tensor) -> bool:
-    """Whether one is nothing but the last step of a layer on the way to the other, and so its last state."""
-    kinds = [step.kind for step in value.steps[-2:]]
-    before = value.steps[:-1]
-    is_own = kinds == ["recurrent", "last"] and value.steps[-1].options["own"]
-    return is_own and value != other and other.steps[: len(before)] == before
+def _without_ends(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Without those that are nothing but the last step of a layer on the way to another one, and so its last state."""
+    passing: dict[Steps, int] = {}  # how many of the tensors have these steps on their way
+    for tensor in tensors:
+        for steps in tensor.steps.ends():
+            if steps in passing:
+                break
+            passing[steps] = 0
+        passing[tensor.steps] += 1
+    for steps in sorted(passing, key=len, reverse=True):
+        if steps.before is not None:
+            passing[steps.before] += passing[steps]
+    return [tensor for tensor in tensors if not (_is_end(tensor.steps) and passing[tensor.steps.without_last()] > 1)]
+
+
+def _is_end(steps: Steps) -> bool:
+    layer, last = steps.without_last().last, steps.last
+    is_last = last is not None and last.kind == "last" and bool(last.options["own"])
+    return is_last and layer is not None and layer.kind == "recurrent"
 
 
 def _is_apart(value: Tensor) -> bool:
@@ -310,8 +342,9 @@ def _is_apart(value: Tensor) -> bool:
     return len(value.axes) == 3 and value.axes.count((value.units or ())[:-1]) == 1
 
 
-def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
-    steps = final.steps
+def _built(final: Tensor, scope: Scope) -> Sequential | Layer:
+    inputs = scope.inputs[final.source]
+    steps = [*final.steps]
     time, batch = time_of(final)
     tokens = steps[0].kind == "embedding"
     sequence = [*inputs] if tokens else [*inputs[:-1]]
@@ -334,14 +367,15 @@ def _built(final: Tensor, inputs: tuple[Atom, ...]) -> Sequential | Layer:
     group = joined[0]
     if isinstance(group, list) and group[0].options["merge"] is None and len(joined) == 1 + is_state:
         return _layer(group[0].options, batch_first, group[1:])
-    return Sequential([*_layers(joined, batch_first)], batch_first=batch_first)
+    return Sequential([*_layers(joined, batch_first, scope.spend)], batch_first=batch_first)
 
 
 def _is_as_given(final: Tensor) -> tuple[bool, bool]:
     """Whether the output is a node's own, its axes as the node gave them; and whether it is its last state."""
-    is_state = final.steps[-1].kind == "last" and final.steps[-1].options["own"]
-    step = final.steps[-2 if is_state and len(final.steps) > 1 else -1]
-    if step.kind != "recurrent" or final.units is None or step.time is None or step.batch is None:
+    last = final.steps.last
+    is_state = last is not None and last.kind == "last" and bool(last.options["own"])
+    step = final.steps.without_last().last if is_state and len(final.steps) > 1 else last
+    if step is None or step.kind != "recurrent" or final.units is None or step.time is None or step.batch is None:
         return False, False
     directions, units, layout = final.units[:-1], final.units[-1:], step.options["layout"]
     own: tuple[Axis, ...]
@@ -453,12 +487,16 @@ def _functions(cell: str, formula: Formula) -> dict[str, Any]:
     return {**options, "reset_after": cell == "gru"}
 
 
-def _layers(steps: Sequence[Step | list[Step]], batch_first: bool) -> Iterator[Module]:
+def _layers(steps: Sequence[Step | list[Step]], batch_first: bool, spend: Callable[[int], None]) -> Iterator[Module]:
     """What the steps are as layers."""
     i, two = 0, False  # whether the last layer is a recurrent one of two directions
+    units = next((sizes[0] for sizes in map(_sizes, steps) if sizes is not None), None)
     while i < len(steps):
         step = steps[i]
         i += 1
+        spend(LAYER_BYTES)
+        sizes = _sizes(step)
+        units = units if sizes is None else sizes[1]
         if isinstance(step, list):
             of = step[0].options
             two = of["bidirectional"]
@@ -480,35 +518,31 @@ def _layers(steps: Sequence[Step | list[Step]], batch_first: bool) -> Iterator[M
             while i < len(steps) and isinstance(behind := steps[i], Step) and behind.kind == "affine":
                 same.append(behind)
                 i += 1
-            units = () if _is_single(same) else (_units(steps, i - len(same), same),)
-            yield _affine(same, units)
+            if _is_single(same):
+                yield _affine(same, ())
+                continue
+            width = next((step.options["numbers"].size for step in same if step.options["numbers"].ndim), units)
+            if width is None:
+                raise ValueError("expected a layer that tells how many units there are")
+            spend(_AFFINE_BYTES * width)
+            yield _affine(same, (width,))
         else:
             yield _SIMPLE[step.kind](step)
         two = False
 
 
-def _units(steps: Sequence[Step | list[Step]], at: int, same: Sequence[Step]) -> int:
-    """How many units there are at a place."""
-    wide = [step.options["numbers"].size for step in same if step.options["numbers"].ndim]
-    if wide:
-        return int(wide[0])
-    for step in reversed(steps[:at]):
-        of = (step[-1] if isinstance(step, list) else step).options
-        if "hidden_size" in of:
-            return int(of["hidden_size"] * (2 if of["bidirectional"] and of["merge"] is None else 1))
-        if "weight" in of:
-            return int(of["weight"].shape[1 if not isinstance(step, list) and step.kind == "embedding" else 0])
-        if "arrays" in of:
-            return int(of["arrays"]["weight"].size)
-    for step in steps[at:]:
-        of = (step[0] if isinstance(step, list) else step).options
-        if "input_size" in of:
-            return int(of["input_size"])
-        if "weight" in of:
-            return int(of["weight"].shape[min(1, of["weight"].ndim - 1)])
-        if "arrays" in of:
-            return int(of["arrays"]["weight"].size)
-    raise ValueError("expected a layer that tells how many units there are")
+def _sizes(step: Step | list[Step]) -> tuple[int, int] | None:
+    """How many units go into a step and come out of it, if it tells."""
+    first, last = (step[0], step[-1]) if isinstance(step, list) else (step, step)
+    if "hidden_size" in first.options:
+        directions = 2 if last.options["bidirectional"] and last.options["merge"] is None else 1
+        return int(first.options["input_size"]), int(last.options["hidden_size"]) * directions
+    weight = first.options.get("arrays", first.options).get("weight")
+    if weight is None:
+        return None
+    if first.kind == "embedding" or weight.ndim == 1:
+        return int(weight.shape[-1]), int(weight.shape[-1])
+    return int(weight.shape[1]), int(weight.shape[0])
 
 
 def _filled(layer: Any, **arrays: Array | None) -> Module:
@@ -579,6 +613,7 @@ def _affine(steps: Sequence[Step], units: tuple[int, ...]) -> Module:
     return _filled(layer, **{name: array.astype(dtype) for name, array in arrays.items()})
 
 
+_AFFINE_BYTES = 12 * 8  # of each unit: the normalisation itself, and what it is worked out with
 _SIMPLE: dict[str, Any] = {
     "embedding": _embedding, "activation": _activation, "layer_norm": _layer_norm, "batch_norm": _batch_norm,
     "reverse": lambda step: blocks.Reverse(),

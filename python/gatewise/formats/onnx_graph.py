@@ -9,6 +9,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,16 @@ from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.formats.onnx_operators import OPERATIONS, Call
 from gatewise.formats.onnx_values import (
-    ENTRY_BYTES,
     FLOATS,
     IN_CELLS,
+    MOST_AXES,
+    REFERENCE_BYTES,
+    STEP_BYTES,
+    VALUE_BYTES,
     Atom,
     Attributes,
     Axis,
+    Budget,
     MaskError,
     NotUnderstoodError,
     Stack,
@@ -52,6 +57,7 @@ LEFT_OUT: dict[str, tuple[float | None, ...]] = {
 }  # fmt: skip
 
 
+MOST_INPUTS = 8  # of a recurrent node
 MOST_REASON = 1000  # letters, of which each node behind may tell again
 
 
@@ -63,20 +69,21 @@ class Scope:
     graph : GraphProto
     version : the version of ONNX's own operators
     read : what makes an array of a TensorProto
-    spend : what is told of every number of bytes before they are taken, and refuses too many
+    budget : what the file may still take
     outer : the values around the body of a Loop, Scan or If
     is_pytorchs : whether PyTorch's exporter wrote it, which fixes sizes that are open
     """
 
     def __init__(
-        self, graph: Any, version: int, read: Callable[[Any], Array], spend: Callable[[int], None],
+        self, graph: Any, version: int, read: Callable[[Any], Array], budget: Budget,
         outer: MutableMapping[str, Any] | None = None, is_pytorchs: bool = False,
     ) -> None:  # fmt: skip
         self.is_pytorchs = is_pytorchs
-        self.graph, self.version, self.read, self.spend = graph, version, read, spend
+        self.graph, self.version, self.read, self.budget = graph, version, read, budget
+        self.spend = budget.spend
+        self.spend(VALUE_BYTES * (len(graph.initializer) + MOST_AXES * len(graph.input)))
         self.values: ChainMap[str, Any] = ChainMap({}, *([] if outer is None else [outer]))
         self.inputs: dict[str, tuple[Atom, ...]] = {}
-        self.ends: dict[Step, Step] = {}  # what takes the last step of each recurrent one
         self.pending = {tensor.name: tensor for tensor in graph.initializer}  # read when they are needed
         for given in graph.input:
             if given.name not in self.pending:
@@ -87,6 +94,8 @@ class Scope:
         for node in self.graph.node:
             if node is until:
                 return
+            # Outside of what makes a node unclear: where this is too much, the whole file is refused.
+            self.spend(REFERENCE_BYTES * len(node.input) + VALUE_BYTES * len(node.output))
             outputs = self._outputs(node)
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
@@ -95,7 +104,7 @@ class Scope:
 
     def inside(self, body: Any) -> Scope:
         """Of the body of a node, which sees these values."""
-        return Scope(body, self.version, self.read, self.spend, self.values, self.is_pytorchs)
+        return Scope(body, self.version, self.read, self.budget, self.values, self.is_pytorchs)
 
     def value(self, name: str) -> Any:
         if name in self.pending:
@@ -104,7 +113,8 @@ class Scope:
             except NotUnderstoodError as error:
                 self.values[name] = Unclear(f"initializer {name!r}: {error}")
             del self.pending[name]
-        return self.values.get(name, Unclear(f"{name!r}: nothing in front of its use gives it"))
+        value = self.values.get(name)
+        return Unclear(f"{name!r}: nothing in front of its use gives it") if value is None else value
 
     def _input(self, given: Any, is_body: bool) -> Any:
         kind = given.type.tensor_type
@@ -112,6 +122,8 @@ class Scope:
             return Unclear(f"input {given.name!r}: no tensor whose meaning is known")
         if not kind.HasField("shape"):
             return Unclear(f"input {given.name!r}: expected a shape, got none")
+        if len(kind.shape.dim) > MOST_AXES:
+            return Unclear(f"input {given.name!r}: expected at most {MOST_AXES} axes, got {len(kind.shape.dim)}")
         sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
         atoms = tuple(Atom(given.name, size, i) for i, size in enumerate(sizes))
         self.inputs[given.name] = atoms
@@ -119,15 +131,19 @@ class Scope:
 
     def _outputs(self, node: Any) -> Sequence[Any]:
         count = len(node.output)
-        given = [self.value(name) if name else None for name in node.input]
         own = node.domain in ("", "ai.onnx")
+        is_recurrent = own and node.op_type in RECURRENT
+        if own and node.op_type in ("Loop", "Scan"):
+            return [self._loop(node)] * count
+        given = []
+        for name in node.input[: MOST_INPUTS if is_recurrent else None]:
+            given.append(self.value(name) if name else None)
+            if isinstance(given[-1], Unclear) and not is_recurrent:
+                return [given[-1]] * count
         try:
-            if own and node.op_type in RECURRENT:
+            self.budget.look_at(sum(value.nbytes for value in given if isinstance(value, np.ndarray)))
+            if is_recurrent:
                 return self._recurrent(node, given)
-            if own and node.op_type in ("Loop", "Scan"):
-                return [self._loop(node)] * count
-            if unclear := next((one for one in given if isinstance(one, Unclear)), None):
-                return [unclear] * count
             operation = OPERATIONS.get(node.op_type) if own else None
             if operation is None:
                 raise NotUnderstoodError("the operator is not one that is known here")
@@ -138,12 +154,13 @@ class Scope:
             own_words = isinstance(error, ValueError)  # and not Python's
             why = str(error)[:MOST_REASON] if own_words else "what it is given is nothing that it takes here"
             wrong = f"node {label(node)!r} ({node.op_type}): {why}"
+            self.spend(len(wrong))
             return [Unclear(wrong, _makes_state(node, given), isinstance(error, MaskError))] * count
 
     def _loop(self, node: Any) -> Unclear:
         """What is said of it: nothing of the nodes inside, but of a mask that they need, if there is one."""
-        names = [*node.input, *(name for body in subgraphs(node) for inner in body.node for name in inner.input)]
-        for value in map(self.values.get, names):
+        inside = (name for body in subgraphs(node) for inner in body.node for name in inner.input)
+        for value in map(self.values.get, chain(node.input, inside)):
             if isinstance(value, Unclear) and value.is_mask:
                 return value
         return Unclear(
@@ -160,7 +177,7 @@ class Scope:
         gates, order = RECURRENT[op]
         cell, formula = _cell(op, attributes)
         directions = 2 if cell["bidirectional"] else 1
-        names = [*node.input, *[""] * 8][:8]
+        names = [*node.input[:MOST_INPUTS], *[""] * MOST_INPUTS][:MOST_INPUTS]
         w, r, b = (self._weight(kind, name) for kind, name in zip("WRB", names[1:4], strict=True))
         if w is None or r is None:
             raise NotUnderstoodError("W, R: expected weights, got none")
@@ -195,7 +212,7 @@ class Scope:
                 blocks = [part[gate * units : (gate + 1) * units] for gate in places]
                 if forgets:  # 1 - s(x) = s(-x), whatever is added to x
                     blocks[1] = -blocks[0]
-                self.spend(part.nbytes)
+                self.spend(2 * part.nbytes)
                 arrays[kind + suffix] = np.concatenate(blocks)
         layout = attributes.whole("layout", 0)
         if layout not in (0, 1):
@@ -227,12 +244,12 @@ class Scope:
 
     def _recurrent(self, node: Any, given: Sequence[Any]) -> list[Any]:
         of = self.weights(node)
-        given = [*given, *[None] * 8][:8]
+        given = [*given, *[None] * MOST_INPUTS][:MOST_INPUTS]
         x, lens = given[0], given[4]
         if isinstance(x, Unclear):
             return [x] * 3
         x = ready(x)
-        self.spend(4 * ENTRY_BYTES * (len(x.steps) + 3))  # each tensor has the steps before it
+        self.spend(4 * STEP_BYTES)
         if len(x.axes) != 3:
             raise NotUnderstoodError(f"X: expected 3 axes, got {len(x.axes)}")
         batch, time = (x.axes[0], x.axes[1]) if of["layout"] else (x.axes[1], x.axes[0])
@@ -248,16 +265,12 @@ class Scope:
         units: Axis = (Atom(f"{step.node}.units", of["hidden_size"]),)
         directions: Axis = (Atom(f"{step.node}.directions", 2),) if of["bidirectional"] else ()
         axes: tuple[Axis, ...] = (batch, time, directions, units) if of["layout"] else (time, directions, batch, units)
-        y = replace(x, axes=axes, units=directions + units, steps=(*x.steps, step))
+        y = replace(x, axes=axes, units=directions + units, steps=x.steps.then(step))
         axes = (batch, directions, units) if of["layout"] else (directions, batch, units)
-        h = replace(y, axes=axes, steps=(*y.steps, self.end_of(step)), state="h")
+        h = replace(y, axes=axes, steps=y.steps.with_state(), state="h")
         if of["reverse"]:
             y = turned_round(y, step.node, time, batch, {"own": True, "lengths": of["lengths"]})
         return [y, h, replace(h, state="c")]
-
-    def end_of(self, step: Step) -> Step:
-        """One step for all that take the last states of a node, so that those of two directions can meet again."""
-        return self.ends.setdefault(step, Step("last", step.node, {"own": True}))
 
 
 def _cell(op: str, attributes: Attributes) -> tuple[dict[str, Any], Formula]:

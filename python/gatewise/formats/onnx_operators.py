@@ -12,14 +12,16 @@ import numpy as np
 from gatewise.activations import Function
 from gatewise.arrays import Array
 from gatewise.formats.onnx_values import (
-    ENTRY_BYTES,
     EXTREMES,
     FLOATS,
     IN_CELLS,
     MERGES,
     MOST_AXES,
+    REFERENCE_BYTES,
     SELU,
+    STEP_BYTES,
     TYPES,
+    VALUE_BYTES,
     WAITING,
     WHOLE,
     Atom,
@@ -32,6 +34,7 @@ from gatewise.formats.onnx_values import (
     Size,
     Stack,
     Step,
+    Steps,
     Tensor,
     Unclear,
     check_axes,
@@ -80,8 +83,12 @@ class Call:
         return [_whole(entry) for entry in self.array(i).reshape(-1)]
 
     def step(self, x: Tensor, kind: str, **options: Any) -> Tensor:
-        self.scope.spend(ENTRY_BYTES * len(x.steps))  # each tensor has the steps before it
-        return replace(x, steps=(*x.steps, Step(kind, label(self.node), options)), state="")
+        return self.stepped(x, Step(kind, label(self.node), options))
+
+    def stepped(self, x: Tensor, step: Step) -> Tensor:
+        arrays = [step.options.get("weight"), *step.options.get("arrays", {}).values()]
+        self.scope.spend(STEP_BYTES + 2 * sum(array.nbytes for array in arrays if array is not None))
+        return replace(x, steps=x.steps.then(step), state="")
 
 
 def _whole(entry: Any) -> int:
@@ -179,8 +186,12 @@ def _unsqueeze(call: Call) -> Any:
     if rank > MOST_AXES:
         raise NotUnderstoodError(f"axes: expected at most {MOST_AXES} in all")
     new = {_axis(axis, rank) for axis in axes}
-    rest = iter(value.axes)
-    return replace(value, axes=tuple(() if i in new else next(rest) for i in range(rank)))
+    if len(new) != len(axes):
+        raise NotUnderstoodError("axes: expected each of them once")
+    wider = [*value.axes]
+    for i in sorted(new):
+        wider.insert(i, ())
+    return replace(value, axes=tuple(wider))
 
 
 def _shape(call: Call) -> Any:
@@ -223,6 +234,7 @@ def _reshape(call: Call) -> Any:
     if isinstance(value, np.ndarray):
         shape = [_whole(entry) for entry in target]
         shape = [value.shape[i] if n == 0 and not allow else n for i, n in enumerate(shape)]
+        call.scope.spend(value.nbytes)
         return value.reshape(shape)
     _check_sizes(value)
     wanted: list[Any] = []
@@ -238,7 +250,8 @@ def _reshape(call: Call) -> Any:
 
 def _reopened(scope: Scope, x: Tensor, wanted: list[Any]) -> list[Any]:
     """Behind a node PyTorch's exporter may fix a size that the input has open: that of the first axis."""
-    is_output = len(x.axes) == 4 and x.steps and x.steps[-1].kind == "recurrent" and not x.state
+    last = x.steps.last
+    is_output = len(x.axes) == 4 and last is not None and last.kind == "recurrent" and not x.state
     is_fixed = len(wanted) == 3 and not any(isinstance(entry, tuple) for entry in wanted) and wanted[1] == -1
     if (
         not scope.is_pytorchs
@@ -302,7 +315,8 @@ def _concat(call: Call) -> Any:
         return np.concatenate(values, axis)
     if all(isinstance(value, (Tensor, Stack)) and _is_last(value) for value in values) and axis == 0:
         entries = [entry for value in values for entry in _entries(value)]
-        call.scope.spend(ENTRY_BYTES * len(entries))
+        new = sum(2 for value in values if isinstance(value, Tensor))
+        call.scope.spend(REFERENCE_BYTES * len(entries) + VALUE_BYTES * new)
         return Stack(tuple(entries))
     if len(values) == 2 and isinstance(values[1], Tensor):
         if isinstance(values[0], Tensor) and values[0].direction is not None:
@@ -314,7 +328,7 @@ def _concat(call: Call) -> Any:
 def _is_last(value: Any) -> bool:
     if isinstance(value, Stack):
         return True
-    ends = value.steps and value.steps[-1].kind == "last" and value.state in ("h", "c")
+    ends = value.steps.last and value.steps.last.kind == "last" and value.state in ("h", "c")
     return bool(ends) and value.direction is None and len(value.axes) == 3 and value.axes[0] == (value.units or ())[:-1]
 
 
@@ -424,7 +438,7 @@ def _picked(call: Call, x: Tensor, axis: int, place: int, kept: int) -> Tensor:
     if x.direction is not None and found == time:
         return _end_of_direction(call, x, axis, place, bool(kept))
     is_last = time is not None and _is_end(place, time)
-    if time is not None and found == time and place == 0 and x.steps[-1].kind == "reverse":
+    if time is not None and found == time and place == 0 and x.steps.last and x.steps.last.kind == "reverse":
         return _last_read(call, x, axis, bool(kept))
     if time is not None and found == time and is_last:
         last = call.step(ready(x), "last", own=False)
@@ -439,26 +453,27 @@ def _is_end(place: int, time: Axis) -> bool:
 
 def _end_of_direction(call: Call, x: Tensor, axis: int, place: int, keeps: bool) -> Tensor:
     """The step with which one of two directions ends: the last one of the sequence, or the first one."""
-    step, time = x.steps[-1], x.axes[axis]
+    step, time = x.steps.last, x.axes[axis]
     size = time[0].size
     is_end = _is_end(place, time) if x.direction == 0 else place == 0 or (size is not None and place == -size)
-    if step.kind != "recurrent" or not (is_end or size == 1):
+    if step is None or step.kind != "recurrent" or not (is_end or size == 1):
         raise NotUnderstoodError(f"entry {place} of one of two directions: expected the one with which it ends")
     if step.options["lengths"] is not None:
         raise NotUnderstoodError("the last step of all rows, which with sequence_lens is not that of each")
     middle: tuple[Axis, ...] = ((),) if keeps else ()
     axes = (*x.axes[:axis], *middle, *x.axes[axis + 1 :])
-    call.scope.spend(ENTRY_BYTES * len(x.steps))
-    return replace(x, axes=axes, steps=(*x.steps, call.scope.end_of(step)), state="")
+    call.scope.spend(STEP_BYTES)
+    return replace(x, axes=axes, steps=x.steps.with_state(), state="")
 
 
 def _last_read(call: Call, x: Tensor, axis: int, keeps: bool) -> Tensor:
     """The first step of what was turned round: the last one before that."""
-    *before, turn = ready(x).steps
-    if turn.kind != "reverse":
+    steps = ready(x).steps
+    turn, before = steps.last, steps.without_last()
+    if turn is None or turn.kind != "reverse":
         raise NotUnderstoodError("a factor between two changes of the order")
-    two = bool(before) and before[-1].options.get("bidirectional", False)
-    last = call.step(replace(x, steps=tuple(before)), "last", own=turn.options["own"] and not two)
+    two = before.last is not None and before.last.options.get("bidirectional", False)
+    last = call.step(replace(x, steps=before), "last", own=turn.options["own"] and not two)
     middle: tuple[Axis, ...] = ((),) if keeps else ()
     return replace(last, axes=(*x.axes[:axis], *middle, *x.axes[axis + 1 :]))
 
@@ -539,7 +554,7 @@ def _backwards(call: Call, value: Tensor, axis: int, first: int, end: int) -> Te
     to_first = end < (-(2**31) + 2 if size is None else -size)
     if not from_last or not to_first:
         raise NotUnderstoodError("starts, ends: expected all steps where they are -1")
-    call.scope.spend(ENTRY_BYTES * len(x.steps))
+    call.scope.spend(STEP_BYTES)
     return turned_round(x, label(call.node), time, None, {"own": False})
 
 
@@ -549,7 +564,7 @@ def _reverse_sequence(call: Call) -> Any:
     time, batch = x.axes[_axis(of.whole("time_axis", 0), rank)], x.axes[_axis(of.whole("batch_axis", 1), rank)]
     check_axes(x, time, batch)
     lengths = lengths_of(call.given[1] if len(call.given) > 1 else None, time, x.source)
-    call.scope.spend(ENTRY_BYTES * len(x.steps))
+    call.scope.spend(STEP_BYTES)
     return turned_round(x, label(call.node), time, batch, {"own": True, "lengths": lengths})
 
 
@@ -557,6 +572,7 @@ def _sliced(call: Call, value: Any, axis: int, first: int, end: int) -> Any:
     whole = end >= 2**31 - 1
     if isinstance(value, Stack):
         entries = value.entries[first : None if whole else end]
+        call.scope.spend(REFERENCE_BYTES * len(entries))
         if axis or not entries:
             raise NotUnderstoodError("expected some of the layers")
         if len(entries) == 1:
@@ -680,6 +696,7 @@ def _range(call: Call) -> Any:
     first, end, step = (_whole(call.array(i).reshape(-1)[0]) for i in range(3))
     if not step or abs(end - first) > 4096:
         raise NotUnderstoodError("expected few numbers")
+    call.scope.spend(8 * abs(end - first))
     return np.arange(first, end, step)
 
 
@@ -718,7 +735,7 @@ def _together(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
         if other.direction == 0:
             one, other = other, one
         if (one.direction, other.direction) == (0, 1) and replace(one, direction=1) == other:
-            return _merged(replace(one, direction=None), MERGES[op])
+            return _merged(call, replace(one, direction=None), MERGES[op])
     if one.centred is not None or other.centred is not None:
         return _centred(call, op, one, other)
     if all(x.gelu is None or x.gelu[0] == "x" for x in (one, other)):
@@ -739,7 +756,7 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
             negative = any(not isinstance(n, Size) and n is not None and n < 0 for n in (a, b))
             return False if negative else None  # a size that is open may be any other
         if not isinstance(a, Size) and not isinstance(b, Size) and a is not None and b is not None:
-            return int(_FUNCTIONS[op](_whole(a), _whole(b))) if op != "Div" else _whole(a) // max(_whole(b), 1)
+            return _known_size(op, _whole(a), _whole(b))
         if op == "Mul":
             if isinstance(a, Size) and isinstance(b, Size):
                 if len(a.axis) + len(b.axis) > MOST_AXES:
@@ -753,6 +770,13 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
     pairs = zip(np.broadcast_to(one, shape).flat, np.broadcast_to(other, shape).flat, strict=True)
     found.reshape(-1)[:] = _objects([of(a, b) for a, b in pairs])
     return found
+
+
+def _known_size(op: str, a: int, b: int) -> int:
+    size = a // max(b, 1) if op == "Div" else {"Add": a + b, "Sub": a - b, "Mul": a * b}[op]
+    if not -(2**63) <= size < 2**63:  # as whole numbers of Python they would go on to grow
+        raise NotUnderstoodError("expected sizes of 64 bits")
+    return size
 
 
 def _where(call: Call) -> Any:
@@ -828,18 +852,22 @@ def _affine(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
     if x.units is None and numbers.ndim == 1:
         at = next(i for i, size in enumerate((1,) * (len(x.axes) - value.ndim) + value.shape) if size != 1)
         x = replace(x, units=x.axes[at])
-    last = x.steps[-1] if x.steps else None
+    last = x.steps.last
     if op == "Add" and last and last.kind in ("dense", "convolution") and last.options["bias"] is None:
         weight = last.options["weight"]
         bias = np.broadcast_to(numbers, weight.shape[:1])
         if bias.dtype == weight.dtype or not numbers.ndim:
-            return replace(x, steps=(*x.steps[:-1], replace(last, options={**last.options, "bias": bias})))
+            return call.stepped(_without_last(x), replace(last, options={**last.options, "bias": bias}))
     if last and last.kind == "layer_norm" and numbers.ndim:
         part = _part_of_norm(op, last.options, numbers)
         if part:
-            return replace(x, steps=(*x.steps[:-1], replace(last, options={**last.options, **part})))
+            return call.stepped(_without_last(x), replace(last, options={**last.options, **part}))
     dtype = FLOATS[x.type]
     return call.step(x, "affine", op=op, numbers=numbers, dtype=dtype)
+
+
+def _without_last(x: Tensor) -> Tensor:
+    return replace(x, steps=x.steps.without_last())
 
 
 def _is_close(value: Any, numbers: Sequence[float]) -> bool:
@@ -856,7 +884,7 @@ def _is_close(value: Any, numbers: Sequence[float]) -> bool:
 
 def _gelu_scaled(call: Call, op: str, x: Tensor, value: Any) -> Tensor:
     found = value.value if isinstance(value, Filled) else np.asarray(value)
-    is_waiting = bool(x.steps) and x.steps[-1].kind in WAITING
+    is_waiting = x.steps.last is not None and x.steps.last.kind in WAITING
     if np.size(found) != 1 or isinstance(found, Size) or is_waiting:
         raise NotUnderstoodError("an error function that is not part of gelu, or a bound that is not the last")
     number = float(np.asarray(found).reshape(-1)[0])
@@ -1086,12 +1114,12 @@ def _extreme(call: Call) -> Tensor:
     if not isinstance(x, Tensor) or math.isinf(bound) or np.ndim(given[1]) > len(x.axes):
         raise NotUnderstoodError("expected the data and a number")
     x = ready(x) if x.gelu is not None else x
-    kind, last = EXTREMES[call.node.op_type], x.steps[-1] if x.steps else None
+    kind, last = EXTREMES[call.node.op_type], x.steps.last
     if kind == "at most" and last and last.options.get("function") == Function("relu"):
-        return _clipped(call, replace(x, steps=x.steps[:-1]), 0.0, bound)
+        return _clipped(call, _without_last(x), 0.0, bound)
     if last and last.kind in EXTREMES.values() and last.kind != kind:
         bounds = {last.kind: last.options["bound"], kind: bound}
-        return _clipped(call, replace(x, steps=x.steps[:-1]), bounds["at least"], bounds["at most"])
+        return _clipped(call, _without_last(x), bounds["at least"], bounds["at most"])
     if kind == "at least" and bound == 0:
         return _activated(x, call, "relu")
     return call.step(ready(x), kind, bound=bound)
@@ -1106,12 +1134,12 @@ def _greater(call: Call) -> Tensor:
 
 def _softplus(condition: Tensor, one: Any, other: Any) -> Tensor:
     """PyTorch's, which above 20 is the number itself: no other one then, either."""
-    *before, last = condition.steps or (None,)
-    if last is None or last.kind != "above" or not isinstance(other, Tensor) or not other.steps:
+    last, end = condition.steps.last, other.steps.last if isinstance(other, Tensor) else None
+    if last is None or last.kind != "above" or not isinstance(other, Tensor) or end is None:
         raise NotUnderstoodError("condition: it depends on the data")
-    is_softplus = other.steps[-1].options.get("function") == Function("softplus")
-    x = replace(condition, steps=tuple(before))
-    same = isinstance(one, Tensor) and ready(one) == x == replace(other, steps=other.steps[:-1])
+    is_softplus = end.options.get("function") == Function("softplus")
+    x = _without_last(condition)
+    same = isinstance(one, Tensor) and ready(one) == x == _without_last(other)
     if not is_softplus or not same or last.options["bound"] < (20 if x.type == 1 else 40):
         raise NotUnderstoodError("condition: it depends on the data, and is not that of softplus")
     return other
@@ -1152,21 +1180,23 @@ def _clipped(call: Call, x: Tensor, least: float, most: float) -> Tensor:
     return x
 
 
-def _without_line(x: Tensor) -> tuple[tuple[Step, ...], tuple[float, float]]:
+def _without_line(x: Tensor) -> tuple[Steps, tuple[float, float]]:
     """The steps without a x + b at the end, and a and b."""
-    steps = x.steps
-    last = [step.options for step in steps[-2:] if step.kind == "affine" and not step.options["numbers"].ndim]
+    steps, before = x.steps, x.steps.without_last()
+    ends = [step for step in (before.last, steps.last) if step is not None]
+    last = [step.options for step in ends if step.kind == "affine" and not step.options["numbers"].ndim]
     if [of["op"] for of in last] != ["Mul", "Add"] or not all(np.isfinite(of["numbers"]) for of in last):
         return steps, (1.0, 0.0)
     slope, offset = (float(of["numbers"]) if x.type != 1 else decimal(float(of["numbers"])) for of in last)
-    return steps[:-2], (slope, offset)
+    return before.without_last(), (slope, offset)
 
 
 def _silu(call: Call, op: str, one: Tensor, other: Tensor) -> Tensor:
     """x * sigmoid(x), in any order."""
     x, gate = sorted((ready(one), ready(other)), key=lambda value: len(value.steps))
-    is_gate = bool(gate.steps) and gate.steps[-1].options.get("function") == Function("sigmoid")
-    if op != "Mul" or not is_gate or replace(gate, steps=gate.steps[:-1]) != x:
+    last = gate.steps.last
+    is_gate = last is not None and last.options.get("function") == Function("sigmoid")
+    if op != "Mul" or not is_gate or _without_last(gate) != x:
         raise NotUnderstoodError("two tensors that depend on the input meet")
     return _activated(x, call, "silu")
 
@@ -1292,7 +1322,7 @@ def _reduce(call: Call) -> Any:
         raise NotUnderstoodError("expected the directions to be merged")
     keeps: tuple[Axis, ...] = ((),) if call.attributes.whole("keepdims", 1) else ()
     x = replace(value, axes=(*value.axes[:axis], *keeps, *value.axes[axis + 1 :]))
-    return _merged(x, MERGES[call.node.op_type])
+    return _merged(call, x, MERGES[call.node.op_type])
 
 
 def _pool(call: Call) -> Any:
@@ -1321,14 +1351,17 @@ def _product_of_sizes(call: Call, value: Array, axes: list[int] | None) -> Array
     return found if call.attributes.whole("keepdims", 1) else found.reshape(())
 
 
-def _merged(x: Tensor, mode: str) -> Tensor:
+def _merged(call: Call, x: Tensor, mode: str) -> Tensor:
     """Two directions as one: right behind the layer, or behind its last step."""
-    at = -2 if len(x.steps) > 1 and x.steps[-1].kind == "last" and x.steps[-1].options["own"] else -1
-    steps = [*x.steps]
-    if x.units is None or steps[at].kind != "recurrent" or x.state == "c" or x.gelu is not None:
+    last = x.steps.last
+    ends = last is not None and last.kind == "last" and last.options["own"]
+    steps = x.steps.without_last() if ends else x.steps
+    step = steps.last
+    if x.units is None or step is None or step.kind != "recurrent" or x.state == "c" or x.gelu is not None:
         raise NotUnderstoodError("expected the directions to be merged right behind their layer")
-    steps[at] = replace(steps[at], options={**steps[at].options, "merge": mode})
-    return replace(x, steps=tuple(steps), units=x.units[1:], state="")
+    call.scope.spend(2 * STEP_BYTES)
+    steps = steps.instead(replace(step, options={**step.options, "merge": mode}))
+    return replace(x, steps=steps.then(last) if ends and last else steps, units=x.units[1:], state="")
 
 
 def _convolution(call: Call) -> Any:
@@ -1384,7 +1417,7 @@ def _convolution(call: Call) -> Any:
         "padding": padding, "states": (None if not before or before[1] is None else (before[1], None),),
     }  # fmt: skip
     step = Step("convolution", label(call.node), options, time, batch)
-    return replace(x, axes=(x.axes[0], units, *x.axes[2:]), units=units, steps=(*x.steps, step))
+    return call.stepped(replace(x, axes=(x.axes[0], units, *x.axes[2:]), units=units), step)
 
 
 OPERATIONS: dict[str, Callable[[Call], Any]] = {

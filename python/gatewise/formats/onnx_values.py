@@ -44,7 +44,7 @@ class MaskError(NotUnderstoodError):
     """A node that begins a mask."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Atom:
     """A part of an axis; without a size where the file leaves it open."""
 
@@ -62,24 +62,47 @@ Axis = tuple[Atom, ...]  # their product; none: an axis of one
 
 
 MOST_AXES = 8  # whose sizes are multiplied: a batch and its steps are two
-ENTRY_BYTES = 8  # of a reference
+# What the objects of Python take that a node becomes, in bytes.
+REFERENCE_BYTES = 8
+VALUE_BYTES = 300  # a tensor or an array, without its numbers, and its name
+STEP_BYTES = 500
+LAYER_BYTES = 1500
 
 
-@dataclass(frozen=True)
+@dataclass
+class Budget:
+    """What may still be done for a file, in bytes."""
+
+    memory: int
+    work: int  # numbers that are looked at again by one node after the other
+
+    def spend(self, count: int) -> None:
+        """To be told of every number of bytes before they are taken."""
+        if count > self.memory:
+            raise NotUnderstoodError("it would take far more memory than the file")
+        self.memory -= count
+
+    def look_at(self, count: int) -> None:
+        if count > self.work:
+            raise NotUnderstoodError("it would take far more time than a file of that size")
+        self.work -= count
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """How many entries an axis of the input has, as a number inside the graph."""
 
     axis: Axis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Filled:
     """One number, in an array of any shape."""
 
     value: Any
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Step:
     """What one layer of the model will be."""
 
@@ -90,12 +113,60 @@ class Step:
     batch: Axis | None = None
 
 
-@dataclass(frozen=True)
-class Factor(Step):
-    """One that is the same whenever it is made of the same number."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Steps:
+    """The steps that made a tensor, from the input on.
+
+    Tensors share those that they have in common, so that a node takes as little memory and time behind 10,000 others
+    as in front. Two are equal if they are the same object.
+    """
+
+    before: Steps | None = None  # without the last one
+    last: Step | None = None
+    count: int = 0
+    time: Axis | None = None  # as the first step has it that tells
+    batch: Axis | None = None
+    known: dict[Any, Steps] = field(default_factory=dict)  # with one more that is the same whoever asks for it
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Step]:
+        return reversed([here.last for here in self.ends() if here.last is not None])
+
+    def ends(self) -> Iterator[Steps]:
+        """All that these begin with, themselves first."""
+        here: Steps | None = self
+        while here is not None:
+            yield here
+            here = here.before
+
+    def then(self, step: Step) -> Steps:
+        time = step.time if self.time is None else self.time
+        return Steps(self, step, self.count + 1, time, step.batch if self.batch is None else self.batch)
+
+    def then_known(self, key: Any, step: Step) -> Steps:
+        if key not in self.known:
+            self.known[key] = self.then(step)
+        return self.known[key]
+
+    def without_last(self) -> Steps:
+        return self if self.before is None else self.before
+
+    def instead(self, step: Step) -> Steps:
+        """With this one in place of the last."""
+        return self.without_last().then(step)
+
+    def with_state(self) -> Steps:
+        """Up to the last state of a recurrent step; for two directions that are joined again it must be the same."""
+        assert self.last is not None
+        return self.then_known("state", Step("last", self.last.node, {"own": True}))
 
 
-@dataclass(frozen=True)
+NO_STEPS = Steps()
+
+
+@dataclass(frozen=True, slots=True)
 class Centred:
     """Which part of the formula of a layer normalisation a tensor is, and what it holds so far."""
 
@@ -105,7 +176,7 @@ class Centred:
     bias: Array | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor that depends on an input of the graph."""
 
@@ -114,7 +185,7 @@ class Tensor:
     type: int
     given_type: int  # of the input
     units: Axis | None = None  # None: no step has told yet which axis they are
-    steps: tuple[Step, ...] = ()
+    steps: Steps = NO_STEPS
     direction: int | None = None  # one of two alone
     before: tuple[int, str | None, Axis] | None = None  # so many steps joined in front: of this input, or zeros; axis
     state: str = ""  # "h" or "c": what a recurrent node ends with, as long as nothing was made of it
@@ -122,14 +193,14 @@ class Tensor:
     centred: Centred | None = None  # inside the formula of a layer normalisation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stack:
     """The last states of several layers, one after the other on the first axis."""
 
     entries: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unclear:
     reason: str
     is_state: bool = False  # made of last states only
@@ -212,7 +283,7 @@ def ready(value: Any) -> Tensor:
     x: Tensor = value
     if value.state == "c":
         raise NotUnderstoodError("the cell state of a layer is used as data")
-    if value.steps and value.steps[-1].kind in WAITING:
+    if value.steps.last and value.steps.last.kind in WAITING:
         raise NotUnderstoodError("data cut off on one side, or compared")
     if value.direction is not None:
         raise NotUnderstoodError("one of two directions alone is used")
@@ -225,19 +296,19 @@ def ready(value: Any) -> Tensor:
         if kind != "x" or value.type not in FLOATS:
             raise NotUnderstoodError("an error function that is not part of gelu")
         options = {"op": "Mul", "numbers": np.asarray(factor), "dtype": FLOATS[value.type]}
-        x = replace(x, gelu=None, steps=(*x.steps, Factor("affine", "a factor", options)))
+        steps = x.steps.then_known((factor, value.type), Step("affine", "a factor", options))
+        x = replace(x, gelu=None, steps=steps)
     return replace(x, state="")
 
 
 def time_of(x: Tensor) -> tuple[Axis | None, Axis | None]:
     """The axes of time and of rows, as far as a step has told them."""
-    time = next((step.time for step in x.steps if step.time is not None), None)
-    return time, next((step.batch for step in x.steps if step.batch is not None), None)
+    return x.steps.time, x.steps.batch
 
 
 def turned_round(x: Tensor, node: str, time: Axis, batch: Axis | None, options: Mapping[str, Any]) -> Tensor:
     """The steps in the other order; own: those of each row within its length."""
-    return replace(x, steps=(*x.steps, Step("reverse", node, options, time, batch)), state="")
+    return replace(x, steps=x.steps.then(Step("reverse", node, options, time, batch)), state="")
 
 
 def check_axes(x: Tensor, time: Axis, batch: Axis) -> None:
