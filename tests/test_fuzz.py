@@ -32,7 +32,7 @@ def test_files_that_are_almost_right(name, tmp_path):
 
 
 def test_the_same_seed_makes_the_same_inputs():
-    for name in ("safetensors", "rtneural", "keras"):
+    for name in ("safetensors", "json", "keras"):
         assert formats.made(name, 3, 5) == formats.made(name, 3, 5)
         assert len({formats.made(name, seed, i).data for seed in (3, 4) for i in range(10)}) > 15
 
@@ -82,6 +82,10 @@ def test_what_is_wrong_is_saved(monkeypatch, tmp_path, capsys):
     assert saved
     assert formats.read(saved[0]) == formats.made("safetensors", 0, int(saved[0].stem.split("-")[2]))
     assert command.main(["--replay", *map(str, saved)]) == 1
+
+
+def test_every_file_of_the_corpus_is_of_a_format():
+    assert {path.name for path in formats.CORPUS.iterdir()} <= {*formats.FORMATS}
 
 
 def test_changed_trees_can_be_written():

@@ -33,10 +33,11 @@ and little memory. What else happens is a fault: it is printed, and the file sav
 """
 EXAMPLES = """
 examples:
-  python -m tests.fuzz                               the corpus, then some thousand inputs: a minute on two processors
+  python -m tests.fuzz                               the corpus, then 35,000 inputs: a minute on two processors
   python -m tests.fuzz --format onnx --count 50000   one format, for longer
   python -m tests.fuzz --seed 7                      other inputs; the same seed always makes the same ones
   python -m tests.fuzz --seconds 3600                an hour, over all formats and ever new seeds
+  python -m tests.fuzz --guided --seconds 3600       the same led by coverage (pip install atheris)
   python -m tests.fuzz --replay build/fuzz/onnx-0-1234.onnx    one file again, with its traceback
 
 A file that found a fault belongs into tests/fuzz/corpus/FORMAT/ once the fault is fixed (a few KB: shrink it by hand).
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     warnings.simplefilter("ignore")
     console = Console()
+    if options.guided:
+        return _guided(options, console)
     if options.replay:
         return _replay(options.replay, console)
     names = [name for name in options.format or formats.FORMATS if not formats.missing(name)]
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", type=int, metavar="N", help="inputs of each format (default: 1000 to 3000)")
+    parser.add_argument("--count", type=int, metavar="N", help="inputs of each format (default: 3000 to 8000)")
     parser.add_argument(
         "--format", action="append", choices=formats.FORMATS, help="this format alone; may be given several times"
     )
@@ -82,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         "--save", type=Path, default=Path("build/fuzz"), metavar="FOLDER", help="where faults are saved"
     )
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="load these files, and nothing else")
+    parser.add_argument(
+        "--guided",
+        action="store_true",
+        help="led by coverage, with the package atheris; for --seconds (default: 60) in all",
+    )
     return parser
 
 
@@ -152,6 +160,17 @@ def _kept(
         return [*known[name]][result.index]
     seed, index = options.seed + result.index // 10**6, result.index % 10**6
     return str(formats.write(options.save / f"{name}-{seed}-{index}", sources[name](result.index)))
+
+
+def _guided(options: argparse.Namespace, console: Console) -> int:
+    """One format after the other; the first fault ends its turn."""
+    from tests.fuzz import guided
+
+    names = [name for name in options.format or formats.FORMATS if not formats.missing(name)]
+    seconds = int((options.seconds or 60) / len(names))
+    wrong = [name for name in names if guided.run(name, seconds, options.seed, options.save)]
+    console.print(f"faults: {', '.join(wrong) or 'none'}")
+    return int(bool(wrong))
 
 
 def _replay(paths: list[Path], console: Console) -> int:

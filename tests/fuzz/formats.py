@@ -22,17 +22,17 @@ class Format(NamedTuple):
     module: str
     seeds: str
     changed: str
-    count: int  # inputs, so that each takes about ten seconds of one processor
+    count: int  # inputs that take some 15 seconds of one processor
     needs: Sequence[str] = ()  # packages
 
 
 FORMATS = {
-    "safetensors": Format("texts", "safetensors_seeds", "safetensors_changed", 2000),
-    "rtneural": Format("texts", "rtneural_seeds", "rtneural_changed", 2000),
-    "hdf5": Format("keras", "hdf5_seeds", "hdf5_changed", 2000),
-    "keras": Format("keras", "archive_seeds", "archive_changed", 1000),
-    "onnx": Format("onnx", "seeds", "changed", 2000, ["onnx"]),
-    "pytorch": Format("pytorch", "seeds", "changed", 2000, ["torch"]),
+    "safetensors": Format("texts", "safetensors_seeds", "safetensors_changed", 8000),
+    "json": Format("texts", "rtneural_seeds", "rtneural_changed", 8000),
+    "h5": Format("keras", "hdf5_seeds", "hdf5_changed", 3000),
+    "keras": Format("keras", "archive_seeds", "archive_changed", 4000),
+    "onnx": Format("onnx", "seeds", "changed", 4000, ["onnx"]),
+    "pt": Format("pytorch", "seeds", "changed", 8000, ["torch"]),
 }
 
 
@@ -41,28 +41,36 @@ def missing(name: str) -> list[str]:
 
 
 @functools.cache
-def _seeds(name: str) -> list[Input]:
+def seeds(name: str) -> list[Input]:
+    """Valid files."""
     format = FORMATS[name]
-    seeds: list[Input] = getattr(importlib.import_module(f"tests.fuzz.{format.module}"), format.seeds)()
-    return seeds
+    made: list[Input] = getattr(importlib.import_module(f"tests.fuzz.{format.module}"), format.seeds)()
+    return made
+
+
+def changed(name: str, chance: random.Random, given: Input) -> Input:
+    format = FORMATS[name]
+    changed: Input = getattr(importlib.import_module(f"tests.fuzz.{format.module}"), format.changed)(chance, given)
+    return changed
 
 
 def made(name: str, seed: int, index: int) -> Input:
     """One input, which is the same whatever was made before it."""
     chance = random.Random(f"{name} {seed} {index}")
-    seeds = _seeds(name)
-    if index < len(seeds) and seed == 0:
-        return seeds[index]  # which must load, or be refused, too
-    change = getattr(importlib.import_module(f"tests.fuzz.{FORMATS[name].module}"), FORMATS[name].changed)
-    changed: Input = change(chance, chance.choice(seeds))
-    return changed
+    valid = seeds(name)
+    if index < len(valid) and seed == 0:
+        return valid[index]
+    return changed(name, chance, chance.choice(valid))
 
 
 def corpus(name: str) -> dict[str, Callable[[], Input]]:
     """The files of every fault that was found, by their paths, and those that are made."""
-    paths = sorted(path for path in (CORPUS / name).glob("*") if not path.name.endswith(OPTIONS))
-    kept = {str(path): functools.partial(read, path) for path in paths}
+    kept = {str(path): functools.partial(read, path) for path in files(name)}
     return kept | {f"large.py: {name}: {key}": make for key, make in LARGE[name].items()}
+
+
+def files(name: str) -> list[Path]:
+    return sorted(path for path in (CORPUS / name).glob("*") if not path.name.endswith(OPTIONS))
 
 
 def read(path: Path) -> Input:

@@ -76,8 +76,8 @@ def _sets() -> Input:
 
 LARGE: dict[str, dict[str, Callable[[], Input]]] = {
     "safetensors": {"layers": _layers_of_safetensors},
-    "rtneural": {"lists": _lists},
-    "hdf5": {},
+    "json": {"lists": _lists},
+    "h5": {},
     "keras": {
         "lists": lambda: _archive('{"class_name": "Sequential", "config": {"layers": [' + "[]," * 5_000_000 + "[]]}}"),
         "masks": _masks,
@@ -88,5 +88,5 @@ LARGE: dict[str, dict[str, Callable[[], Input]]] = {
         "initializers": lambda: _hollow(5 << 3 | 2),
         "inputs": lambda: _hollow(11 << 3 | 2),
     },
-    "pytorch": {"sets": _sets},
+    "pt": {"sets": _sets},
 }
