@@ -159,6 +159,8 @@ def _kept(
     if name != result.source:
         return [*known[name]][result.index]
     seed, index = options.seed + result.index // 10**6, result.index % 10**6
+    if result.outcome.startswith(workers.NOT_MADE):
+        return f"{name}, seed {seed}, input {index}"
     return str(formats.write(options.save / f"{name}-{seed}-{index}", sources[name](result.index)))
 
 

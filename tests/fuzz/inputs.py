@@ -69,7 +69,10 @@ def changed_bytes(chance: random.Random, data: bytes, most: int = 4) -> bytes:
 
 def changed_tree(chance: random.Random, tree: Any) -> Any:
     """With some nodes left out, doubled, swapped, renamed, nested, or other values in their place."""
-    root = [copy.deepcopy(tree)]
+    try:
+        root = [copy.deepcopy(tree)]
+    except RecursionError:  # it was nested deeply by a change before
+        return tree
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         container, key = _spot(chance, root)
         value, what = container[key], chance.randrange(12)

@@ -32,6 +32,7 @@ FACTOR, SPARE = 50, 128 << 20  # of memory: times the size of the file, and besi
 ADDRESSES = 2 << 30  # more than what is mapped once all is imported
 
 
+NOT_MADE = "the fuzzer itself fails"
 Source = Callable[[int], Input]  # an input by its number
 
 
@@ -145,7 +146,12 @@ def _work(connection: Connection, sources: dict[str, Source], index: Any, folder
         job = connection.recv()
         for i in range(job.first, job.end):
             index.value = i
-            connection.send(Result(job.source, i, outcome(sources[job.source](i), folder)))
+            try:
+                given = sources[job.source](i)
+            except Exception as error:
+                connection.send(Result(job.source, i, f"{NOT_MADE}: {type(error).__name__}: {str(error)[:300]}"))
+            else:
+                connection.send(Result(job.source, i, outcome(given, folder)))
         connection.send(None)
 
 
