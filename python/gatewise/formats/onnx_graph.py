@@ -81,7 +81,7 @@ class Scope:
         self.is_pytorchs = is_pytorchs
         self.graph, self.version, self.read, self.budget = graph, version, read, budget
         self.spend = budget.spend
-        self.spend(VALUE_BYTES * (len(graph.initializer) + MOST_AXES * len(graph.input)))
+        self.spend(VALUE_BYTES * (len(graph.initializer) + len(graph.input)))
         self.values: ChainMap[str, Any] = ChainMap({}, *([] if outer is None else [outer]))
         self.inputs: dict[str, tuple[Atom, ...]] = {}
         self.pending = {tensor.name: tensor for tensor in graph.initializer}  # read when they are needed
@@ -124,6 +124,7 @@ class Scope:
             return Unclear(f"input {given.name!r}: expected a shape, got none")
         if len(kind.shape.dim) > MOST_AXES:
             return Unclear(f"input {given.name!r}: expected at most {MOST_AXES} axes, got {len(kind.shape.dim)}")
+        self.spend(VALUE_BYTES * len(kind.shape.dim))
         sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
         atoms = tuple(Atom(given.name, size, i) for i, size in enumerate(sizes))
         self.inputs[given.name] = atoms
