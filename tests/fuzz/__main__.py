@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=int, metavar="N", help="inputs of each format (default: 3000 to 8000)")
     parser.add_argument(
-        "--format", action="append", choices=formats.FORMATS, help="this format alone; may be given several times"
+        "--format", action="append", choices=formats.FORMATS, help="only this format; may be said several times"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="which inputs are made (default: 0)")
     parser.add_argument(
@@ -126,10 +126,10 @@ def _fuzz(names: list[str], options: argparse.Namespace, console: Console) -> in
             progress.refresh()
 
     table = Table("format", "inputs", "loaded", "refused", "faults")
-    for source, found in outcomes.items():
-        if found:
+    for source, counts in outcomes.items():
+        if counts:
             table.add_row(
-                source, *(str(n) for n in (found.total(), found["loaded"], found["refused"], found["faults"]))
+                source, *(str(n) for n in (counts.total(), counts["loaded"], counts["refused"], counts["faults"]))
             )
     console.print(table)
     return int(bool(faults))

@@ -15,7 +15,7 @@ from tests.fuzz.inputs import Input
 from tests.fuzz.large import LARGE
 
 CORPUS = Path(__file__).parent / "corpus"
-OPTIONS = ".options.json"  # beside a file of the corpus: what gw.load is given besides
+OPTIONS = ".options.json"  # beside a file of the corpus: what gw.load is item besides
 
 
 class Format(NamedTuple):
@@ -48,9 +48,9 @@ def seeds(name: str) -> list[Input]:
     return made
 
 
-def changed(name: str, chance: random.Random, given: Input) -> Input:
+def changed(name: str, chance: random.Random, item: Input) -> Input:
     format = FORMATS[name]
-    changed: Input = getattr(importlib.import_module(f"tests.fuzz.{format.module}"), format.changed)(chance, given)
+    changed: Input = getattr(importlib.import_module(f"tests.fuzz.{format.module}"), format.changed)(chance, item)
     return changed
 
 
@@ -81,10 +81,10 @@ def read(path: Path) -> Input:
     return Input(suffix, path.read_bytes(), options)
 
 
-def write(path: Path, given: Input) -> Path:
-    path = path.with_name(path.name + given.suffix)
+def write(path: Path, item: Input) -> Path:
+    path = path.with_name(path.name + item.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(given.data)
-    if given.options:
-        path.with_name(path.name + OPTIONS).write_text(json.dumps(given.options))
+    path.write_bytes(item.data)
+    if item.options:
+        path.with_name(path.name + OPTIONS).write_text(json.dumps(item.options))
     return path

@@ -37,19 +37,19 @@ def main(name: str, folder: str, *arguments: str) -> None:
         if seed.suffix in suffixes:
             (pool / f"seed-{i}").write_bytes(bytes([suffixes.index(seed.suffix)]) + seed.data)
 
-    def given(data: bytes) -> Input:
+    def as_input(data: bytes) -> Input:
         kind = kinds[data[0] % len(kinds)] if data else kinds[0]
         return kind._replace(data=data[1:])
 
     def try_one(data: bytes) -> None:
-        one = given(data)
+        one = as_input(data)
         path = pool.parent / f"{name}-input{one.suffix}"
         path.write_bytes(one.data)
         with contextlib.suppress(gw.FormatError):
             gw.load(path, **one.options)
 
     def change(data: bytes, most: int, seed: int) -> bytes:
-        chance, one = random.Random(seed), given(data)
+        chance, one = random.Random(seed), as_input(data)
         try:
             changed = formats.changed(name, chance, one).data
         except Exception:  # what was changed before is no JSON, archive or pickle any more

@@ -31,8 +31,8 @@ def hdf5_seeds() -> list[Input]:
     return [*whole, *with_weights_alone]
 
 
-def hdf5_changed(chance: random.Random, given: Input) -> Input:
-    data, options = given.data, given.options
+def hdf5_changed(chance: random.Random, valid: Input) -> Input:
+    data, options = valid.data, valid.options
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         what = chance.random()
         if what < 0.1 and "config" in options:
@@ -46,11 +46,11 @@ def hdf5_changed(chance: random.Random, given: Input) -> Input:
             data = _with_field(chance, data)
         else:
             data = changed_bytes(chance, data, 2)
-    return Input(given.suffix, data, options)
+    return Input(valid.suffix, data, options)
 
 
 def _is_plain(tree: object) -> bool:
-    """Whether it can be given as it would come from a file of JSON."""
+    """Whether it can be valid as it would come from a file of JSON."""
     return isinstance(tree, dict) and "@nested" not in repr(tree)
 
 
@@ -86,10 +86,10 @@ def _with_field(chance: random.Random, data: bytes) -> bytes:
 
 def _with_text(chance: random.Random, data: bytes) -> bytes:
     """Another configuration in the place of the one in an attribute, no longer than that."""
-    found = [match for match in CONFIGS.finditer(data) if len(match[0]) > 50]
-    if not found:
+    matches = [match for match in CONFIGS.finditer(data) if len(match[0]) > 50]
+    if not matches:
         return data
-    match = chance.choice(found)
+    match = chance.choice(matches)
     try:
         text = text_of(changed_tree(chance, json.loads(match[0])))
     except ValueError:
@@ -103,8 +103,8 @@ def archive_seeds() -> list[Input]:
     return [Input(".keras", (DATA / name).read_bytes()) for name in names]
 
 
-def archive_changed(chance: random.Random, given: Input) -> Input:
-    data, what = given.data, chance.random()
+def archive_changed(chance: random.Random, valid: Input) -> Input:
+    data, what = valid.data, chance.random()
     if what < 0.9:
         members = unpacked(data)
         for i, (name, content) in enumerate(members):
@@ -117,4 +117,4 @@ def archive_changed(chance: random.Random, given: Input) -> Input:
         data = packed(members, compressed=chance.random() < 0.5)
     if what > 0.85:
         data = changed_bytes(chance, data)
-    return given._replace(data=data)
+    return valid._replace(data=data)

@@ -69,8 +69,8 @@ def _of_shapes() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def changed(chance: random.Random, given: Input) -> Input:
-    data = given.data
+def changed(chance: random.Random, valid: Input) -> Input:
+    data = valid.data
     if chance.random() < 0.8:
         model = onnx.ModelProto.FromString(data)
         for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
@@ -81,7 +81,7 @@ def changed(chance: random.Random, given: Input) -> Input:
     if chance.random() < 0.2:
         data = changed_bytes(chance, data)
     options = {"node": chance.choice(("node", "GRU_5", "LSTM_3", "sequence_1"))} if chance.random() < 0.1 else {}
-    return Input(given.suffix, data[:MOST_BYTES], options)
+    return Input(valid.suffix, data[:MOST_BYTES], options)
 
 
 # ---- messages
@@ -212,7 +212,7 @@ def _nest(chance: random.Random, graph: Any) -> None:
 
 def _fields(data: bytes) -> list[tuple[int, int, int]]:
     """Where each field of a message begins, its content, and the next one."""
-    found, at = [], 0
+    fields, at = [], 0
     while at < len(data):
         begin = at
         tag, at = _number(data, at)
@@ -225,8 +225,8 @@ def _fields(data: bytes) -> list[tuple[int, int, int]]:
             _, at = _number(data, at)
         else:
             at += {1: 8, 5: 4}.get(kind, 0)
-        found.append((begin, content, min(at, len(data))))
-    return found
+        fields.append((begin, content, min(at, len(data))))
+    return fields
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

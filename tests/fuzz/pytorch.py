@@ -43,8 +43,8 @@ def seeds() -> list[Input]:
     return [Input(".pt", data) for data in files]
 
 
-def changed(chance: random.Random, given: Input) -> Input:
-    data, what = given.data, chance.random()
+def changed(chance: random.Random, valid: Input) -> Input:
+    data, what = valid.data, chance.random()
     if data[:2] == b"PK" and what < 0.85:
         members = unpacked(data)
         if what < 0.6:
@@ -63,18 +63,18 @@ def changed(chance: random.Random, given: Input) -> Input:
     if what > 0.8:
         data = changed_bytes(chance, data)
     options = {"prefix": chance.choice(("encoder.", "model_state_dict."))} if chance.random() < 0.1 else {}
-    return Input(given.suffix, data, options)
+    return Input(valid.suffix, data, options)
 
 
 def _pickles(data: bytes) -> tuple[list[bytes], bytes]:
     """The pickles at the beginning of a file, and the numbers behind them."""
-    reader, found = io.BytesIO(data), []
+    reader, pickles = io.BytesIO(data), []
     for _ in range(5):  # a mark, the version, the system, the object, the names of the storages
         begin = reader.tell()
         for _ in pickletools.genops(reader):
             pass
-        found.append(data[begin : reader.tell()])
-    return found, data[reader.tell() :]
+        pickles.append(data[begin : reader.tell()])
+    return pickles, data[reader.tell() :]
 
 
 def _changed_pickle(chance: random.Random, data: bytes) -> bytes:

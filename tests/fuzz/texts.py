@@ -30,13 +30,13 @@ def rtneural_seeds() -> list[Input]:
     return [Input(".json", _saved(model, ".json")) for model in models]
 
 
-def rtneural_changed(chance: random.Random, given: Input) -> Input:
-    data = given.data
+def rtneural_changed(chance: random.Random, valid: Input) -> Input:
+    data = valid.data
     if chance.random() < 0.85:
         data = text_of(changed_tree(chance, json.loads(data)))
     if chance.random() < 0.3:
         data = changed_bytes(chance, data)
-    return given._replace(data=data)
+    return valid._replace(data=data)
 
 
 def safetensors_seeds() -> list[Input]:
@@ -69,8 +69,8 @@ def packed_weights(arrays: Mapping[str, np.ndarray]) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
 
 
-def safetensors_changed(chance: random.Random, given: Input) -> Input:
-    data = given.data
+def safetensors_changed(chance: random.Random, valid: Input) -> Input:
+    data = valid.data
     if chance.random() < 0.85:
         end = 8 + int.from_bytes(data[:8], "little")
         header, numbers = json.loads(data[8:end]), data[end:]
@@ -85,4 +85,4 @@ def safetensors_changed(chance: random.Random, given: Input) -> Input:
     if chance.random() < 0.3:
         data = changed_bytes(chance, data)
     options = {"prefix": chance.choice(("encoder.", "", "a"))} if chance.random() < 0.1 else {}
-    return Input(given.suffix, data, options)
+    return Input(valid.suffix, data, options)

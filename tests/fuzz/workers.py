@@ -147,11 +147,11 @@ def _work(connection: Connection, sources: dict[str, Source], index: Any, folder
         for i in range(job.first, job.end):
             index.value = i
             try:
-                given = sources[job.source](i)
+                item = sources[job.source](i)
             except Exception as error:
                 connection.send(Result(job.source, i, f"{NOT_MADE}: {type(error).__name__}: {str(error)[:300]}"))
             else:
-                connection.send(Result(job.source, i, outcome(given, folder)))
+                connection.send(Result(job.source, i, outcome(item, folder)))
         connection.send(None)
 
 
@@ -159,11 +159,11 @@ def _too_long(number: int, frame: FrameType | None) -> None:
     raise TookTooLongError
 
 
-def outcome(given: Input, folder: str) -> str:
+def outcome(item: Input, folder: str) -> str:
     """What `gw.load` makes of one input: "loaded", "refused", or what is wrong."""
-    path = os.path.join(folder, f"input{given.suffix}")
+    path = os.path.join(folder, f"input{item.suffix}")
     with open(path, "wb") as file:
-        file.write(given.data)
+        file.write(item.data)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts again from here
     before = _status("VmRSS")
@@ -172,7 +172,7 @@ def outcome(given: Input, folder: str) -> str:
     said = "loaded"
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        gw.load(path, **given.options)
+        gw.load(path, **item.options)
     except gw.FormatError:
         said = "refused"
     except TookTooLongError as error:
@@ -182,8 +182,8 @@ def outcome(given: Input, folder: str) -> str:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     peak = _status("VmHWM") - before
-    if said in ("loaded", "refused") and peak > FACTOR * len(given.data) + SPARE:
-        return f"{said} with {peak >> 20} MB of memory for {len(given.data) >> 10} KB"
+    if said in ("loaded", "refused") and peak > FACTOR * len(item.data) + SPARE:
+        return f"{said} with {peak >> 20} MB of memory for {len(item.data) >> 10} KB"
     return said
 
 

@@ -178,17 +178,17 @@ class _File:
         offset, length = _number(entries, "offset", 0), _number(entries, "length", size)
         try:
             with open(os.path.join(self._folder, location), "rb", opener=_unfollowed) as file:
-                there = os.fstat(file.fileno())
-                if not stat.S_ISREG(there.st_mode):
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
                     raise NotUnderstoodError(f"external data: expected a file {location!r}, got something else")
-                if length != size or offset + size > there.st_size:
+                if length != size or offset + size > status.st_size:
                     raise NotUnderstoodError(
                         f"external data: expected {size} bytes in {location!r}, got {length} from {offset} on"
                     )
                 if location not in self._outside:
                     self._outside.add(location)
-                    self._budget.memory += FOLDED * there.st_size
-                    self._budget.work += WORK * there.st_size
+                    self._budget.memory += FOLDED * status.st_size
+                    self._budget.work += WORK * status.st_size
                 self._budget.spend(size)
                 file.seek(offset)
                 data = file.read(size)

@@ -117,8 +117,8 @@ class Step:
 class Steps:
     """The steps that made a tensor, from the input on.
 
-    Tensors share those that they have in common, so that a node takes as little memory and time behind 10,000 others
-    as in front. Two are equal if they are the same object.
+    Tensors share those that they have in common, so that the 10,000th node takes no more memory and time than the
+    first. Two are equal if they are the same object.
     """
 
     before: Steps | None = None  # without the last one

@@ -40,24 +40,24 @@ def check(data: bytes, message: Any, budget: int) -> None:
     """
     fields, end, closing = _fields(message), len(data), 0
     position = 0
-    around: list[tuple[dict[int, Field], int, int]] = []  # the messages that this one is in
+    enclosing: list[tuple[dict[int, Field], int, int]] = []  # the messages that this one is in
     try:
         while True:
             while position == end and not closing:
-                if not around:
+                if not enclosing:
                     return
-                fields, end, closing = around.pop()
+                fields, end, closing = enclosing.pop()
             tag = data[position]
             position += 1
             if tag > 127:
                 tag, position = _varint(data, position - 1)
-                if tag >> 32:  # of which some parsers look at the lower half alone
+                if tag >> 32:  # of which some parsers look only at the lower half
                     raise ValueError("a tag that is too large")
             kind = tag & 7
             if kind == END_OF_GROUP:
                 if tag != closing:
                     raise ValueError("a group ends that has not begun")
-                fields, _, closing = around.pop()
+                fields, _, closing = enclosing.pop()
                 continue
             field = fields.get(tag, UNKNOWN)
             length = 0
@@ -83,9 +83,9 @@ def check(data: bytes, message: Any, budget: int) -> None:
             if field.message is None and kind != GROUP:
                 position += length
                 continue
-            if len(around) == MOST_DEPTH:
+            if len(enclosing) == MOST_DEPTH:
                 raise ValueError("nested too deeply")
-            around.append((fields, end, closing))
+            enclosing.append((fields, end, closing))
             if kind == GROUP:
                 fields, closing = {}, tag - GROUP + END_OF_GROUP
             else:
