@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from children import assert_refused
+from children import assert_refused, load_in_child
 from conftest import make_layer
 from conftest import random as random_of
 from gatewise.formats import onnx as formats
@@ -1457,6 +1457,18 @@ def test_many_names_and_nodes(tmp_path):
         outputs = {f"out{i}": (1, None) for i in range(2000)} | {"y": (1, None)}
         written(paths[-1], nodes, {"x": (1, ["T", "B", 5])}, outputs, {})
     assert_refused(paths, factor=30, spare=80 << 20, warm_up=tmp_path / "small.onnx", seconds=120)
+
+
+def test_many_outputs_of_the_same_states(path, tmp_path):
+    N = helper.make_node
+    nodes = [N("RNN", ["x", "W", "R"], ["y", "h"]), N("Concat", ["h"] * 20_000, ["states"], axis=0)]
+    outputs = {"y": (1, None), "states": (1, None)}
+    written(path, nodes, {"x": (1, ["T", "B", 5])}, outputs, weights("RNN", bias=False))
+    model = onnx.load(path)
+    model.graph.output.extend([model.graph.output[1]] * 20_000)
+    path.write_bytes(model.SerializeToString())
+    (outcome,) = load_in_child([path], warm_up=one_node(tmp_path / "small.onnx", "GRU"), seconds=30)
+    assert (outcome.kind, outcome.peak < 100 << 20) == ("RNN", True)
 
 
 def test_sizes_that_are_squared(path):

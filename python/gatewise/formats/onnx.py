@@ -276,14 +276,14 @@ def _network(file: _File) -> Sequential | Layer:
 
 def _final(graph: Any, scope: Scope) -> Tensor:
     """What the path ends with; the other outputs may be states."""
-    data, states, stacks, unclear = list[Tensor](), list[Tensor](), list[Stack](), list[str]()
+    data, states, stacks, unclear = list[Tensor](), list[Tensor](), dict[int, Stack](), list[str]()
     for output in graph.output:
         value = scope.value(output.name)
         if isinstance(value, Unclear) and value.is_state and output is not graph.output[0]:
             unclear.append(value.reason)
             continue
         if isinstance(value, Stack):
-            stacks.append(value)
+            stacks[id(value)] = value  # once, however many outputs it is
             continue
         if isinstance(value, Unclear):
             raise ValueError(value.reason)
@@ -310,7 +310,7 @@ def _final(graph: Any, scope: Scope) -> Tensor:
     if not final.steps:
         raise ValueError("expected a layer at least")
     on_path = {step.node for step in final.steps}
-    ends = chain(states, *(stack.entries for stack in stacks))
+    ends = chain(states, *(stack.entries for stack in stacks.values()))
     if any(end.steps.last is None or end.steps.last.node not in on_path or end.source != final.source for end in ends):
         raise ValueError("outputs: expected no states but those of the layers that lead to the other output")
     return final
