@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -627,8 +628,8 @@ def _split(call: Call) -> Any:
         sizes = [each] * (count - 1) + [size - each * (count - 1)]
     if min(sizes) < 1 or sum(sizes) != size or len(sizes) != count:
         raise NotUnderstoodError("split: sizes that do not fit")
-    starts = [sum(sizes[:i]) for i in range(count)]
-    return [_sliced(call, value, axis, first, first + n) for first, n in zip(starts, sizes, strict=True)]
+    ends = accumulate(sizes)
+    return [_sliced(call, value, axis, end - n, end) for end, n in zip(ends, sizes, strict=True)]
 
 
 def _constant_of_shape(call: Call) -> Any:
