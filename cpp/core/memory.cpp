@@ -9,6 +9,9 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace gatewise {
 namespace {
@@ -51,11 +54,33 @@ Store& store() {
   return *only;
 }
 
-// Sizes are rounded up to one of eight steps between powers of two, so that a slightly different call fits as well.
+// Sizes are rounded up to one of eight steps between powers of two, so that a slightly different call fits as well. Not
+// for AddressSanitizer, which is to know where each block ends.
 std::size_t rounded(std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  return bytes;
+#endif
   std::size_t step = alignment;
   while (step * 16 <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
+}
+
+// Unlike std::aligned_alloc, for sizes that are not rounded as well. Null: there is none.
+void* allocate(std::size_t bytes) {
+  void* data = nullptr;
+  return posix_memalign(&data, alignment, bytes) == 0 ? data : nullptr;
+}
+
+// Tells AddressSanitizer whether a block may be touched: not while it waits here.
+void forbid([[maybe_unused]] const Block& block) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(block.data, block.bytes);
+#endif
+}
+void allow([[maybe_unused]] const Block& block) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(block.data, block.bytes);
+#endif
 }
 
 Block take(std::size_t bytes) {
@@ -64,6 +89,7 @@ Block take(std::size_t bytes) {
     for (Block& block : store().blocks)
       if (block.bytes == bytes) {
         store().bytes -= bytes;
+        allow(block);
         return std::exchange(block, Block{});
       }
   return {};
@@ -74,6 +100,7 @@ void give_back(Block block) {
   const std::unique_lock lock(store().mutex, std::try_to_lock);
   if (!lock.owns_lock() || block.bytes > most_kept) return std::free(block.data);
   while (store().bytes + block.bytes > most_kept) store().drop_next();
+  forbid(block);
   store().free_place() = block;
   store().bytes += block.bytes;
 }
@@ -100,8 +127,8 @@ Buffer::Buffer(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   bytes_ = rounded(bytes + 1);  // never empty, so that data is never null
   if (bytes_ >= least_kept) data_ = take(bytes_).data;
-  if (!data_) data_ = std::aligned_alloc(alignment, bytes_);
-  if (!data_ && release_memory() > 0) data_ = std::aligned_alloc(alignment, bytes_);
+  if (!data_) data_ = allocate(bytes_);
+  if (!data_ && release_memory() > 0) data_ = allocate(bytes_);
   if (!data_) throw std::bad_alloc();
 }
 
