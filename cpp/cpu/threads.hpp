@@ -8,6 +8,9 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #include "../core/threads.hpp"
 #include "register.hpp"
@@ -116,6 +119,19 @@ struct Team {
   }
 };
 
+// ThreadSanitizer does not see how OpenMP begins and ends a region: it is told that what a thread did before one of
+// these has happened before what another does after the other.
+inline void tell_release([[maybe_unused]] Arrivals* arrivals) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(arrivals);
+#endif
+}
+inline void tell_acquire([[maybe_unused]] Arrivals* arrivals) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(arrivals);
+#endif
+}
+
 // Calls work(team) on each thread of a team of at most `threads`. One thread never touches OpenMP.
 template <class Work>
 void run_team(int threads, const Work& work) {
@@ -124,11 +140,15 @@ void run_team(int threads, const Work& work) {
   if (threads > 1) threads = startable_threads(threads);
   if (threads > 1) {
     Arrivals arrivals[1 + most_groups];
+    tell_release(arrivals);
 #pragma omp parallel num_threads(threads)
     {
+      tell_acquire(arrivals);
       const FloatingPointMode worker_mode;
       work(Team{omp_get_num_threads(), omp_get_thread_num(), arrivals, omp_get_thread_num() == 0});
+      tell_release(arrivals);
     }
+    tell_acquire(arrivals);
     return;
   }
 #endif
