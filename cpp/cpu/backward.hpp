@@ -263,7 +263,11 @@ bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
   const BackwardScratch<Cell> s(arena, layer, call);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
 
-  if (!sequence.hidden_before || sequence.schedule.resets) clear(s.zeros, recurrent);  // by each thread: the same zeros
+  if (!sequence.hidden_before || sequence.schedule.resets) {
+    const Team::Share own_units = units_of(own_hidden, recurrent);
+    clear(s.zeros + own_units.begin, own_units.count());
+    if (call.checkpoint_every > 0) team.wait();  // what is made anew reads the others' columns
+  }
   transpose(packed.hidden, hidden, recurrent, G, own_hidden, s.hidden_turned);
   const bool wants_input = grads.input.data, wants_parameters = grads.parameters->weight_ih;
   if (wants_input) transpose(packed.input, hidden, layer.input, G, own_input, s.input_turned);

@@ -309,7 +309,10 @@ bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
   const Panels<Cell> packed(packed_arena, layer);
   const ForwardScratch<Cell> s(arena, layer, steps, batch, sequence.scattered(), direct);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.ahead.rows * sums_row;
-  if (!sequence.hidden_before || sequence.schedule.resets) clear(s.zeros, recurrent);  // by each thread: the same zeros
+  if (!sequence.hidden_before || sequence.schedule.resets) {
+    clear(s.zeros + own_units.begin, own_units.count());
+    if (direct) team.wait();  // else there is another meeting before the others' columns are read
+  }
   if constexpr (Cell::carried) {
     load_state(sequence, Cell::carries_hidden ? sequence.hidden_before : cell_before, hidden, own, s.carried);
     reset_panels(sequence, 0, own, s.carried);
