@@ -1,10 +1,12 @@
 """Signals during a long call: handlers run meanwhile, and one that raises ends the call, which leaves no trace."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import gatewise as gw
 import numpy as np
@@ -146,6 +148,27 @@ def window_step():
     return lambda: stream.step(x), lambda: (stream.state, stream.copy().state)
 
 
+def window_step_with_resets():
+    stream = layer_of().stream(4, window=12_000)
+    stream.state = random(12_000, 4, 8), np.full(4, 12_000)
+    x, resets = random(4, 8), np.array([True, False, False, False])
+    return lambda: stream.step(x, resets=resets), lambda: stream.state
+
+
+def looked_up():
+    """Nothing but copies of rows."""
+    model = gw.Sequential([gw.Embedding(2_000, 1_000, seed=1), gw.Last()])
+    tokens = np.zeros((200_000, 4), np.int64)
+    return lambda: model(tokens), lambda: model(tokens[:5])
+
+
+def masked():
+    model = gw.Sequential([gw.Masking(0.0), gw.LSTM(8, HIDDEN, seed=1)])
+    x = np.ones((30_000, 4, 8), np.float32)
+    x[7] = 0
+    return lambda: model(x), lambda: model(random(5, 4, 8))
+
+
 def window_run():
     """More steps than the window has."""
     stream = layer_of().stream(4, window=30)
@@ -164,6 +187,7 @@ def pool_step():
 CALLS = [
     layer_call, bidirectional_call, call_with_lengths_and_resets, rows_alone, record, backward,
     backward_with_checkpoints, stream_run, model_run, model_call, dense_call, table_of_sums, window_step, window_run,
+    window_step_with_resets, looked_up, masked,
 ]  # fmt: skip
 
 
@@ -195,6 +219,36 @@ def test_a_pool_keeps_its_states():
         call()
     # Some steps were done before the one that was interrupted, of which there is nothing.
     assert equal(look(), before) or all(np.isfinite(part).all() for part in look())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_handler_that_forks(threads):
+    """Its child goes on with a call of one thread; where others take part, which it does not have, it ends at once."""
+    layer = layer_of()
+    expected = layer(zeros(4_000, 4, 8))[0]
+    children = []
+
+    def handle(number, frame):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process that has threads
+            child = os.fork()
+        if child:
+            children.append(child)
+        else:
+            signal.alarm(60)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    parent, before = os.getpid(), signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.03)
+        y = layer(zeros(4_000, 4, 8))[0]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        if os.getpid() != parent:
+            os._exit(0 if np.array_equal(y, expected) else 1)
+    assert np.array_equal(y, expected)
+    (status,) = (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert status == (0 if threads == 1 else -signal.SIGABRT)
 
 
 def test_handlers_that_return_change_nothing():

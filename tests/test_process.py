@@ -379,6 +379,7 @@ def test_a_pool_left_behind_by_a_fork(environment):
         left = refuses(pool.step, x, slots)
         if left:
             assert refuses(pool.reset, slots[:-1]) and refuses(pool.state, other)
+            assert refuses(pool.reset, [*slots, 63]) and refuses(pool.step, x, slots)
         pool.reset(slots)
         assert np.array_equal(pool.step(x, slots), expected)
         assert all(map(np.array_equal, pool.state(other), kept))

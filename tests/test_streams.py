@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import mmap
 import pickle
 import threading
+from pathlib import Path
 
 import gatewise as gw
 import numpy as np
@@ -564,6 +566,25 @@ def test_masked_arrays_are_refused_by_the_c_methods():
     ):  # fmt: skip
         with pytest.raises(TypeError, match="expected an array without a mask"):
             method(*arguments, **options)
+
+
+def test_a_long_run_of_tokens_leaves_nothing_behind():
+    """A stream keeps what short blocks need, and no copy of the tokens and resets of a long one."""
+    stream, batch = gw.Sequential([gw.Embedding(5, 1, seed=1), gw.RNN(1, 1, seed=2)]).stream(64), 64
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("Linux only")
+
+    def measure():
+        return int(statm.read_text().split()[1]) * mmap.PAGESIZE
+
+    tokens, out = np.zeros((100_000, batch), np.int64), np.ones((100_000, batch, 1), np.float32)
+    stream.run(tokens[:10], out[:10])
+    gw.release_memory()
+    before = measure()
+    stream.run(tokens, out, resets=np.ones(tokens.shape, bool))
+    gw.release_memory()
+    assert measure() - before < tokens.nbytes // 2
 
 
 def test_arrays_in_files_are_arrays(tmp_path):

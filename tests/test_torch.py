@@ -1458,6 +1458,24 @@ def test_frozen_weights_made_of_others_are_looked_at():
         assert not torch.equal(ours(x)[0], before)
 
 
+@pytest.mark.parametrize("hidden", [32, 128])
+def test_frozen_weights_with_gaps_are_looked_at(hidden):
+    """What is known of them is a copy, to whose address another weight may come."""
+    for attempt in range(60):
+        torch.manual_seed(attempt)
+        theirs, ours = torch.nn.GRU(hidden, hidden, bias=False), gt.GRU(hidden, hidden, bias=False)
+        ours.load_state_dict(theirs.state_dict())
+        ours.weight_ih_l0 = torch.nn.Parameter(torch.randn(3 * hidden, 2 * hidden)[:, :hidden])
+        gt.freeze(ours)
+        x = torch.randn(5, 2, hidden)
+        with torch.no_grad():
+            ours(x)
+            for weight in [torch.randn(3 * hidden, hidden) / 10 for _ in range(4)]:
+                ours.weight_ih_l0.data = weight
+                theirs.weight_ih_l0.data = weight.clone()
+                assert torch.allclose(ours(x)[0], theirs(x)[0], atol=1e-4)
+
+
 def test_what_can_be_frozen():
     model = gt.accelerate(mixed()).eval()
     assert gt.freeze(model) is model

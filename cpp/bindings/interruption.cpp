@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../core/forks.hpp"
+
 #if defined(__GLIBC__)
 #include <cxxabi.h>
 #endif
@@ -42,7 +44,12 @@ void take_gil(PyThreadState* state) {
 
 void find_main_thread() {
   namespace py = pybind11;
-  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  // Up to Python 3.12, only `threading` knows it, and takes for it the thread that imported it first.
+  const py::module_ thread = py::module_::import("_thread");
+  main_thread = (py::hasattr(thread, "_get_main_thread_ident")
+                     ? thread.attr("_get_main_thread_ident")()
+                     : py::module_::import("threading").attr("main_thread")().attr("ident"))
+                    .cast<unsigned long>();
 #if defined(__unix__) || defined(__APPLE__)
   pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
 #endif
@@ -71,7 +78,10 @@ void WithoutGil::handle_signals() {
   std::fegetenv(&cores_mode);
   std::fesetenv(&callers_mode_);
   take_gil(state_);
+  const std::uint32_t forks_before = forks();
   if (PyErr_CheckSignals() < 0) __atomic_store_n(&asked, 1, __ATOMIC_RELEASE);
+  if (forks() != forks_before && others_wait)
+    Py_FatalError("a signal's handler forked during a call of gatewise, whose other threads the child does not have");
   state_ = PyEval_SaveThread();
   std::fesetenv(&cores_mode);
   const Clock::time_point end = Clock::now();

@@ -62,6 +62,7 @@ class Turn {
     std::uint32_t present = 0;
     taken_ = user_.compare_exchange_strong(present, own, std::memory_order_acquire);
     was_left_ = !taken_ && present != own;
+    left_by_ = present;
     if (was_left_ && takes_left) taken_ = user_.compare_exchange_strong(present, own, std::memory_order_acquire);
   }
   ~Turn() {
@@ -72,6 +73,11 @@ class Turn {
 
   explicit operator bool() const { return taken_; }
   bool was_left() const { return was_left_; }
+  // For what was left and could not be made anew: it stays as it was.
+  void leave() {
+    user_.store(left_by_, std::memory_order_release);
+    taken_ = false;
+  }
   const char* refused() const { return was_left_ ? left_behind_ : in_use_; }
   void require() const {
     if (!taken_) throw std::runtime_error(refused());
@@ -82,6 +88,7 @@ class Turn {
   const char* const in_use_;
   const char* const left_behind_;
   bool taken_, was_left_;
+  std::uint32_t left_by_;
 };
 
 // Calls work(), which throws, from a C method. False: there is a Python exception.

@@ -63,10 +63,12 @@ struct Pool {
   // For what a fork left behind in the middle of a step: nothing that the step may have been changing is trusted, not
   // even to be freed.
   void renew() {
+    auto new_run = std::make_unique<Run>();
+    auto* const old_scratch = new Buffer;
+    // Nothing below can fail.
     static_cast<void>(run.release());
-    run = std::make_unique<Run>();
-    new Buffer(std::move(scratch));
-    scratch = Buffer();
+    std::swap(*old_scratch, scratch);
+    run = std::move(new_run);
   }
 
   bool has(Size slot) const { return slot >= 0 && slot < capacity && is_open[static_cast<std::size_t>(slot)]; }
@@ -259,11 +261,13 @@ void close(Pool& pool, Size slot) {
   pool.is_open[static_cast<std::size_t>(slot)] = 0;
 }
 
-// Whether these are all slots of the last step, and perhaps others.
+// Whether these are all slots of the last step, and perhaps other open ones.
 bool has_last_step(const Pool& pool, const std::vector<Size>& slots) {
   std::vector<bool> is_there(static_cast<std::size_t>(pool.capacity));
-  for (const Size slot : slots)
-    if (pool.has(slot)) is_there[static_cast<std::size_t>(slot)] = true;
+  for (const Size slot : slots) {
+    if (!pool.has(slot)) return false;
+    is_there[static_cast<std::size_t>(slot)] = true;
+  }
   for (Size slot = 0; slot < pool.capacity; ++slot)
     if (pool.was_in_step(slot) && !is_there[static_cast<std::size_t>(slot)]) return false;
   return true;
@@ -271,10 +275,17 @@ bool has_last_step(const Pool& pool, const std::vector<Size>& slots) {
 
 // After a fork during a step, only together with all slots of that step, whose states may be half written.
 void reset(Pool& pool, const std::vector<Size>& slots) {
-  const PoolTurn turn(pool, pool.turns.were_left() && has_last_step(pool, slots));
+  PoolTurn turn(pool, pool.turns.were_left() && has_last_step(pool, slots));
   turn.require();
   for (const Size slot : slots) require_open(pool, slot);
-  if (turn.was_left()) pool.renew();
+  if (turn.was_left()) {
+    try {
+      pool.renew();
+    } catch (...) {
+      turn.leave();
+      throw;
+    }
+  }
   for (const Size slot : slots) pool.clear(slot);
 }
 

@@ -117,7 +117,11 @@ void bind_settings(py::module_& module) {
   module.def("set_num_threads", set_threads, py::arg("threads"));
   module.def("get_num_threads", threads);
   module.def("set_threading_threshold", set_threading_threshold, py::arg("operations"));
-  module.def("release_memory", release_memory);
+  module.def("release_memory", [] {
+    std::size_t released = 0;
+    without_gil(gil_operations, [&] { released = release_memory(); });
+    return released;
+  });
   module.def("empty", empty, py::arg("shape"), py::arg("dtype"));
   module.def("evaluate", evaluate, py::arg("name"), py::arg("x"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   module.def("multiply_add", multiply_add, py::arg("dtype"), py::arg("repetitions"));

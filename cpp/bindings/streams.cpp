@@ -79,11 +79,13 @@ struct Stream {
     operations = network->operations(batch);
   }
 
-  void run_step(const NetworkInput& given, Rows<void*> out, Interrupt* interrupt) {
-    if (window)
-      (*window)(given, out, 1, nullptr, interrupt);
-    else
-      one_step(given, out, nullptr);
+  void run_step(const NetworkInput& given, Rows<void*> out, const npy_bool* flags, Interrupt* interrupt) {
+    if (window) {
+      (*window)(given, out, 1, flags, interrupt);
+      return;
+    }
+    if (flags) reset(flags);
+    one_step(given, out, nullptr);
   }
 
   // Interrupted, the state is as before.
@@ -109,6 +111,14 @@ struct Stream {
     if ((*block)(given, out, interrupt) == Status::interrupted) state.copy_from(saved_state);
   }
 
+  void forget_long_block() {
+    if (tokens.size() * sizeof tokens[0] > most_block_scratch && tokens.size() > static_cast<std::size_t>(batch)) {
+      tokens.resize(static_cast<std::size_t>(batch));
+      tokens.shrink_to_fit();
+    }
+    if (resets.size() > most_block_scratch) resets = {};
+  }
+
   Size operations_of_run(Size steps) const {
     return window ? gil_operations : operations * std::clamp<Size>(steps, 1, look_operations);
   }
@@ -116,14 +126,16 @@ struct Stream {
   // For what a fork left behind in the middle of a call: the state is to be set, and nothing else that the call may
   // have been changing is trusted, not even to be freed.
   void renew() {
+    auto new_block = std::make_unique<Run>();
+    auto* const old_scratch = new Buffer;
+    std::unique_ptr<Window> new_window;
+    if (window) new_window = std::make_unique<Window>(head.get(), *network, window->steps(), batch);
+    // Nothing below can fail.
     static_cast<void>(block.release());
-    block = std::make_unique<Run>();
-    new Buffer(std::move(block_scratch));
-    block_scratch = Buffer();
-    if (!window) return;
-    const Size steps = window->steps();
     static_cast<void>(window.release());
-    use(network, head, steps);
+    std::swap(*old_scratch, block_scratch);
+    block = std::move(new_block);
+    window = std::move(new_window);
   }
 
   // In the rows that are flagged.
@@ -142,7 +154,13 @@ struct StreamTurn : Turn {
   explicit StreamTurn(Stream& stream, bool takes_left = false)
       : Turn(stream.turns, "this stream is in use by another thread; give each thread a stream.copy()",
              "this stream was in use by another thread when the process forked; reset() it first", takes_left) {
-    if (*this && was_left()) stream.renew();
+    if (!*this || !was_left()) return;
+    try {
+      stream.renew();
+    } catch (...) {
+      leave();
+      throw;
+    }
   }
 };
 
@@ -233,12 +251,12 @@ PyObject* run_step(Stream& stream, const Step& given) {
     input.rows.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
   else if (!take_tokens(stream, given.x))
     return nullptr;
-  if (given.resets) stream.reset(flags_of(stream, given.resets));
+  const npy_bool* const flags = given.resets ? flags_of(stream, given.resets) : nullptr;
   const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
   // A window has as many steps as come to it, and its memory may have to grow.
   const bool is_done = without_exceptions([&] {
     without_gil(stream.window ? gil_operations : stream.operations,
-                [&](Interrupt* interrupt) { stream.run_step(input, output, interrupt); });
+                [&](Interrupt* interrupt) { stream.run_step(input, output, flags, interrupt); });
   });
   return is_done ? Py_NewRef(given.out) : nullptr;
 }
@@ -388,6 +406,7 @@ PyObject* run_block(Stream& stream, const Block& given) {
     without_gil(stream.operations_of_run(steps),
                 [&](Interrupt* interrupt) { stream.run_steps(input, output, steps, resets, interrupt); });
   });
+  stream.forget_long_block();
   return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
@@ -499,11 +518,13 @@ void set_window(Stream& stream, const py::array& inputs, const std::vector<Size>
       if (const auto token = reinterpret_cast<const std::int64_t*>(from)[i]; token < 0 || token >= stream.input)
         throw py::value_error("internal: a token that the table does not have");
   for (Size row = 0; row < stream.batch; ++row) stream.window->forget(row);
-  for (Size i = 0; i < steps; ++i) {
-    for (Size row = 0; row < stream.batch; ++row)
-      if (steps - i == counts[static_cast<std::size_t>(row)]) stream.window->forget(row);
-    stream.window->remember(from + i * bytes, stream.window->input_bytes());
-  }
+  without_gil(gil_operations, [&] {
+    for (Size i = 0; i < steps; ++i) {
+      for (Size row = 0; row < stream.batch; ++row)
+        if (steps - i == counts[static_cast<std::size_t>(row)]) stream.window->forget(row);
+      stream.window->remember(from + i * bytes, stream.window->input_bytes());
+    }
+  });
   for (Size row = 0; row < stream.batch; ++row)
     if (counts[static_cast<std::size_t>(row)] == 0) stream.window->forget(row);
 }

@@ -162,6 +162,7 @@ class TensorWeights {
       if (!is_dense(found)) {
         dense = dense.attr("contiguous")();
         require(library_->look(dense.ptr(), found), "internal: weights that are not plain");
+        found.data = nullptr;  // a copy, to whose address other weights may come
       }
       known_.emplace_back(found, version);
       bytes_ += memory_of(found).bytes;

@@ -170,6 +170,7 @@ enum class Status { complete, interrupted };
 struct Interrupt {
   void (*look)(Interrupt&);  // called on the thread that made the call, and may set `asked`; null: nobody looks
   std::uint32_t asked;       // 1: the call is to end; read and written atomically
+  bool others_wait = false;  // other threads take part in the call, and wait for the one that looks
 };
 
 // Multiply-adds between two looks: below 1 ms on one thread of any level but the generic one, which takes a few.

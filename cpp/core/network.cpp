@@ -211,8 +211,11 @@ Status Run::operator()(const NetworkInput& input, Rows<void*> output, Interrupt*
 // Steps that are left out are left out of the sequence: what is behind them moves up.
 Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
   use(given_schedule_, most_steps_);
-  if (!find_masked(input)) return run(input, output);
+  const bool has_masked = find_masked(input);
+  if (is_asked(interrupt_)) return Status::interrupted;
+  if (!has_masked) return run(input, output);
   const NetworkInput kept = without_masked(input);
+  if (is_asked(interrupt_)) return Status::interrupted;
   const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
   use(rows_.make(ends_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
@@ -252,12 +255,14 @@ bool Run::find_masked(const NetworkInput& input) {
     return item_ == 4 ? all_of(reinterpret_cast<const float*>(row)) : all_of(reinterpret_cast<const double*>(row));
   };
   bool found = false;
-  for (Size t = 0; t < steps_; ++t)
+  for (Size t = 0; t < steps_; ++t) {
+    if (is_asked_at(t, mask_->input * item_)) break;
     for (Size b = 0; b < batch_; ++b) {
       const bool masked = t < end(b) && is_masked(t, b);
       kept_[t * batch_ + b] = t < end(b) && !masked;
       found = found || masked;
     }
+  }
   return found;
 }
 
@@ -266,7 +271,8 @@ NetworkInput Run::without_masked(const NetworkInput& input) {
   const Size bytes = input.tokens ? static_cast<Size>(sizeof(std::int64_t)) : mask_->input * item_;
   std::memset(kept_input_, 0, static_cast<std::size_t>(steps_ * batch_ * bytes));
   std::fill(ends_.begin(), ends_.end(), 0);
-  for (Size t = 0; t < steps_; ++t)
+  for (Size t = 0; t < steps_; ++t) {
+    if (is_asked_at(t, bytes)) break;
     for (Size b = 0; b < batch_; ++b) {
       if (!kept_[t * batch_ + b]) continue;
       const void* from =
@@ -274,6 +280,7 @@ NetworkInput Run::without_masked(const NetworkInput& input) {
       Size& count = ends_[static_cast<std::size_t>(b)];
       std::memcpy(kept_input_ + (count++ * batch_ + b) * bytes, from, static_cast<std::size_t>(bytes));
     }
+  }
   if (input.tokens) return {{}, reinterpret_cast<const std::int64_t*>(kept_input_)};
   return {{kept_input_, batch_ * mask_->input, mask_->input}, nullptr};
 }
@@ -354,10 +361,18 @@ void Run::apply(const Piece& piece, Size steps, Size batch, Rows<const void*> fr
 
 void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) const {
   const Size bytes = node.output * item_;
-  for (Size t = 0; t < steps_; ++t)
+  for (Size t = 0; t < steps_ && !is_asked_at(t, bytes); ++t)
     for (Size b = 0; b < batch_; ++b)
       std::memcpy(row_of(to, t, b, item_), bytes_of(node.table, tokens[t * batch_ + b] * bytes),
                   static_cast<std::size_t>(bytes));
+}
+
+// Whether the call is to end, in a walk over time that copies rows of so many bytes. Looks every 16 MB or so.
+bool Run::is_asked_at(Size time, Size row_bytes) const {
+  constexpr Size bytes_between_looks = Size(1) << 24;
+  if (!interrupt_) return false;
+  const Size every = std::max<Size>(1, bytes_between_looks / std::max<Size>(1, batch_ * row_bytes));
+  return time % every == every - 1 && look_whether_asked(interrupt_);
 }
 
 void Run::find_restarts() {
@@ -420,9 +435,9 @@ void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
 
 void Run::reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {
   const auto bytes = static_cast<std::size_t>(piece.node->input * item_);
-  for (Size row = 0; row < batch_; ++row)
-    for (Size t = 0, ends = end(row); t < ends; ++t)
-      std::memcpy(row_of(to, t, row, item_), row_of(from, ends - 1 - t, row, item_), bytes);
+  for (Size t = 0; t < steps_ && !is_asked_at(t, piece.node->input * item_); ++t)
+    for (Size row = 0; row < batch_; ++row)
+      if (t < end(row)) std::memcpy(row_of(to, t, row, item_), row_of(from, end(row) - 1 - t, row, item_), bytes);
   if (schedule_.ends) clear_behind_ends(piece.node->input, to);
 }
 

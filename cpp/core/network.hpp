@@ -108,6 +108,7 @@ class Run {
   void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
   const char* row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const;
   void find_restarts();
+  bool is_asked_at(Size time, Size row_bytes) const;
   // Whether the state of a row starts anew between two times, the first of which may be before all of them.
   bool separated(Size from, Size to, Size row) const { return restarts_ && restarts_[to * batch_ + row] > from; }
   Size end(Size row) const { return schedule_.ends ? schedule_.ends[row] : steps_; }

@@ -30,6 +30,9 @@ constexpr Size least_steps = 32;
 [[maybe_unused]] const int watch_for_fork = pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
 #endif
 
+// The threads of this thread's last team, which OpenMP keeps for it.
+thread_local int last_team = 1;
+
 // Whether the system starts so many threads more, which live at the same time.
 bool can_start(int count) noexcept {
   std::mutex gate;
@@ -72,9 +75,10 @@ int threads_for(Size operations, Size steps, Size parts) {
 // are started first, whenever a team needs more than OpenMP keeps for this thread: those of its last team. (Two threads
 // more: 40 us, once.)
 int startable_threads(int wanted) {
-  thread_local int last_team = 1;
   if (wanted <= last_team || can_start(wanted - last_team)) last_team = wanted;
   return last_team;
 }
+
+void set_last_team(int threads) { last_team = threads; }
 
 }  // namespace gatewise

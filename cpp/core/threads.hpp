@@ -21,5 +21,7 @@ int threads_for(Size operations, Size steps, Size parts);
 // How many threads of a team of `wanted` the system lets this thread have now: all of them, or where it has no more
 // threads to give those of its last team.
 int startable_threads(int wanted);
+// How many the team of this thread then had: fewer, where OpenMP has a limit of its own.
+void set_last_team(int threads);
 
 }  // namespace gatewise

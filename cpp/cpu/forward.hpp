@@ -85,7 +85,7 @@ void multiply_times(Product product, Rows<const Real*> rows, Size times, Size ba
   }
   product.rows = batch;
   for (Size t = 0; t < times; ++t) {
-    multiply<G>(product);
+    multiply_interruptibly<G>(product, team, interrupt);
     product.scalars.data += rows.step;
     product.sums.data += batch * product.sums.row;
     if (product.start.data) product.start.data += batch * product.start.row;
@@ -174,7 +174,7 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
 // first on.
 template <class Cell, int G = Cell::gates, int first = 0>
 void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
-                Team::Share share, Real* sums, Size sums_panel) {
+                Team::Share share, Real* sums, Size sums_panel, const Team& team, Interrupt* interrupt = nullptr) {
   const Size recurrent = output_of(layer), row = Cell::sums * lanes, step = Cell::gates * lanes;
   Product product{};
   product.descending = descending;
@@ -186,7 +186,7 @@ void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden
   product.vectors = {packed.hidden + share.begin * recurrent * step + first * lanes, recurrent * step, step, 0};
   product.sums = {sums + share.begin * sums_panel + (Cell::first_hidden_sum + first) * lanes, sums_panel, row};
   product.start = {product.sums.data, sums_panel, row};
-  multiply<G>(product);
+  multiply_interruptibly<G>(product, team, interrupt);
 }
 
 // The same of a cell that multiplies r * h for its last gate: r of all units comes first.
@@ -195,7 +195,7 @@ template <class Cell>
 void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
                       Team::Share share, Real* sums, Size sums_panel, const Real* carried, Size carried_rows,
                       Real* reset, const Team& team) {
-  add_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel);
+  add_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel, team);
   const auto reset_rows = [&](const auto& functions) {
     for (Size panel = share.begin; panel < share.end; ++panel)
       for (Size b = 0; b < rows; ++b)
@@ -205,7 +205,8 @@ void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows 
   };
   layer.formula ? reset_rows(OfFormula{*layer.formula}) : reset_rows(typename Cell::Own());
   team.wait();
-  add_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending, share, sums, sums_panel);
+  add_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending, share, sums, sums_panel,
+                                       team);
 }
 
 // Sums of the panels in `share` become the state after the step, what the tape keeps, and h.
@@ -295,7 +296,7 @@ inline void hand_over(const Sequence& sequence, Size i, Team::Share share, Real*
     if (resets.flags[sequence.row(b)]) clear(hidden + b * width + own.begin, own.count());
 }
 
-// False: it was interrupted, and none of the state after it is written.
+// False: it was interrupted.
 template <class Cell>
 bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
                    Real* scratch, const Team& team) {
@@ -361,7 +362,7 @@ bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
                    panel = descending ? own.end - done - width : own.begin + done;
         const Team::Share share{panel, panel + width};
         if constexpr (!Cell::resets_before)
-          add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel);
+          add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel, team);
         Real* const out = layer.projection ? s.cell_hidden : after.data;
         const Size out_row = layer.projection ? hidden : after.row;
         if (layer.formula)
@@ -423,7 +424,7 @@ bool replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size fir
     if (!s.input) team.wait();
     start_sums(sequence, packed, s, lowest, width, own, team);
     add_hidden(layer, packed, {s.hidden, recurrent}, sequence.rows_between(lowest, lowest + width), false, own, s.sums,
-               sums_panel);
+               sums_panel, team, sequence.interrupt);
     for (Size i = first; i < first + width; ++i) {
       update<Cell, true>(own, layer.hidden, sequence.active(i),
                          s.sums + sequence.rows_between(lowest, sequence.time(i)) * sums_row, sums_panel, carried,

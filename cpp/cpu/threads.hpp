@@ -108,7 +108,9 @@ struct Team {
 
   // What this thread alone knows. Work that nobody will read may be left out then, but no meeting.
   bool is_asked_to_end(Interrupt* interrupt) const {
-    return is_caller ? look_whether_asked(interrupt) : is_asked(interrupt);
+    if (!is_caller || !interrupt) return is_asked(interrupt);
+    interrupt->others_wait = arrivals;
+    return look_whether_asked(interrupt);
   }
 
  private:
@@ -137,6 +139,8 @@ template <class Work>
 void run_team(int threads, const Work& work) {
   const FloatingPointMode mode;
 #ifdef _OPENMP
+  // Within another region, of a signal's handler or of somebody else, OpenMP gives one thread.
+  if (threads > 1 && omp_in_parallel()) threads = 1;
   if (threads > 1) threads = startable_threads(threads);
   if (threads > 1) {
     Arrivals arrivals[1 + most_groups];
@@ -145,6 +149,7 @@ void run_team(int threads, const Work& work) {
     {
       tell_acquire(arrivals);
       const FloatingPointMode worker_mode;
+      if (omp_get_thread_num() == 0) set_last_team(omp_get_num_threads());
       work(Team{omp_get_num_threads(), omp_get_thread_num(), arrivals, omp_get_thread_num() == 0});
       tell_release(arrivals);
     }

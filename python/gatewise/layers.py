@@ -227,10 +227,10 @@ class Layer(Module, Live):
         hidden, cell = layout.state_in("state", state)
         timetable, steps = plan(layout, lengths, resets)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
+        packed = self._holder.weights.packed()
         with one_at_a_time():
             call_count = self._call_count
             self._call_count = (call_count + 1) % 2**64
-        packed = self._holder.weights.packed()
         dropout = (self._dropout, self._seed, call_count)
         try:
             return record(layout, packed, array, hidden, cell, timetable, steps, every, dropout)
