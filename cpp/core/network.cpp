@@ -181,7 +181,7 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
   for (Size i = 0; i < buffers_in_all_; ++i) buffers_[i] = take(buffer_);
   gathered_rows_ = take(gathered_);
   zero_row_ = take(zeros_);
-  std::memset(zero_row_, 0, static_cast<std::size_t>(zeros_));
+  if (zeros_ > 0) std::memset(zero_row_, 0, static_cast<std::size_t>(zeros_));
   restarts_ = restart_bytes_ ? reinterpret_cast<Size*>(take(restart_bytes_)) : nullptr;
   kept_ = reinterpret_cast<std::uint8_t*>(take(kept_bytes_));
   kept_input_ = take(kept_input_bytes_);
