@@ -13,6 +13,13 @@ from tests.fuzz import formats, inputs, workers
 
 ROOT = Path(__file__).parent.parent
 
+# The fuzzer forks before it imports anything; here, JAX may have been imported, and warns of it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.mark.skipif(not workers.is_supported(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("name", formats.FORMATS)

@@ -158,7 +158,7 @@ def window_step_with_resets():
 def looked_up():
     """Nothing but copies of rows."""
     model = gw.Sequential([gw.Embedding(2_000, 1_000, seed=1), gw.Last()])
-    tokens = np.zeros((200_000, 4), np.int64)
+    tokens = np.zeros((400_000, 4), np.int64)
     return lambda: model(tokens), lambda: model(tokens[:5])
 
 
@@ -230,7 +230,7 @@ def test_a_handler_that_forks(threads):
 
     def handle(number, frame):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process that has threads
+            warnings.simplefilter("ignore")  # of a fork in a process that has threads
             child = os.fork()
         if child:
             children.append(child)

@@ -114,6 +114,11 @@ bool is_dense(const dlpack::Tensor& tensor) {
   return elements == 0 || elements == extent;
 }
 
+// What the core reads and writes as it is. Weights need not be: packing copies them.
+bool is_aligned(const dlpack::Tensor& tensor) {
+  return reinterpret_cast<std::uintptr_t>(tensor.data) % (tensor.dtype.bits / 8) == 0;
+}
+
 Memory memory_of(const dlpack::Tensor& dense) { return {dense.data, elements_of(dense) * (dense.dtype.bits / 8)}; }
 
 // What one weight was when it was packed.
@@ -328,6 +333,7 @@ struct Extent {
     const Packed& packed = *weights.packed();
     dlpack::Tensor found;
     if (!weights.tensors().look(object, found) || found.dtype.bits != 8 * packed.kernels->item_bytes) return false;
+    if (!is_aligned(found)) return false;
     const std::int32_t unbatched = order == Order::cell ? 1 : 2, units = found.axes - 1;
     if (found.axes != unbatched && found.axes != unbatched + 1) return false;
     if (found.shape[units] != packed.input || (packed.input > 1 && found.strides[units] != 1)) return false;
@@ -367,7 +373,7 @@ const void* contiguous_at(const TensorWeights& weights, PyObject* object, const 
     return nullptr;
   const bool is_like =
       found.axes == shape.axes && std::equal(found.shape, found.shape + found.axes, shape.sizes.begin());
-  return is_like && is_contiguous(found) ? found.data : nullptr;
+  return is_like && is_contiguous(found) && is_aligned(found) ? found.data : nullptr;
 }
 
 // The state after of a cell, or of a layer output and state after; None where it is not the plain case.

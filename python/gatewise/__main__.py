@@ -22,7 +22,7 @@ DESCRIPTION = "gatewise: small, fast gated recurrent networks (LSTM, GRU, RNN)."
 
 EXAMPLES = """\
 models are files of gatewise (.safetensors), Keras (.keras, .h5, .hdf5), ONNX
-(.onnx), PyTorch (.pt, .pth, .bin) and RTNeural (.json)
+(.onnx), PyTorch (.pt, .pth, .ckpt, .bin) and RTNeural (.json)
 
 examples:
   gatewise demo              learn the Python language reference for a minute,
@@ -36,7 +36,7 @@ examples:
 """
 
 # The files that the commands take.
-MODEL = "a model: .safetensors, .keras, .h5, .hdf5, .onnx, .pt, .pth, .bin or .json"
+MODEL = "a model: .safetensors, .keras, .h5, .hdf5, .onnx, .pt, .pth, .ckpt, .bin or .json"
 
 INFO_DESCRIPTION = """\
 Without FILE: version, processor backends and threads, what to paste into a

@@ -248,8 +248,8 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _walkable(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last axis is dense, else a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous()
+    """The tensor itself where its last axis is dense and its memory is aligned, else a copy."""
+    return _aligned(tensor if tensor.stride(-1) == 1 or tensor.size(-1) <= 1 else tensor.contiguous())
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -351,7 +351,7 @@ def _backward(
     """Gradients of x, h and c before, and of the weights that are wanted."""
     of = call.architecture
     grad_y = None if grads[0] is None else _walkable(grads[0])
-    grad_h, grad_c = (None if grad is None else grad.contiguous() for grad in grads[1:])
+    grad_h, grad_c = (None if grad is None else _aligned(grad.contiguous()) for grad in grads[1:])
     grad_x = call.new(of.input_size, x.dtype) if wants_x else None
     grad_h_before, grad_c_before = call.new_state(x.dtype)
     gradients: list[Any] = []
@@ -598,7 +598,7 @@ def _recurrent(
     node, record = _Node(*options[:-1]), options[-1]
     _check_operator(node, x, h, c, weights)
     call, x = node.call(x), _walkable(x)
-    h, c = (None if part is None else part.contiguous() for part in (h, c))
+    h, c = (None if part is None else _aligned(part.contiguous()) for part in (h, c))
     y = call.new(call.architecture.output_size, x.dtype)
     h_after, c_after = call.new_state(x.dtype)
     # Zero, since what lies between its pieces is never written, and an operator's outputs are compared.
@@ -651,7 +651,7 @@ def _recurrent_backward(
                 f"gatewise::recurrent: expected a gradient {x.dtype} {shape}, got {one.dtype} {tuple(one.shape)}"
             )
     call, x = node.call(x), _walkable(x)
-    h = None if h is None else h.contiguous()
+    h = None if h is None else _aligned(h.contiguous())
     foreign = call.foreign(node.pack(weights, x.dtype))
     wanted = [True] * len(weights)
     grads = [None if grad is None else grad.resolve_neg() for grad in (grad_y, grad_h, grad_c)]
@@ -955,7 +955,7 @@ class _Layer(_Module):
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if dropout else 0
         call = _Call(of, batch_first, steps, taken, batch, plan, min(every, taken), dropout, seed, packed_rows)
         x = _walkable(x)
-        h, c = (None if part is None else part.contiguous() for part in (*(state or ()), None, None)[:2])
+        h, c = (None if part is None else _aligned(part.contiguous()) for part in (*(state or ()), None, None)[:2])
         if _needs_gradients((x, h, c, *weights)):
             _forget(self)  # what trains will change; of a frozen module not every optimizer says so
             y, *after = _Walk.apply(call, self._gatewise_pack(weights), x, h, c, *weights)
@@ -1041,7 +1041,7 @@ class _Cell(_Module):
         if (hx is not None and len(state) != 1 + is_pair) or self._gatewise_refuses(input, state, weights):
             return None
         packed = _packed(self, weights)
-        state = tuple(part.contiguous() for part in state)
+        state = tuple(_aligned(part.contiguous()) for part in state)
         return packed.step(None, _walkable(input), None if not state else state if is_pair else state[0])
 
     def _gatewise_names(self) -> tuple[str, ...]:
