@@ -758,17 +758,17 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
 def test_help_names_the_endings_of_models(capsys):
     from gatewise import formats
 
-    read = {*formats.ENDINGS, ".safetensors"}
+    read = {ending for ending in formats.ENDINGS if ending}
     for command in ([], *([name] for name in COMMANDS)):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
         said = capsys.readouterr().out
         assert set(re.findall(r"\.[a-z0-9]+\b", said)) >= read, command
-    written = {ending for ending, format in formats.ENDINGS.items() if format in formats.WRITTEN}
+    written = {ending for ending, format in formats.ENDINGS.items() if ending and format in formats.WRITTEN}
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
     about_output = re.search(r"OUT  .*", capsys.readouterr().out)[0]
-    assert set(re.findall(r"\.[a-z0-9]+\b", about_output)) == {*written, ".safetensors"}
+    assert set(re.findall(r"\.[a-z0-9]+\b", about_output)) == written
 
 
 def test_examples_are_commands():

@@ -48,9 +48,14 @@ Size operations_of(const Node& node, Size rows) {
     case Node::Kind::convolution:
       // An activation takes as long as eight multiply-adds or so.
       return rows * node.output * (8 + (node.function.operation == Operation::dense ? node.function.input : 0));
-    default:
-      return 0;
+    case Node::Kind::mask:
+    case Node::Kind::lookup:
+    case Node::Kind::reverse:
+      return rows * node.output;  // a copy of a number takes as long
+    case Node::Kind::last:
+      break;
   }
+  return 0;
 }
 
 }  // namespace
