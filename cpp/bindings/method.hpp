@@ -2,8 +2,8 @@
 // a stream, step of a pool.
 #pragma once
 
+#include <array>
 #include <atomic>
-#include <initializer_list>
 #include <stdexcept>
 #include <utility>
 
@@ -18,28 +18,6 @@ template <class Object>
 Object* object_in(PyObject* self) {
   auto* instance = reinterpret_cast<py::detail::instance*>(self);
   return instance->simple_layout ? static_cast<Object*>(instance->simple_value_holder[0]) : nullptr;
-}
-
-// A parameter by name and where its argument goes: null, if it was not passed.
-struct Parameter {
-  const char* name;
-  PyObject** argument;
-};
-
-// Reads the arguments of a METH_FASTCALL | METH_KEYWORDS call, of which the first `positional` parameters may come
-// without a name. False: they are others.
-inline bool read_arguments(PyObject* const* arguments, Py_ssize_t count, PyObject* names, Py_ssize_t positional,
-                           std::initializer_list<Parameter> parameters) {
-  if (count > positional) return false;
-  for (Py_ssize_t i = 0; i < count; ++i) *parameters.begin()[i].argument = arguments[i];
-  for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
-    PyObject** place = nullptr;
-    for (const Parameter& parameter : parameters)
-      if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), parameter.name) == 0) place = parameter.argument;
-    if (!place || *place) return false;
-    *place = arguments[count + i];
-  }
-  return true;
 }
 
 // Who uses an object. A fork may leave it behind in the middle of a call, whose thread the child does not have.
@@ -112,6 +90,71 @@ bool without_exceptions(const Work& work) {
 template <class... Objects>
 bool are_plain(Objects*... objects) {
   return ((!objects || !PyArray_Check(objects) || PyArray_CheckExact(objects)) && ...);
+}
+
+// The arguments of a C method, in the order of its parameters; null: not passed, or None where that is the default.
+constexpr int most_parameters = 3;
+using Arguments = std::array<PyObject*, most_parameters>;
+
+struct Method {
+  const char* object;   // "stream"
+  const char* usage;    // what the error for other arguments says
+  const char* prepare;  // of Python: converts arguments that do not fit, or says what is wrong
+  std::array<const char*, most_parameters> names;  // of the parameters
+  int positional;                                  // so many of them may come without their name
+  int required;                                    // and so many, the first ones, must come
+};
+
+// Reads the arguments of a METH_FASTCALL | METH_KEYWORDS call. False: they are others.
+inline bool read_arguments(const Method& method, PyObject* const* given, Py_ssize_t count, PyObject* names,
+                           Arguments& arguments) {
+  if (count > method.positional) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) arguments[static_cast<std::size_t>(i)] = given[i];
+  for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject** place = nullptr;
+    for (std::size_t n = 0; n < most_parameters; ++n)
+      if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, i), method.names[n]) == 0) place = &arguments[n];
+    if (!place || *place) return false;
+    *place = given[count + i];
+  }
+  for (std::size_t n = 0; n < most_parameters; ++n) {
+    if (static_cast<int>(n) < method.required && !arguments[n]) return false;
+    if (static_cast<int>(n) >= method.required && arguments[n] == Py_None) arguments[n] = nullptr;
+  }
+  return true;
+}
+
+// A call of a C method: work(object, arguments) at once, where they fit as they are; else with what Python makes of
+// them. fits(object, arguments, at_once) looks at arguments of a user at once, and then at those that Python has
+// prepared.
+template <class Object, class Fits, class Work>
+PyObject* call_method(const Method& method, PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names,
+                      const Fits& fits, const Work& work) {
+  Object* const object = object_in<Object>(self);
+  if (!object) {
+    PyErr_Format(PyExc_TypeError, "%s: not initialised", method.object);
+    return nullptr;
+  }
+  Arguments arguments{};
+  if (!read_arguments(method, given, count, names, arguments)) {
+    PyErr_SetString(PyExc_TypeError, method.usage);
+    return nullptr;
+  }
+  if (are_plain(arguments[0], arguments[1], arguments[2]) && fits(*object, arguments, true))
+    return work(*object, arguments);
+  const auto none_if_null = [&](std::size_t n) { return arguments[n] ? arguments[n] : Py_None; };
+  const auto prepared = py::reinterpret_steal<py::object>(
+      PyObject_CallMethod(self, method.prepare, "OOO", none_if_null(0), none_if_null(1), none_if_null(2)));
+  if (!prepared) return nullptr;
+  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == most_parameters) {
+    for (std::size_t n = 0; n < most_parameters; ++n) {
+      PyObject* const item = PyTuple_GET_ITEM(prepared.ptr(), static_cast<Py_ssize_t>(n));
+      arguments[n] = item == Py_None ? nullptr : item;
+    }
+    if (arguments[0] && fits(*object, arguments, false)) return work(*object, arguments);
+  }
+  PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
+  return nullptr;
 }
 
 // The exception for a token that a table of so many rows does not have.

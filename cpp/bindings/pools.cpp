@@ -127,6 +127,7 @@ struct PoolTurn : Turn {
 struct Step {
   PyObject *x = nullptr, *slots = nullptr, *out = nullptr;
 };
+Step given_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
 
 // Whether `object` is an array of this type and shape that can be used as it is; columns 0: one axis.
 bool fits(PyObject* object, int type_number, Size rows, Size columns, bool writeable) {
@@ -205,32 +206,14 @@ PyObject* run_step(Pool& pool, const Step& given) {
   return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  Pool* pool = object_in<Pool>(self);
-  if (!pool) {
-    PyErr_SetString(PyExc_TypeError, "pool: not initialised");
-    return nullptr;
-  }
-  Step given;
-  if (!read_arguments(arguments, count, names, 3, {{"x", &given.x}, {"slots", &given.slots}, {"out", &given.out}}) ||
-      !given.x || !given.slots) {
-    PyErr_SetString(PyExc_TypeError, "step: expected step(x, slots) or step(x, slots, out)");
-    return nullptr;
-  }
-  if (are_plain(given.x, given.slots, given.out) && fits(*pool, given)) return run_step(*pool, given);
-  // Anything else Python converts, or says what is wrong.
-  const auto prepared = py::reinterpret_steal<py::object>(
-      PyObject_CallMethod(self, "_prepare_step", "OOO", given.x, given.slots, given.out ? given.out : Py_None));
-  if (!prepared) return nullptr;
-  Step fitting;
-  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == 3)
-    fitting = {PyTuple_GET_ITEM(prepared.ptr(), 0), PyTuple_GET_ITEM(prepared.ptr(), 1),
-               PyTuple_GET_ITEM(prepared.ptr(), 2)};
-  if (!fitting.x || !fits(*pool, fitting)) {
-    PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
-    return nullptr;
-  }
-  return run_step(*pool, fitting);
+constexpr Method step_method{
+    "pool", "step: expected step(x, slots) or step(x, slots, out)", "_prepare_step", {"x", "slots", "out"}, 3, 2};
+
+PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+  return call_method<Pool>(
+      step_method, self, given, count, names,
+      [](const Pool& pool, const Arguments& arguments, bool) { return fits(pool, given_in(arguments)); },
+      [](Pool& pool, const Arguments& arguments) { return run_step(pool, given_in(arguments)); });
 }
 
 // ---- the rest ---------------------------------------------------------------------------------------------------

@@ -227,12 +227,15 @@ const npy_bool* flags_of(const Stream& stream, PyObject* object) {
   return fitting ? static_cast<const npy_bool*>(PyArray_DATA(array)) : nullptr;
 }
 
-struct Step {
+// Of a step: x (I,) or (B, I), or tokens without I; of a run: (T, I), (T, B, I) or (B, T, I), likewise. resets has x's
+// shape but for I.
+struct Given {
   PyObject *x = nullptr, *out = nullptr, *resets = nullptr;
 };
+Given given_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
 
 // Whether all of it can be used as it is.
-bool fits(const Stream& stream, const Step& given) {
+bool fits(const Stream& stream, const Given& given) {
   return given.out && fits(stream, given.out, stream.output, true) &&
          (stream.takes_tokens ? fits_as_tokens(stream, given.x)
                               : fits(stream, given.x, stream.input, false) && !overlap(given.x, given.out)) &&
@@ -240,7 +243,7 @@ bool fits(const Stream& stream, const Step& given) {
 }
 
 // A new reference to `out`, or null and a Python exception.
-PyObject* run_step(Stream& stream, const Step& given) {
+PyObject* run_step(Stream& stream, const Given& given) {
   const StreamTurn turn(stream);
   if (!turn) {
     PyErr_SetString(PyExc_RuntimeError, turn.refused());
@@ -261,48 +264,21 @@ PyObject* run_step(Stream& stream, const Step& given) {
   return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
-// Anything but step(x, out) with arrays that fit: Python converts, allocates, or says what is wrong.
-PyObject* step_slowly(Stream& stream, PyObject* self, const Step& given) {
-  const auto none_if_null = [](PyObject* object) { return object ? object : Py_None; };
-  const auto prepared = py::reinterpret_steal<py::object>(
-      PyObject_CallMethod(self, "_prepare_step", "OOO", given.x, none_if_null(given.out), none_if_null(given.resets)));
-  if (!prepared) return nullptr;
-  Step fitting;
-  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == 3) {
-    fitting = {PyTuple_GET_ITEM(prepared.ptr(), 0), PyTuple_GET_ITEM(prepared.ptr(), 1),
-               PyTuple_GET_ITEM(prepared.ptr(), 2)};
-    if (fitting.resets == Py_None) fitting.resets = nullptr;
-  }
-  if (!fitting.x || !fits(stream, fitting)) {
-    PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
-    return nullptr;
-  }
-  return run_step(stream, fitting);
-}
+constexpr Method step_method{"stream",
+                             "step: expected step(x), step(x, out) or step(x, out, resets=flags)",
+                             "_prepare_step",
+                             {"x", "out", "resets"},
+                             2,
+                             1};
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  Stream* stream = object_in<Stream>(self);
-  if (!stream) {
-    PyErr_SetString(PyExc_TypeError, "stream: not initialised");
-    return nullptr;
-  }
-  Step given;
-  if (!read_arguments(arguments, count, names, 2, {{"x", &given.x}, {"out", &given.out}, {"resets", &given.resets}}) ||
-      !given.x) {
-    PyErr_SetString(PyExc_TypeError, "step: expected step(x), step(x, out) or step(x, out, resets=flags)");
-    return nullptr;
-  }
-  if (given.resets == Py_None) given.resets = nullptr;
-  return are_plain(given.x, given.out, given.resets) && fits(*stream, given) ? run_step(*stream, given)
-                                                                             : step_slowly(*stream, self, given);
+PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+  return call_method<Stream>(
+      step_method, self, given, count, names,
+      [](const Stream& stream, const Arguments& arguments, bool) { return fits(stream, given_in(arguments)); },
+      [](Stream& stream, const Arguments& arguments) { return run_step(stream, given_in(arguments)); });
 }
 
 // ---- run --------------------------------------------------------------------------------------------------------
-
-// x (T, I), (T, B, I) or (B, T, I), or tokens without I; resets of x's shape but for I.
-struct Block {
-  PyObject *x = nullptr, *out = nullptr, *resets = nullptr;
-};
 
 PyArrayObject* as_array(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
 
@@ -316,7 +292,7 @@ Size row_stride(const Stream& stream, PyObject* object) {
 }
 
 // Whether `object` is an array of this type for each step and row, with values [units], or one value where units is -1.
-bool fits_block(const Stream& stream, PyObject* object, int type_number, Size units) {
+bool fits_array(const Stream& stream, PyObject* object, int type_number, Size units) {
   if (!PyArray_Check(object)) return false;
   PyArrayObject* const array = as_array(object);
   const int axes = stream.unbatched ? 1 : 2;
@@ -338,17 +314,17 @@ bool has_plain_values(PyObject* object) {
 }
 
 // Whether all of it can be used as it is, but for an overlap of x and out.
-bool fits(const Stream& stream, const Block& given) {
-  if (!given.out || !fits_block(stream, given.out, stream.type_number, stream.output) ||
+bool fits_block(const Stream& stream, const Given& given) {
+  if (!given.out || !fits_array(stream, given.out, stream.type_number, stream.output) ||
       !PyArray_ISWRITEABLE(as_array(given.out)) || !has_plain_values(given.out))
     return false;
-  if (!fits_block(stream, given.x, stream.takes_tokens ? NPY_INT64 : stream.type_number,
+  if (!fits_array(stream, given.x, stream.takes_tokens ? NPY_INT64 : stream.type_number,
                   stream.takes_tokens ? -1 : stream.input))
     return false;
   const Size steps = steps_of(stream, given.x);
   if (steps_of(stream, given.out) != steps || (!stream.takes_tokens && !has_plain_values(given.x))) return false;
   if (!given.resets) return true;
-  return stream.takes_resets && fits_block(stream, given.resets, NPY_BOOL, -1) &&
+  return stream.takes_resets && fits_array(stream, given.resets, NPY_BOOL, -1) &&
          steps_of(stream, given.resets) == steps;
 }
 
@@ -364,7 +340,7 @@ Value value_at(const Stream& stream, PyObject* object, Size t, Size b) {
 
 // Copies tokens and flags [T, B], and tells of the latter where any is set. False: a token is out of range, and there
 // is a Python exception.
-bool take_block(Stream& stream, const Block& given, Size steps, const std::uint8_t*& resets) {
+bool take_block(Stream& stream, const Given& given, Size steps, const std::uint8_t*& resets) {
   const auto count = static_cast<std::size_t>(steps * stream.batch);
   if (stream.takes_tokens && stream.tokens.size() < count) stream.tokens.resize(count);
   if (given.resets && stream.resets.size() < count) stream.resets.resize(count);
@@ -383,7 +359,7 @@ bool take_block(Stream& stream, const Block& given, Size steps, const std::uint8
 }
 
 // A new reference to `out`, or null and a Python exception.
-PyObject* run_block(Stream& stream, const Block& given) {
+PyObject* run_block(Stream& stream, const Given& given) {
   const StreamTurn turn(stream);
   if (!turn) {
     PyErr_SetString(PyExc_RuntimeError, turn.refused());
@@ -410,38 +386,23 @@ PyObject* run_block(Stream& stream, const Block& given) {
   return is_done ? Py_NewRef(given.out) : nullptr;
 }
 
-PyObject* run(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  Stream* stream = object_in<Stream>(self);
-  if (!stream) {
-    PyErr_SetString(PyExc_TypeError, "stream: not initialised");
-    return nullptr;
-  }
-  Block given;
-  if (!read_arguments(arguments, count, names, 2, {{"x", &given.x}, {"out", &given.out}, {"resets", &given.resets}}) ||
-      !given.x) {
-    PyErr_SetString(PyExc_TypeError, "run: expected run(x), run(x, out) or run(x, out, resets=flags)");
-    return nullptr;
-  }
-  if (given.resets == Py_None) given.resets = nullptr;
-  if (are_plain(given.x, given.out, given.resets) && fits(*stream, given) && is_contiguous(given.x) &&
-      is_contiguous(given.out) && !overlap(given.x, given.out))
-    return run_block(*stream, given);
-  // Anything else Python converts, or says what is wrong.
-  const auto none_if_null = [](PyObject* object) { return object ? object : Py_None; };
-  const auto prepared = py::reinterpret_steal<py::object>(
-      PyObject_CallMethod(self, "_prepare_run", "OOO", given.x, none_if_null(given.out), none_if_null(given.resets)));
-  if (!prepared) return nullptr;
-  Block fitting;
-  if (PyTuple_Check(prepared.ptr()) && PyTuple_GET_SIZE(prepared.ptr()) == 3) {
-    fitting = {PyTuple_GET_ITEM(prepared.ptr(), 0), PyTuple_GET_ITEM(prepared.ptr(), 1),
-               PyTuple_GET_ITEM(prepared.ptr(), 2)};
-    if (fitting.resets == Py_None) fitting.resets = nullptr;
-  }
-  if (!fitting.x || !fits(*stream, fitting)) {
-    PyErr_SetString(PyExc_ValueError, "internal: prepared arrays do not fit");
-    return nullptr;
-  }
-  return run_block(*stream, fitting);
+constexpr Method run_method{"stream",
+                            "run: expected run(x), run(x, out) or run(x, out, resets=flags)",
+                            "_prepare_run",
+                            {"x", "out", "resets"},
+                            2,
+                            1};
+
+PyObject* run(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+  return call_method<Stream>(
+      run_method, self, given, count, names,
+      [](const Stream& stream, const Arguments& arguments, bool at_once) {
+        const Given block = given_in(arguments);
+        // With strides, whether x and out overlap is for Python to say.
+        return fits_block(stream, block) &&
+               (!at_once || (is_contiguous(block.x) && is_contiguous(block.out) && !overlap(block.x, block.out)));
+      },
+      [](Stream& stream, const Arguments& arguments) { return run_block(stream, given_in(arguments)); });
 }
 
 // ---- the rest ---------------------------------------------------------------------------------------------------
