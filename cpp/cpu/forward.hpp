@@ -170,11 +170,11 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
   start_unfed_sums(packed, share, rows, s.sums, panel, row);
 }
 
-// Adds the product with h to the sums of the panels in `share`: of all gates that it feeds, or of G of them from the
-// first on.
+// The product with h that adds to the sums of the panels in `share`: of all gates that it feeds, or of G of them from
+// the first on.
 template <class Cell, int G = Cell::gates, int first = 0>
-void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
-                Team::Share share, Real* sums, Size sums_panel, const Team& team, Interrupt* interrupt = nullptr) {
+Product product_with_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows,
+                            bool descending, Team::Share share, Real* sums, Size sums_panel) {
   const Size recurrent = output_of(layer), row = Cell::sums * lanes, step = Cell::gates * lanes;
   Product product{};
   product.descending = descending;
@@ -186,16 +186,17 @@ void add_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden
   product.vectors = {packed.hidden + share.begin * recurrent * step + first * lanes, recurrent * step, step, 0};
   product.sums = {sums + share.begin * sums_panel + (Cell::first_hidden_sum + first) * lanes, sums_panel, row};
   product.start = {product.sums.data, sums_panel, row};
-  multiply_interruptibly<G>(product, team, interrupt);
+  return product;
 }
 
-// The same of a cell that multiplies r * h for its last gate: r of all units comes first.
+// Adds the products of a cell that multiplies r * h for its last gate: r of all units comes first.
 // carried [panel][carried_rows][lane], h before the step; reset [B][H].
 template <class Cell>
 void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows, bool descending,
                       Team::Share share, Real* sums, Size sums_panel, const Real* carried, Size carried_rows,
                       Real* reset, const Team& team) {
-  add_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel, team);
+  multiply<Cell::gates - 1>(
+      product_with_hidden<Cell, Cell::gates - 1>(layer, packed, hidden, rows, descending, share, sums, sums_panel));
   const auto reset_rows = [&](const auto& functions) {
     for (Size panel = share.begin; panel < share.end; ++panel)
       for (Size b = 0; b < rows; ++b)
@@ -205,8 +206,8 @@ void add_reset_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows 
   };
   layer.formula ? reset_rows(OfFormula{*layer.formula}) : reset_rows(typename Cell::Own());
   team.wait();
-  add_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending, share, sums, sums_panel,
-                                       team);
+  multiply<1>(product_with_hidden<Cell, 1, Cell::gates - 1>(layer, packed, {reset, layer.hidden}, rows, descending,
+                                                            share, sums, sums_panel));
 }
 
 // Sums of the panels in `share` become the state after the step, what the tape keeps, and h.
@@ -362,7 +363,7 @@ bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
                    panel = descending ? own.end - done - width : own.begin + done;
         const Team::Share share{panel, panel + width};
         if constexpr (!Cell::resets_before)
-          add_hidden(layer, packed, before, rows, descending, share, sums, sums_panel, team);
+          multiply<Cell::gates>(product_with_hidden(layer, packed, before, rows, descending, share, sums, sums_panel));
         Real* const out = layer.projection ? s.cell_hidden : after.data;
         const Size out_row = layer.projection ? hidden : after.row;
         if (layer.formula)
@@ -423,8 +424,10 @@ bool replay_steps(const Sequence& sequence, const Panels<Cell>& packed, Size fir
         team);
     if (!s.input) team.wait();
     start_sums(sequence, packed, s, lowest, width, own, team);
-    add_hidden(layer, packed, {s.hidden, recurrent}, sequence.rows_between(lowest, lowest + width), false, own, s.sums,
-               sums_panel, team, sequence.interrupt);
+    multiply_interruptibly<Cell::gates>(
+        product_with_hidden(layer, packed, {s.hidden, recurrent}, sequence.rows_between(lowest, lowest + width), false,
+                            own, s.sums, sums_panel),
+        team, sequence.interrupt);
     for (Size i = first; i < first + width; ++i) {
       update<Cell, true>(own, layer.hidden, sequence.active(i),
                          s.sums + sequence.rows_between(lowest, sequence.time(i)) * sums_row, sums_panel, carried,

@@ -84,9 +84,8 @@ class Looks {
 
 // A product by one thread, some panels at a time. Once the call is asked to end, the rest is left out.
 template <int G>
-void multiply_interruptibly(Product product, const Team& team, Interrupt* interrupt) {
+void multiply_in_parts(Product product, const Team& team, Interrupt* interrupt) {
   constexpr Size operations_at_a_time = 8 * look_operations;
-  if (!interrupt) return multiply<G>(product);  // a small step would feel the division below
   const Size panel = product.rows * product.segments * product.run * G * lanes;
   const Size most = larger(1, operations_at_a_time / larger(1, panel));
   for (Size left = product.panels; left > 0; left -= product.panels) {
@@ -97,6 +96,11 @@ void multiply_interruptibly(Product product, const Team& team, Interrupt* interr
     product.sums.data += product.panels * product.sums.panel;
     if (product.start.data) product.start.data += product.panels * product.start.panel;
   }
+}
+// A small step would feel its division.
+template <int G>
+GATEWISE_INLINE void multiply_interruptibly(const Product& product, const Team& team, Interrupt* interrupt) {
+  interrupt ? multiply_in_parts<G>(product, team, interrupt) : multiply<G>(product);
 }
 
 struct Sequence {

@@ -166,7 +166,7 @@ Status run_forward(const Forward& call) {
     const int rank = everyone.group_rank(groups);
     const Team team = everyone.group(groups);
     const Team::Share rows = Team::part(batch, rank, groups);
-    Real* own_scratch = scratch + rank * group_scratch<Cell>(call, groups);
+    Real* own_scratch = rank > 0 ? scratch + rank * group_scratch<Cell>(call, groups) : scratch;  // a step feels it
     const Real* below = nullptr;
     for (Size layer = 0; layer < stack.layers; ++layer) {
       const Size recurrent = output_of(*stack.layer), hidden = stack.layer->hidden;
