@@ -135,13 +135,14 @@ def _insert(chance: random.Random, container: Any, key: Any, value: Any) -> None
 
 
 def text_of(tree: Any) -> bytes:
-    """JSON of a tree, of which nesting that json.dumps cannot write is given by DEEP."""
+    """JSON of a tree, of which nesting that json.dumps cannot write is given by DEEP: the first of each kind, since a
+    list may hold thousands of them."""
     try:
         text = json.dumps(tree)
     except RecursionError:
         text = "[" * 10_000 + "]" * 10_000
     for count in (50, 500, 5000, 100_000):
-        text = text.replace(json.dumps(DEEP.format(count)), "[" * count + "]" * count)
+        text = text.replace(json.dumps(DEEP.format(count)), "[" * count + "]" * count, 3)
     return text.encode()
 
 
