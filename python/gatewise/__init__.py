@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gatewise import startup  # noqa: F401  # comes before all that takes time or needs the core
+from gatewise.arguments.sequences import pad, unpad
 from gatewise.layers import GRU, LSTM, RNN
 from gatewise.pools import Pool
-from gatewise.sequences import pad, unpad
 from gatewise.settings import (
     _start,
     backend,

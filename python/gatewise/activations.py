@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gatewise.arrays import number
+from gatewise.arguments.arrays import number
 
 # The numbers that some have, alpha and beta, and what they are by default; equations in reference.py.
 NUMBERS: dict[str, tuple[float, ...]] = {

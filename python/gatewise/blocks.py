@@ -16,7 +16,7 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.activations import Function, function_of
-from gatewise.arrays import Array, flag, number, real_dtype, whole_number
+from gatewise.arguments.arrays import Array, flag, number, real_dtype, whole_number
 from gatewise.layers import Layer
 from gatewise.modules import Module
 from gatewise.networks import LINEAR, History, Identity, LayerState, Node, Recurrent, Stage, rows

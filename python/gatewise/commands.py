@@ -26,11 +26,11 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 import gatewise as gw
-from gatewise.arrays import Array, describe, floating, tokens
+from gatewise.arguments.arrays import Array, describe, floating, tokens
+from gatewise.arguments.axes import Axes
 from gatewise.blocks import Activation, Bidirectional
 from gatewise.formats.errors import at
 from gatewise.layers import Layer
-from gatewise.layouts import Axes
 from gatewise.networks import Chain
 
 PIECE = 2**20  # numbers in the widest place of a piece: a few MB

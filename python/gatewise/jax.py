@@ -38,10 +38,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.jax needs JAX: pip install 'gatewise[jax]'") from error
 
 from gatewise import _core
-from gatewise.arrays import as_array, describe, flag, shaped, whole_number
-from gatewise.layouts import Layout
+from gatewise.arguments.arrays import as_array, describe, flag, shaped, whole_number
+from gatewise.arguments.sequences import restarts, whole_lengths
 from gatewise.parameters import GATES, Architecture
-from gatewise.sequences import restarts, whole_lengths
+from gatewise.running.layout import Layout
 
 __all__ = ["gru", "lstm", "rnn"]
 

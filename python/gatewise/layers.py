@@ -10,13 +10,24 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.activations import Function, function_in_cell
-from gatewise.arrays import Array, empty, exact, flag, floating, number, output, real_dtype, rows, whole_number
-from gatewise.layouts import Layout, State
+from gatewise.arguments.arrays import (
+    Array,
+    empty,
+    exact,
+    flag,
+    floating,
+    number,
+    output,
+    real_dtype,
+    rows,
+    whole_number,
+)
+from gatewise.arguments.sequences import cut, plan, whole_lengths
 from gatewise.modules import Module
 from gatewise.networks import Chain, Recurrent
 from gatewise.parameters import MOST, Architecture, Formula, Holder, one_at_a_time
 from gatewise.pools import Live
-from gatewise.sequences import cut, plan, whole_lengths
+from gatewise.running.layout import Layout, State
 from gatewise.tapes import Tape, record
 from gatewise.traces import Trace, trace
 

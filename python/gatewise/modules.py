@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.parameters import MOST_BYTES, Holder, Packable, Parameters, Weights
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.activations import Function
-from gatewise.arrays import Array, describe, floating, shaped
-from gatewise.layouts import Layout, State
+from gatewise.arguments.arrays import Array, describe, floating, shaped
 from gatewise.parameters import MOST_BYTES, Architecture, Holder, Weights, one_at_a_time
+from gatewise.running.layout import Layout, State
 
 Node = tuple[Any, ...]  # as _core.Network takes it
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gatewise import _core
 from gatewise.activations import Function
-from gatewise.arrays import Array, floating, read_only, shaped, without_graph
+from gatewise.arguments.arrays import Array, floating, read_only, shaped, without_graph
 
 GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")

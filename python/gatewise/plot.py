@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.plot needs matplotlib: pip install 'gatewise[plot]'") from error
 
-from gatewise.arrays import Array, as_array, describe, flag, floating, number, whole_number
+from gatewise.arguments.arrays import Array, as_array, describe, flag, floating, number, whole_number
 from gatewise.traces import LayerTrace, Trace
 
 # Okabe and Ito's colours, which do not depend on telling red from green.

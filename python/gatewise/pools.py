@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import Array, as_array, describe, output, shaped, whole_number
+from gatewise.arguments.arrays import Array, as_array, describe, output, shaped, whole_number
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES
 from gatewise.streams import Stream, refuse_two_bases, step_input

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.arrays import Array, as_array, empty, flag, output, rows
+from gatewise.arguments.arrays import Array, as_array, empty, flag, output, rows
+from gatewise.arguments.axes import Axes
+from gatewise.arguments.sequences import plan, whole_lengths
 from gatewise.blocks import Block
 from gatewise.layers import Layer
-from gatewise.layouts import Axes
 from gatewise.modules import Module, checked_names
 from gatewise.networks import Chain
 from gatewise.parameters import Parameters, one_at_a_time
 from gatewise.pools import Live
-from gatewise.sequences import plan, whole_lengths
 from gatewise.streams import sequence_input
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import whole_number
+from gatewise.arguments.arrays import whole_number
 
 
 def backends() -> tuple[str, ...]:

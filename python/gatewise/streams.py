@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import (
+from gatewise.arguments.arrays import (
     Array,
     as_array,
     empty,
@@ -20,10 +20,10 @@ from gatewise.arrays import (
     tokens,
     whole_number,
 )
-from gatewise.layouts import Axes
+from gatewise.arguments.axes import Axes
+from gatewise.arguments.sequences import flags_of_rows, restarts, whole_lengths
 from gatewise.networks import Chain
 from gatewise.parameters import MOST, MOST_BYTES, Weights
-from gatewise.sequences import flags_of_rows, restarts, whole_lengths
 
 MOST_WINDOW = 2**20  # steps
 

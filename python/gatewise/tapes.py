@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import Array, empty, flag, floating, read_only, rows, shaped
-from gatewise.layouts import Layout, State
-from gatewise.sequences import cut
+from gatewise.arguments.arrays import Array, empty, flag, floating, read_only, rows, shaped
+from gatewise.arguments.sequences import cut
+from gatewise.running.layout import Layout, State
 
 
 def shapes(value: Any) -> Any:

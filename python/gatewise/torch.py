@@ -30,10 +30,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
 
 from gatewise import _core
-from gatewise.arrays import whole_number
-from gatewise.layouts import Layout
+from gatewise.arguments.arrays import whole_number
+from gatewise.arguments.sequences import plan as make_plan
 from gatewise.parameters import Architecture
-from gatewise.sequences import plan as make_plan
+from gatewise.running.layout import Layout
 
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "accelerated", "freeze", "repack", "restore",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from gatewise.arrays import Array
-from gatewise.layouts import State
+from gatewise.arguments.arrays import Array
+from gatewise.running.layout import State
 from gatewise.tapes import Tape
 
 

@@ -15,7 +15,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.formats import pickles, signatures
 from gatewise.formats.pickles import ITEM_SIZES, Class, Instance, Storage, Tensor
 

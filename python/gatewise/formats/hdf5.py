@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from gatewise.arrays import Array, describe
+from gatewise.arguments.arrays import Array, describe
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1  # the address of what is not there

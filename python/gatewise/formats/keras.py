@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gatewise.activations import Function
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.blocks import (
     MERGES,
     Activation,

@@ -17,7 +17,7 @@ import numpy as np
 
 from gatewise import blocks
 from gatewise.activations import Function
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
 from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gatewise.activations import Function
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.formats.onnx_operators import OPERATIONS, Call
 from gatewise.formats.onnx_values import (
     FLOATS,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatewise.activations import Function
-from gatewise.arrays import Array
+from gatewise.arguments.arrays import Array
 from gatewise.formats.onnx_values import (
     EXTREMES,
     FLOATS,

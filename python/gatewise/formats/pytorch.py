@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gatewise import blocks
-from gatewise.arrays import Array, flag, floating, shaped
+from gatewise.arguments.arrays import Array, flag, floating, shaped
 from gatewise.formats.checkpoints import DTYPES, Checkpoint, described, size_of
 from gatewise.formats.errors import at, printable, reading
 from gatewise.formats.pickles import Tensor

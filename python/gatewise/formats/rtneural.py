@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gatewise import blocks
-from gatewise.arrays import Array, number, shaped, whole_number
+from gatewise.arguments.arrays import Array, number, shaped, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.errors import reading
 from gatewise.formats.safetensors import write_pieces

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gatewise import blocks
-from gatewise.arrays import Array, describe, flag, whole_number
+from gatewise.arguments.arrays import Array, describe, flag, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.checkpoints import widened
 from gatewise.formats.errors import at, reading

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatewise.arrays import Array, flag, whole_number
+from gatewise.arguments.arrays import Array, flag, whole_number
 from gatewise.blocks import Block
 from gatewise.formats.errors import printable
 from gatewise.layers import Layer

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from gatewise import _core
-from gatewise.arrays import Array, as_array, describe, flag, shaped
-from gatewise.layouts import Axes, Layout
+from gatewise.arguments.arrays import Array, as_array, describe, flag, shaped
+from gatewise.arguments.axes import SequenceAxes
 
 
 def pad(sequences: Iterable[object], *, batch_first: bool = False) -> tuple[Array, Array]:
@@ -108,23 +108,23 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     return np.asarray(array, np.bool_, order="C")
 
 
-def plan(layout: Layout | Axes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
+def plan(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
     """What the core has to know of lengths and resets, if it is anything at all; and the steps of the longest row."""
-    batch = layout.rows
-    steps, ends, flags = layout.steps, None, None
+    batch = axes.rows
+    steps, ends, flags = axes.steps, None, None
     if lengths is not None:
-        whole = whole_lengths(lengths, batch, steps).reshape(layout.batch)
+        whole = whole_lengths(lengths, batch, steps).reshape(axes.batch)
         if (whole < steps).any():
             ends, steps = whole, int(whole.max())
     if resets is not None:
-        shape = (*batch, layout.steps) if layout.batch_first else (layout.steps, *batch)
+        shape = (*batch, axes.steps) if axes.batch_first else (axes.steps, *batch)
         given = restarts(resets, shape).reshape(shape if batch else (*shape, 1))
-        given = (given.T if layout.batch_first and batch else given)[:steps]
+        given = (given.T if axes.batch_first and batch else given)[:steps]
         if given.any():
             flags = np.ascontiguousarray(given)
     if ends is None and flags is None:
         return None, steps
-    return _core.Plan(steps, layout.batch, ends, flags), steps
+    return _core.Plan(steps, axes.batch, ends, flags), steps
 
 
 def cut(sequence: Array, steps: int) -> Array:

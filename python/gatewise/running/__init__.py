@@ -1,0 +1,1 @@
+"""What runs in the core: networks, and what holds their state."""
