@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gatewise import _core, reference
-from gatewise.activations import NUMBERS
+from gatewise.weights.functions import NUMBERS
 from tolerances import TOLERANCES, assert_close
 
 pytestmark = pytest.mark.usefixtures("backend")

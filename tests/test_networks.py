@@ -698,7 +698,7 @@ def test_what_does_not_fit_together():
 
 
 def test_a_state_that_no_memory_holds(monkeypatch):
-    monkeypatch.setattr(networks, "MOST_BYTES", 100)
+    monkeypatch.setattr(networks, "MAX_BYTES", 100)
     gw.Sequential([gw.Conv1D(1, 1, 26)])
     with pytest.raises(ValueError, match="layers: expected a state of at most 100 bytes a row, got 104"):
         gw.Sequential([gw.Conv1D(1, 1, 27)])

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits, random
 from gatewise import formats
-from gatewise.activations import NUMBERS
 from gatewise.formats import safetensors
+from gatewise.weights.functions import NUMBERS
 from tolerances import assert_close
 
 ACTIVATIONS = [gw.Activation(name, *numbers) for name, defaults in NUMBERS.items()

@@ -14,14 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from gatewise import _core
-from gatewise.activations import Function, function_of
-from gatewise.arguments.arrays import Array, flag, number, real_dtype, whole_number
+import gatewise._core as _core
+from gatewise.arguments.arrays import MAX_SIZE, Array, flag, number, real_dtype, whole_number
 from gatewise.layers import Layer
-from gatewise.modules import Module
 from gatewise.networks import LINEAR, History, Identity, LayerState, Node, Recurrent, Stage, rows
 from gatewise.networks import Last as LastStage
-from gatewise.parameters import MOST
+from gatewise.weights.functions import Function, function_of
+from gatewise.weights.module import Module
 
 MERGES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}
 
@@ -139,8 +138,8 @@ class Dense(Block):
         self, in_features: int, out_features: int, *, bias: bool = True, activation: str | Activation = "linear",
         dtype: object = "float32", seed: int | None = None,
     ) -> None:  # fmt: skip
-        self.in_features: Final = whole_number("in_features", in_features, 1, MOST)
-        self.out_features: Final = whole_number("out_features", out_features, 1, MOST)
+        self.in_features: Final = whole_number("in_features", in_features, 1, MAX_SIZE)
+        self.out_features: Final = whole_number("out_features", out_features, 1, MAX_SIZE)
         self.bias: Final = flag("bias", bias)
         self.activation: Final = _activation(activation)
         shape = self.out_features, self.in_features
@@ -179,8 +178,8 @@ class Conv1D(Block):
         self, in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1, padding: str = "causal",
         bias: bool = True, activation: str | Activation = "linear", dtype: object = "float32", seed: int | None = None,
     ) -> None:  # fmt: skip
-        self.in_channels: Final = whole_number("in_channels", in_channels, 1, MOST)
-        self.out_channels: Final = whole_number("out_channels", out_channels, 1, MOST)
+        self.in_channels: Final = whole_number("in_channels", in_channels, 1, MAX_SIZE)
+        self.out_channels: Final = whole_number("out_channels", out_channels, 1, MAX_SIZE)
         self.kernel_size: Final = whole_number("kernel_size", kernel_size, 1, 2**20)
         self.dilation: Final = whole_number("dilation", dilation, 1, 2**20)
         if not isinstance(padding, str) or padding not in ("causal", "same"):
@@ -290,8 +289,8 @@ class Embedding(Block):
         self, num_embeddings: int, embedding_dim: int, *, mask_zero: bool = False, dtype: object = "float32",
         seed: int | None = None,
     ) -> None:  # fmt: skip
-        self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MOST)
-        self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MOST)
+        self.num_embeddings: Final = whole_number("num_embeddings", num_embeddings, 1, MAX_SIZE)
+        self.embedding_dim: Final = whole_number("embedding_dim", embedding_dim, 1, MAX_SIZE)
         self.mask_zero: Final = flag("mask_zero", mask_zero)
         stage = _Lookup(self.num_embeddings, self.embedding_dim, real_dtype(dtype), 0.0 if self.mask_zero else None)
         self._start(stage, lambda: _normal(seed, stage.shapes()))
@@ -353,7 +352,7 @@ class LayerNorm(Block):
         self, normalized_shape: int, *, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True,
         dtype: object = "float32",
     ) -> None:  # fmt: skip
-        self.normalized_shape: Final = whole_number("normalized_shape", normalized_shape, 1, MOST)
+        self.normalized_shape: Final = whole_number("normalized_shape", normalized_shape, 1, MAX_SIZE)
         self.eps: Final = number("eps", eps, least=0.0)
         self.elementwise_affine: Final = flag("elementwise_affine", elementwise_affine)
         self.bias: Final = flag("bias", bias)
@@ -383,7 +382,7 @@ class BatchNorm(Block):
     """
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True, dtype: object = "float32") -> None:
-        self.num_features: Final = whole_number("num_features", num_features, 1, MOST)
+        self.num_features: Final = whole_number("num_features", num_features, 1, MAX_SIZE)
         self.eps: Final = number("eps", eps, least=0.0)
         self.affine: Final = flag("affine", affine)
         names = (*(("weight", "bias") if self.affine else ()), "running_mean", "running_var")
@@ -407,7 +406,7 @@ class Normalization(Block):
     """
 
     def __init__(self, num_features: int, *, dtype: object = "float32") -> None:
-        self.num_features: Final = whole_number("num_features", num_features, 1, MOST)
+        self.num_features: Final = whole_number("num_features", num_features, 1, MAX_SIZE)
         stage = _Normalize("normalization", self.num_features, ("mean", "variance"), 1e-7, real_dtype(dtype))
         self._start(stage, lambda: _identity(stage))
 

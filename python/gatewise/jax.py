@@ -37,11 +37,11 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.jax needs JAX: pip install 'gatewise[jax]'") from error
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import as_array, describe, flag, shaped, whole_number
 from gatewise.arguments.sequences import restarts, whole_lengths
-from gatewise.parameters import GATES, Architecture
 from gatewise.running.layout import Layout
+from gatewise.weights.architecture import GATES, Architecture
 
 __all__ = ["gru", "lstm", "rnn"]
 

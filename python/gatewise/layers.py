@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatewise import _core
-from gatewise.activations import Function, function_in_cell
+import gatewise._core as _core
 from gatewise.arguments.arrays import (
+    MAX_SIZE,
     Array,
     empty,
     exact,
@@ -23,13 +23,15 @@ from gatewise.arguments.arrays import (
     whole_number,
 )
 from gatewise.arguments.sequences import cut, plan, whole_lengths
-from gatewise.modules import Module
 from gatewise.networks import Chain, Recurrent
-from gatewise.parameters import MOST, Architecture, Formula, Holder, one_at_a_time
 from gatewise.pools import Live
 from gatewise.running.layout import Layout, State
 from gatewise.tapes import Tape, record
 from gatewise.traces import Trace, trace
+from gatewise.weights.architecture import Architecture, Formula
+from gatewise.weights.functions import Function, function_in_cell
+from gatewise.weights.module import Module
+from gatewise.weights.parameters import Holder, one_at_a_time
 
 if TYPE_CHECKING:
     from gatewise.blocks import Activation
@@ -59,10 +61,10 @@ class Layer(Module, Live):
         self, cell: str, input_size: int, hidden_size: int, num_layers: int, *, bias: bool, batch_first: bool,
         dropout: float, bidirectional: bool, proj_size: int, dtype: object, seed: int | None, formula: Formula,
     ) -> None:  # fmt: skip
-        hidden_size = whole_number("hidden_size", hidden_size, 1, MOST)
+        hidden_size = whole_number("hidden_size", hidden_size, 1, MAX_SIZE)
         architecture = Architecture(
             cell=cell,
-            input_size=whole_number("input_size", input_size, 1, MOST),
+            input_size=whole_number("input_size", input_size, 1, MAX_SIZE),
             hidden_size=hidden_size,
             num_layers=whole_number("num_layers", num_layers, 1, 2**16),
             bias=flag("bias", bias),
@@ -370,7 +372,7 @@ def place(name: str, value: object, count: int) -> int:
 
 
 def _projection(value: object, hidden_size: int) -> int:
-    size = whole_number("proj_size", value, 0, MOST)
+    size = whole_number("proj_size", value, 0, MAX_SIZE)
     if size >= hidden_size:
         raise ValueError(f"proj_size: expected less than hidden_size ({hidden_size}), got {size}")
     return size

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gatewise import _core
-from gatewise.activations import Function
-from gatewise.arguments.arrays import Array, describe, floating, shaped
-from gatewise.parameters import MOST_BYTES, Architecture, Holder, Weights, one_at_a_time
+import gatewise._core as _core
+from gatewise.arguments.arrays import MAX_BYTES, Array, describe, floating, shaped
 from gatewise.running.layout import Layout, State
+from gatewise.weights.architecture import Architecture
+from gatewise.weights.functions import Function
+from gatewise.weights.parameters import Holder, Weights, one_at_a_time
 
 Node = tuple[Any, ...]  # as _core.Network takes it
 
@@ -190,8 +191,8 @@ class Chain:
         self.states = [stage.state for stage in self.stages if stage.state is not None]
         self.parts = [part for state in self.states for part in state.parts()]
         self.state_bytes = sum(count * units for count, units in self.parts) * self.dtype.itemsize
-        if self.state_bytes > MOST_BYTES:
-            raise ValueError(f"layers: expected a state of at most {MOST_BYTES} bytes a row, got {self.state_bytes}")
+        if self.state_bytes > MAX_BYTES:
+            raise ValueError(f"layers: expected a state of at most {MAX_BYTES} bytes a row, got {self.state_bytes}")
         self._networks: dict[str, tuple[tuple[Weights[Any], ...], list[_core.Network]]] = {}
 
     def _why_it_looks_ahead(self) -> str | None:

@@ -6,10 +6,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gatewise import _core
-from gatewise.arguments.arrays import Array, as_array, describe, output, shaped, whole_number
+import gatewise._core as _core
+from gatewise.arguments.arrays import MAX_BYTES, MAX_SIZE, Array, as_array, describe, output, shaped, whole_number
 from gatewise.networks import Chain
-from gatewise.parameters import MOST, MOST_BYTES
 from gatewise.streams import Stream, refuse_two_bases, step_input
 
 
@@ -33,7 +32,7 @@ class Pool(_core.Pool):
             raise ValueError(f"pool: {chain.looks_ahead}")
         self._chain = chain
         # Two copies of each state, and what else a slot needs.
-        self._most = min(MOST, 2 * MOST_BYTES // (2 * chain.state_bytes + 25))
+        self._most = min(MAX_SIZE, 2 * MAX_BYTES // (2 * chain.state_bytes + 25))
         network = chain.network(chain.weights(), "steps")
         super().__init__(network, whole_number("capacity", capacity, 1, self._most))
 
@@ -62,7 +61,7 @@ class Pool(_core.Pool):
 
     def grow(self, more: int) -> None:
         """Make room for so many more slots."""
-        self._grow(whole_number("more", more, 0, MOST), self._most)
+        self._grow(whole_number("more", more, 0, MAX_SIZE), self._most)
 
     def reset(self, slots: object) -> None:
         """Set the state of a slot, or of several, to zero."""
@@ -147,7 +146,7 @@ def _slots(slots: object) -> Array:
     if array.dtype.kind not in "iuO" and array.size:
         raise TypeError(f"slots: expected whole numbers, got {array.dtype}")
     for one in array.flat if array.dtype.kind in "uO" else ():
-        if whole_number("slots", one, -(2**80), 2**80) > MOST:
+        if whole_number("slots", one, -(2**80), 2**80) > MAX_SIZE:
             raise ValueError(f"slots: expected open slots, each once, got {one}, which is unknown")
     # Of NumPy's two types of 64 bits the one that it calls int64.
     return np.require(array.astype(np.int64).view(np.int64), requirements=["C", "A"])

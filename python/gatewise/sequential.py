@@ -14,11 +14,11 @@ from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import plan, whole_lengths
 from gatewise.blocks import Block
 from gatewise.layers import Layer
-from gatewise.modules import Module, checked_names
 from gatewise.networks import Chain
-from gatewise.parameters import Parameters, one_at_a_time
 from gatewise.pools import Live
 from gatewise.streams import sequence_input
+from gatewise.weights.module import Module, checked_names
+from gatewise.weights.parameters import Parameters, one_at_a_time
 
 
 class Sequential(Live):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import whole_number
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import (
+    MAX_BYTES,
+    MAX_SIZE,
     Array,
     as_array,
     empty,
@@ -23,7 +25,7 @@ from gatewise.arguments.arrays import (
 from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import flags_of_rows, restarts, whole_lengths
 from gatewise.networks import Chain
-from gatewise.parameters import MOST, MOST_BYTES, Weights
+from gatewise.weights.parameters import Weights
 
 MOST_WINDOW = 2**20  # steps
 
@@ -51,7 +53,7 @@ class Stream(_core.Stream):
         self, chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None,
         window: int | None,
     ) -> None:  # fmt: skip
-        size = None if batch_size is None else whole_number("batch_size", batch_size, 1, MOST)
+        size = None if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_SIZE)
         rows = 1 if size is None else size
         if window is None:
             super().__init__(chain.network(weights, "steps"), rows, size is None, batch_first=batch_first)
@@ -59,8 +61,8 @@ class Stream(_core.Stream):
             window = whole_number("window", window, 1, MOST_WINDOW)
             # Of each input some numbers are kept, at most so many.
             numbers = rows * window * (2 * max(chain.sizes) + sum(4 * units for _, units in chain.parts))
-            if 8 * numbers > MOST_BYTES:
-                raise ValueError(f"window: expected one of at most {MOST_BYTES} bytes, got {8 * numbers}")
+            if 8 * numbers > MAX_BYTES:
+                raise ValueError(f"window: expected one of at most {MAX_BYTES} bytes, got {8 * numbers}")
             rest, head = chain.window(weights)
             super().__init__(rest, rows, size is None, head, window, batch_first)
         self._chain = chain

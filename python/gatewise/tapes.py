@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import Array, empty, flag, floating, read_only, rows, shaped
 from gatewise.arguments.sequences import cut
 from gatewise.running.layout import Layout, State

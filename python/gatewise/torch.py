@@ -29,11 +29,11 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.torch needs PyTorch: pip install 'gatewise[torch]'") from error
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import whole_number
 from gatewise.arguments.sequences import plan as make_plan
-from gatewise.parameters import Architecture
 from gatewise.running.layout import Layout
+from gatewise.weights.architecture import Architecture
 
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "accelerated", "freeze", "repack", "restore",

@@ -11,16 +11,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gatewise import _core
+import gatewise._core as _core
 
 Array: TypeAlias = npt.NDArray[Any]
 
-LARGE = 1 << 20  # bytes from which an array takes memory that the core uses again
+RECYCLED_FROM = 1 << 20  # bytes from which an array takes memory that the core uses again
+
+MAX_SIZE = 2**31 - 1  # of an axis
+MAX_BYTES = 2**46  # of all weights, or of a state
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An uninitialised array; large ones from recycled memory, whose pages need not be faulted in anew."""
-    array: Array = np.empty(shape, dtype) if _bytes(shape, dtype) < LARGE else _core.empty(list(shape), dtype)
+    array: Array = np.empty(shape, dtype) if _bytes(shape, dtype) < RECYCLED_FROM else _core.empty(list(shape), dtype)
     return array
 
 

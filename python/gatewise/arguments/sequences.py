@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gatewise import _core
+import gatewise._core as _core
 from gatewise.arguments.arrays import Array, as_array, describe, flag, shaped
 from gatewise.arguments.axes import SequenceAxes
 

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gatewise.activations import Function
-from gatewise.arguments.arrays import Array
+from gatewise.arguments.arrays import MAX_SIZE, Array
 from gatewise.blocks import (
     MERGES,
     Activation,
@@ -32,9 +31,9 @@ from gatewise.blocks import (
 from gatewise.formats import hdf5, json_text
 from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.modules import Module
-from gatewise.parameters import MOST
 from gatewise.sequential import Sequential
+from gatewise.weights.functions import Function
+from gatewise.weights.module import Module
 
 # Of a zip archive's members: times the archive's size, since weights hardly compress, or this many bytes.
 MOST_GROWTH = 16
@@ -215,8 +214,8 @@ class _Layer:
         return self.whole(option, _single(self.config.get(option)))
 
     def whole(self, option: str, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            raise self.error(option, f"a whole number from 1 to {MOST}", value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+            raise self.error(option, f"a whole number from 1 to {MAX_SIZE}", value)
         return value
 
     def number(self, option: str, default: float) -> float:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from gatewise import blocks
-from gatewise.activations import Function
 from gatewise.arguments.arrays import Array
 from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
@@ -43,10 +42,11 @@ from gatewise.formats.onnx_values import (
 )
 from gatewise.formats.safetensors import write_pieces
 from gatewise.layers import GRU, LSTM, RNN, Layer, shown
-from gatewise.modules import Module
 from gatewise.networks import Identity
-from gatewise.parameters import GATES, Formula
 from gatewise.sequential import Sequential
+from gatewise.weights.architecture import GATES, Formula
+from gatewise.weights.functions import Function
+from gatewise.weights.module import Module
 
 OLDEST = 7
 OPSET = 17

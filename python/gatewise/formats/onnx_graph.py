@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.activations import Function
 from gatewise.arguments.arrays import Array
 from gatewise.formats.onnx_operators import OPERATIONS, Call
 from gatewise.formats.onnx_values import (
@@ -45,7 +44,8 @@ from gatewise.formats.onnx_values import (
     subgraphs,
     turned_round,
 )
-from gatewise.parameters import Formula
+from gatewise.weights.architecture import Formula
+from gatewise.weights.functions import Function
 
 RECURRENT = {"LSTM": (4, (0, 2, 3, 1)), "GRU": (3, (1, 0, 2)), "RNN": (1, (0,))}  # gates; PyTorch's order of ONNX's
 PEEPHOLES = (0, 2, 1)  # our order of ONNX's

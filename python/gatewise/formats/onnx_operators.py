@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatewise.activations import Function
 from gatewise.arguments.arrays import Array
 from gatewise.formats.onnx_values import (
     EXTREMES,
@@ -50,6 +49,7 @@ from gatewise.formats.onnx_values import (
     time_of,
     turned_round,
 )
+from gatewise.weights.functions import Function
 
 if TYPE_CHECKING:
     from gatewise.formats.onnx_graph import Scope

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.activations import NUMBERS, Function, function_of
 from gatewise.arguments.arrays import Array
+from gatewise.weights.functions import NUMBERS, Function, function_of
 
 SINCE = (7, 14, 22)  # the versions of these operators that are known
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 11: np.dtype(np.float64)}  # by TensorProto's numbers

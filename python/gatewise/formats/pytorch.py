@@ -18,9 +18,9 @@ from gatewise.formats.pickles import Tensor
 from gatewise.formats.safetensors import read_arrays
 from gatewise.formats.verification import verify
 from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.modules import Module
-from gatewise.parameters import Packable
 from gatewise.sequential import Sequential
+from gatewise.weights.module import Module
+from gatewise.weights.parameters import Packable
 
 WEIGHT = re.compile(r"^(.*?)((?:weight|bias)_(?:ih|hh|hr))(_l(\d+)(_reverse)?)?$")
 ROWS_A_UNIT = {4: "lstm", 3: "gru", 1: "rnn"}

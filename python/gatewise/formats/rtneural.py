@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from gatewise import blocks
-from gatewise.arguments.arrays import Array, number, shaped, whole_number
+from gatewise.arguments.arrays import MAX_SIZE, Array, number, shaped, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.errors import reading
 from gatewise.formats.safetensors import write_pieces
 from gatewise.layers import GRU, LSTM, Layer
-from gatewise.modules import Module
-from gatewise.parameters import MOST, Packable
 from gatewise.sequential import Sequential
+from gatewise.weights.module import Module
+from gatewise.weights.parameters import Packable
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax", "elu")
 MOST_BYTES = 2**30  # of a file
@@ -80,7 +80,7 @@ def _size(name: str, shape: Any) -> int:
     last = shape[-1] if isinstance(shape, list) and shape else shape
     if isinstance(shape, list) and len(shape) > 3:
         raise ValueError(f"{name}: expected batch, steps and units at most, got {str(shape)[:100]}")
-    return whole_number(name, last, 1, MOST)
+    return whole_number(name, last, 1, MAX_SIZE)
 
 
 def _layers(layer: Any, inputs: int) -> list[Module]:

@@ -30,9 +30,9 @@ from gatewise.formats import json_text
 from gatewise.formats.checkpoints import widened
 from gatewise.formats.errors import at, reading
 from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.modules import Module
-from gatewise.parameters import Packable
 from gatewise.sequential import Sequential
+from gatewise.weights.module import Module
+from gatewise.weights.parameters import Packable
 
 try:
     import fcntl

@@ -8,7 +8,7 @@ import numpy as np
 
 from gatewise.arguments.arrays import Array, floating, shaped
 from gatewise.arguments.axes import Axes, SequenceAxes
-from gatewise.parameters import Architecture
+from gatewise.weights.architecture import Architecture
 
 State: TypeAlias = Array | tuple[Array, Array]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gatewise.arguments.arrays import Array
-from gatewise.parameters import MOST_BYTES, Holder, Packable, Parameters, Weights
+from gatewise.arguments.arrays import MAX_BYTES, Array
+from gatewise.weights.parameters import Holder, Packable, Parameters, Weights
 
 
 class Module:
@@ -35,9 +35,9 @@ class Module:
             arrays = self._source(of)
         else:
             size = sum(map(math.prod, of.shapes().values())) * np.dtype(of.dtype).itemsize
-            if size > MOST_BYTES:
+            if size > MAX_BYTES:
                 raise ValueError(
-                    f"{type(self).__name__}: expected weights of at most {MOST_BYTES} bytes in all, got {size}"
+                    f"{type(self).__name__}: expected weights of at most {MAX_BYTES} bytes in all, got {size}"
                 )
             arrays = draw()
         self._holder = Holder(Weights(of, {name: np.asarray(array, of.dtype) for name, array in arrays.items()}))

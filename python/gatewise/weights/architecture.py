@@ -1,0 +1,116 @@
+"""What a stack of recurrent layers is, apart from the values of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import gatewise._core as _core
+from gatewise.arguments.arrays import MAX_BYTES, Array
+from gatewise.weights.functions import Function
+
+GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
+
+
+class Formula(NamedTuple):
+    """Other functions than a cell's own, and what else Keras and ONNX vary; as the core takes it."""
+
+    gate: Function = Function("sigmoid")
+    candidate: Function = Function("tanh")
+    output: Function = Function("tanh")  # LSTM: of c, on its way into h
+    clip: float = math.inf  # of the sums before gates and candidate
+    peepholes: bool = False  # LSTM: the gates see c
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a stack of recurrent layers is, apart from its weights."""
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    bidirectional: bool
+    proj_size: int
+    dtype: np.dtype[Any]
+    formula: Formula | None = None  # None: the cell's own
+
+    @property
+    def trains(self) -> bool:
+        return self.cell != "gru_reset_before" and self.formula is None
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def recurrent_size(self) -> int:
+        """Of h: the projection's size if there is one."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        return self.directions * self.recurrent_size
+
+    @property
+    def has_cell_state(self) -> bool:
+        return self.cell == "lstm"
+
+    def sequences(self) -> list[tuple[str, int]]:
+        """The suffix and input size of each layer and direction, in PyTorch's order."""
+        suffixes = ("", "_reverse")[: self.directions]
+        return [
+            (f"_l{layer}{suffix}", self.output_size if layer else self.input_size)
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+        ]
+
+    def shapes_of(self, suffix: str, input_size: int) -> dict[str, tuple[int, ...]]:
+        rows = GATES[self.cell] * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, self.recurrent_size),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        if self.formula and self.formula.peepholes:
+            shapes["weight_ch"] = (3 * self.hidden_size,)
+        return {kind + suffix: shape for kind, shape in shapes.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, as torch.nn has them."""
+        return {name: shape for sequence in self.sequences() for name, shape in self.shapes_of(*sequence).items()}
+
+    def check_size(self) -> None:
+        numbers = sum(int(np.prod(shape, dtype=object)) for shape in self.shapes().values())
+        if numbers * self.dtype.itemsize > MAX_BYTES:
+            raise ValueError(
+                f"hidden_size: expected weights of at most {MAX_BYTES} bytes in all, "
+                f"got {numbers * self.dtype.itemsize}"
+            )
+
+    def draw(self, seed: int) -> dict[str, Array]:
+        """Initial weights, uniform in +-1 / sqrt(hidden_size): PyTorch's distribution, NumPy's generator."""
+        generator = np.random.default_rng(seed)
+        bound = self.hidden_size**-0.5
+        return {
+            name: generator.uniform(-bound, bound, shape).astype(self.dtype) for name, shape in self.shapes().items()
+        }
+
+    def pack(self, arrays: Mapping[str, Array]) -> _core.Packed:
+        return _core.Packed(
+            self.cell, self.dtype, self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.directions,
+            self.grouped(arrays), self.formula,
+        )  # fmt: skip
+
+    def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
+        """One list of weights a layer and direction, in the order of KINDS, as the core asks."""
+        return [[arrays.get(kind + suffix) for kind in KINDS] for suffix, _ in self.sequences()]
