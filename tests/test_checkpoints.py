@@ -248,7 +248,7 @@ def test_what_is_no_state_dict(path):
         torch.save(module, path, **format)
         said[f"torch.nn.modules.rnn.GRU {format}"] = refusal(path)
     path.write_bytes(pickle.dumps(gw.LSTM(3, 4)))
-    said["gatewise.layers.LSTM"] = refusal(path)
+    said["gatewise.layers.recurrent.LSTM"] = refusal(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     said["torch.save wrote, got dict"] = refusal(path)
     path.write_text("no archive\n")

@@ -7,7 +7,8 @@ import gatewise as gw
 import numpy as np
 import pytest
 from conftest import assert_same_bits, cell_of, functions_of, make_layer, make_state, map_state, random
-from gatewise import networks, reference
+from gatewise import reference
+from gatewise.running import network as networks
 from tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("backend")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_bits, cell_of, functions_of, make_layer, make_state, random
-from gatewise import networks, reference
+from gatewise import reference
+from gatewise.running import network as networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close

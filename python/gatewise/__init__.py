@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from gatewise import startup  # noqa: F401  # comes before all that takes time or needs the core
 from gatewise.arguments.sequences import pad, unpad
-from gatewise.layers import GRU, LSTM, RNN
-from gatewise.pools import Pool
+from gatewise.layers.recurrent import GRU, LSTM, RNN
+from gatewise.running.pools import Pool
+from gatewise.running.streams import Stream
+from gatewise.running.tapes import Gradients, Tape
+from gatewise.running.traces import GRUTrace, LSTMTrace, RNNTrace, Trace
 from gatewise.settings import (
     _start,
     backend,
@@ -17,17 +20,15 @@ from gatewise.settings import (
     show_config,
     use_backend,
 )
-from gatewise.streams import Stream
-from gatewise.tapes import Gradients, Tape
-from gatewise.traces import GRUTrace, LSTMTrace, RNNTrace, Trace
 
 if TYPE_CHECKING:
     from gatewise import jax as jax
     from gatewise import plot as plot
     from gatewise import reference
     from gatewise import torch as torch
-    from gatewise.blocks import (
-        Activation,
+    from gatewise.formats import FormatError, Verification, load, save, verify
+    from gatewise.layers.activation import Activation
+    from gatewise.layers.blocks import (
         BatchNorm,
         Bidirectional,
         Conv1D,
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
         Reverse,
         TimeDistributed,
     )
-    from gatewise.formats import FormatError, Verification, load, save, verify
-    from gatewise.sequential import Sequential
+    from gatewise.layers.sequential import Sequential
 
 __version__ = "0.1.0"
 
@@ -89,27 +89,27 @@ __all__ = [
     "verify",
 ]
 
-# What a program with a layer alone does not need is imported when it is asked for: that halves the time of the import.
+# What a program with only a recurrent layer does not need is imported when it is asked for: that halves the time of the
+# import.
 _LATER = {
-    **dict.fromkeys(
-        (
-            "Activation", "BatchNorm", "Bidirectional", "Conv1D", "Dense", "Dropout", "Embedding", "Last", "LayerNorm",
-            "Masking", "Normalization", "Reverse", "TimeDistributed",
-        ),
-        "blocks",
+    "formats": ("FormatError", "Verification", "load", "save", "verify"),
+    "layers.activation": ("Activation",),
+    "layers.blocks": (
+        "BatchNorm", "Bidirectional", "Conv1D", "Dense", "Dropout", "Embedding", "Last", "LayerNorm", "Masking",
+        "Normalization", "Reverse", "TimeDistributed",
     ),
-    **dict.fromkeys(("FormatError", "Verification", "load", "save", "verify"), "formats"),
-    "Sequential": "sequential",
+    "layers.sequential": ("Sequential",),
 }  # fmt: skip
+_MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
 _MODULES = ("jax", "plot", "reference", "torch")  # these may need packages that are not installed
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"gatewise.{name}")
-    if name not in _LATER:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'gatewise' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"gatewise.{_LATER[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"gatewise.{_MODULE_OF[name]}"), name)
     return value
 
 

@@ -28,10 +28,11 @@ from numpy.lib.format import open_memmap
 import gatewise as gw
 from gatewise.arguments.arrays import Array, describe, floating, tokens
 from gatewise.arguments.axes import Axes
-from gatewise.blocks import Activation, Bidirectional
 from gatewise.formats.errors import at
-from gatewise.layers import Layer
-from gatewise.networks import Chain
+from gatewise.layers.activation import Activation
+from gatewise.layers.blocks import Bidirectional
+from gatewise.layers.recurrent import Layer
+from gatewise.running.network import Chain
 
 PIECE = 2**20  # numbers in the widest place of a piece: a few MB
 PASSED, FAILED = 0, 1

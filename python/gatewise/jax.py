@@ -654,11 +654,12 @@ def _architecture(cell: str, dtype: Any, given: tuple[tuple[str, tuple[int, ...]
         if len(shapes[name]) != 2:
             raise ValueError(f"{name}: expected two axes, got shape {describe(shapes[name])}")
     rows, input_size = shapes["weight_ih_l0"]
-    hidden_size = rows // GATES[cell]
+    gates = len(GATES[cell])
+    hidden_size = rows // gates
     projection = shapes["weight_hr_l0"][0] if shapes.get("weight_hr_l0") else 0
-    if rows == 0 or rows % GATES[cell] or input_size == 0:
+    if rows == 0 or rows % gates or input_size == 0:
         raise ValueError(
-            f"weight_ih_l0: expected shape ({GATES[cell]}*H, I) of {cell}, got {describe(shapes['weight_ih_l0'])}"
+            f"weight_ih_l0: expected shape ({gates}*H, I) of {cell}, got {describe(shapes['weight_ih_l0'])}"
         )
     if projection and cell != "lstm":
         raise ValueError(f"weight_hr_l0: expected no projection of {cell}, got one")

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("gatewise.plot needs matplotlib: pip install 'gatewise[plot]'") from error
 
 from gatewise.arguments.arrays import Array, as_array, describe, flag, floating, number, whole_number
-from gatewise.traces import LayerTrace, Trace
+from gatewise.running.traces import LayerTrace, Trace
 
 # Okabe and Ito's colours, which do not depend on telling red from green.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#222222")

@@ -13,7 +13,7 @@ from gatewise.formats import safetensors
 from gatewise.formats.errors import FormatError
 from gatewise.formats.signatures import SAFETENSORS, described
 from gatewise.formats.verification import Verification, verify
-from gatewise.sequential import Sequential
+from gatewise.layers.sequential import Sequential
 from gatewise.weights.module import Module
 
 __all__ = ["FormatError", "Verification", "load", "save", "verify"]

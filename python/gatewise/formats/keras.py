@@ -14,9 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gatewise.arguments.arrays import MAX_SIZE, Array
-from gatewise.blocks import (
+from gatewise.formats import hdf5, json_text
+from gatewise.formats.errors import at, reading
+from gatewise.layers.activation import Activation
+from gatewise.layers.blocks import (
     MERGES,
-    Activation,
     BatchNorm,
     Bidirectional,
     Conv1D,
@@ -27,11 +29,9 @@ from gatewise.blocks import (
     Masking,
     Normalization,
     Reverse,
-)  # fmt: skip
-from gatewise.formats import hdf5, json_text
-from gatewise.formats.errors import at, reading
-from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.sequential import Sequential
+)
+from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.sequential import Sequential
 from gatewise.weights.functions import Function
 from gatewise.weights.module import Module
 
@@ -1016,20 +1016,20 @@ def _cell(layer: _Layer) -> _Cell:
     return _Cell(kind, units, bias, kind != "GRU" or layer.flag("reset_after", False), activation, gate)
 
 
-GATES = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}  # Keras's, in PyTorch's order
+GATE_ORDER = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}  # Keras's, in PyTorch's order
 
 
 def _gates(cell: _Cell, array: Array) -> list[Array]:
     """The pieces of the last axis that belong to the gates, in PyTorch's order."""
-    pieces = np.split(array, len(GATES[cell.kind]), -1)
-    return [pieces[gate] for gate in GATES[cell.kind]]
+    pieces = np.split(array, len(GATE_ORDER[cell.kind]), -1)
+    return [pieces[gate] for gate in GATE_ORDER[cell.kind]]
 
 
 def _cell_weights(
     builder: _Builder, layer: _Layer, cell: _Cell, prefix: str = "", inputs: int | None = None
 ) -> dict[str, Array]:
     """The weights of one direction by PyTorch's kinds."""
-    wide = cell.units * len(GATES[cell.kind])
+    wide = cell.units * len(GATE_ORDER[cell.kind])
     kernel = builder.read(layer, f"{prefix}kernel", inputs, wide)
     recurrent = builder.read(layer, f"{prefix}recurrent_kernel", cell.units, wide)
     if cell.is_cudnn:

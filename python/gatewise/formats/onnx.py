@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import blocks
 from gatewise.arguments.arrays import Array
 from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
@@ -41,9 +40,11 @@ from gatewise.formats.onnx_values import (
     time_of,
 )
 from gatewise.formats.safetensors import write_pieces
-from gatewise.layers import GRU, LSTM, RNN, Layer, shown
-from gatewise.networks import Identity
-from gatewise.sequential import Sequential
+from gatewise.layers import blocks
+from gatewise.layers.activation import Activation, Block
+from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer, shown
+from gatewise.layers.sequential import Sequential
+from gatewise.running.network import Identity
 from gatewise.weights.architecture import GATES, Formula
 from gatewise.weights.functions import Function
 from gatewise.weights.module import Module
@@ -505,7 +506,7 @@ def _layers(steps: Sequence[Step | list[Step]], batch_first: bool, spend: Callab
             continue
         if step.kind == "last":
             if two and not step.options["own"]:
-                yield blocks.Activation("linear")  # so that Last takes the last step, not that of each direction
+                yield Activation("linear")  # so that Last takes the last step, not that of each direction
             yield blocks.Last()
         elif step.kind in ("dense", "convolution"):
             behind = steps[i] if i < len(steps) else None
@@ -550,12 +551,12 @@ def _filled(layer: Any, **arrays: Array | None) -> Module:
     return layer  # type: ignore[no-any-return]
 
 
-def _activation(step: Step) -> blocks.Activation:
+def _activation(step: Step) -> Activation:
     function = step.options["function"]
-    return blocks.Activation(function.name, *function.numbers)
+    return Activation(function.name, *function.numbers)
 
 
-def _product(step: Step, activation: blocks.Activation | str) -> Module:
+def _product(step: Step, activation: Activation | str) -> Module:
     of = step.options
     weight, bias = of["weight"], of["bias"]
     options: dict[str, Any] = {
@@ -606,7 +607,7 @@ def _affine(steps: Sequence[Step], units: tuple[int, ...]) -> Module:
                 scale, shift = scale * factor, shift * factor
             is_first = False
     if not units:
-        return blocks.Activation("affine", float(scale), float(shift - mean * scale))
+        return Activation("affine", float(scale), float(shift - mean * scale))
     dtype = steps[0].options["dtype"]
     layer = blocks.BatchNorm(units[0], eps=0.0, dtype=dtype.name)
     arrays = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": np.ones(units)}
@@ -623,7 +624,7 @@ _SIMPLE: dict[str, Any] = {
 # ---- saving
 
 
-def save(model: Sequential | Layer | blocks.Block, path: str | os.PathLike[str]) -> None:
+def save(model: Sequential | Layer | Block, path: str | os.PathLike[str]) -> None:
     """Write a network as an ONNX file that other runtimes can run.
 
     Its input is "x" and its output "y", with the axes of a call, of which those of time and batch are left open; the
@@ -646,7 +647,7 @@ def save(model: Sequential | Layer | blocks.Block, path: str | os.PathLike[str])
     OSError
         If the file cannot be written; what was there is untouched.
     """
-    if isinstance(model, blocks.Block):
+    if isinstance(model, Block):
         model = Sequential([model])
     if not isinstance(model, (Sequential, Layer)):
         raise TypeError(f"model: expected Sequential or a layer, got {type(model).__qualname__}")
@@ -818,7 +819,7 @@ class _Writer:
 
         def gates(kind: str, suffix: str) -> Array:
             array = parameters[kind + suffix]
-            return array.reshape(GATES[of.cell], units, *array.shape[1:])[order].reshape(array.shape)
+            return array.reshape(len(GATES[of.cell]), units, *array.shape[1:])[order].reshape(array.shape)
 
         suffixes = [f"_l{k}", f"_l{k}_reverse"][: of.directions]
         names = [
@@ -859,7 +860,7 @@ class _Writer:
             if layer.bias:
                 value = self._node("Add", [value, self._array("bias", arrays["bias"])])
             return self._activated(layer.activation, value)
-        if isinstance(layer, blocks.Activation):
+        if isinstance(layer, Activation):
             return self._activated(layer, value, alone=True)
         if isinstance(layer, blocks.LayerNorm):
             weight = arrays.get("weight", np.ones(layer.normalized_shape))
@@ -909,7 +910,7 @@ class _Writer:
         self._node("Transpose", [last], [f"x{entry}_out"], perm=[2, 0, 1])
         return value
 
-    def _activated(self, activation: blocks.Activation, value: str, alone: bool = False) -> str:
+    def _activated(self, activation: Activation, value: str, alone: bool = False) -> str:
         name, beta = activation.name, activation.beta
         if name == "linear":
             return self._node("Identity", [value]) if alone else value

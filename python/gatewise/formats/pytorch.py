@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import blocks
 from gatewise.arguments.arrays import Array, flag, floating, shaped
 from gatewise.formats.checkpoints import DTYPES, Checkpoint, described, size_of
 from gatewise.formats.errors import at, printable, reading
 from gatewise.formats.pickles import Tensor
 from gatewise.formats.safetensors import read_arrays
 from gatewise.formats.verification import verify
-from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.sequential import Sequential
+from gatewise.layers import blocks
+from gatewise.layers.activation import Activation
+from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.sequential import Sequential
 from gatewise.weights.module import Module
 from gatewise.weights.parameters import Packable
 
@@ -246,7 +247,7 @@ def _candidates(module: Any, layers: list[Any]) -> list[Module | Sequential]:
     # The last step of the sequence, y[-1], is of the reverse direction its first: not what Last takes right behind.
     ends: list[list[Module]] = [[blocks.Last()]]
     if layers[recurrent].bidirectional:
-        ends.append([blocks.Activation("linear"), blocks.Last()])
+        ends.append([Activation("linear"), blocks.Last()])
     return [whole, *(Sequential([*before, *end, *behind]) for end in ends)]
 
 
@@ -358,7 +359,7 @@ def _layers(module: Any) -> Iterator[Any]:
             yield from _layers(child)
 
 
-def _activation(module: Any) -> blocks.Activation | None:
+def _activation(module: Any) -> Activation | None:
     import torch
 
     nn = torch.nn
@@ -368,17 +369,17 @@ def _activation(module: Any) -> blocks.Activation | None:
     }  # fmt: skip
     for kind, name in simple.items():
         if isinstance(module, kind):
-            return blocks.Activation(name)
+            return Activation(name)
     if isinstance(module, nn.ELU):
-        return blocks.Activation("elu", module.alpha)
+        return Activation("elu", module.alpha)
     if isinstance(module, nn.LeakyReLU):
-        return blocks.Activation("leaky_relu", module.negative_slope)
+        return Activation("leaky_relu", module.negative_slope)
     if isinstance(module, nn.GELU) and module.approximate == "none":
-        return blocks.Activation("gelu")
+        return Activation("gelu")
     if isinstance(module, nn.Softplus) and module.beta == 1 and module.threshold >= 20:  # beyond it is x, but for 2e-9
-        return blocks.Activation("softplus")
+        return Activation("softplus")
     if isinstance(module, nn.Softmax) and module.dim == -1:
-        return blocks.Activation("softmax")
+        return Activation("softmax")
     return None
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from gatewise import blocks
 from gatewise.arguments.arrays import MAX_SIZE, Array, number, shaped, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.errors import reading
 from gatewise.formats.safetensors import write_pieces
-from gatewise.layers import GRU, LSTM, Layer
-from gatewise.sequential import Sequential
+from gatewise.layers import blocks
+from gatewise.layers.activation import Activation
+from gatewise.layers.recurrent import GRU, LSTM, Layer
+from gatewise.layers.sequential import Sequential
 from gatewise.weights.module import Module
 from gatewise.weights.parameters import Packable
 
@@ -182,7 +183,7 @@ def _batch_norm(layer: Any, inputs: int, units: int) -> list[Module]:
 
 
 def _activate(layer: Any, inputs: int, units: int) -> list[Module]:
-    return [blocks.Activation(_activation(layer))]
+    return [Activation(_activation(layer))]
 
 
 def _check_activation(layer: Any, *computed: str) -> None:
@@ -243,7 +244,7 @@ def _written(module: Any, units: int) -> list[dict[str, Any]]:
         names = ("weight", "bias", "running_mean", "running_var")[0 if module.affine else 2 :]
         layer = _layer("batchnorm", module.num_features, [weights[name] for name in names], None)
         return [layer | {"epsilon": module.eps}]
-    if isinstance(module, blocks.Activation):
+    if isinstance(module, Activation):
         return [_layer("activation", units, [], module)]
     raise ValueError(f"RTNeural has nothing for {module!r}")
 
@@ -269,7 +270,7 @@ def _written_recurrent(module: Layer, weights: Mapping[str, Array]) -> list[dict
     return layers
 
 
-def _layer(kind: str, units: int, arrays: list[Array], activation: blocks.Activation | None) -> dict[str, Any]:
+def _layer(kind: str, units: int, arrays: list[Array], activation: Activation | None) -> dict[str, Any]:
     name = "" if activation is None or activation.name == "linear" else activation.name
     if name not in ("", *ACTIVATIONS) or (name == "elu" and activation is not None and activation.alpha != 1):
         raise ValueError(f"RTNeural has nothing for {activation!r}")

@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatewise import blocks
 from gatewise.arguments.arrays import Array, describe, flag, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.checkpoints import widened
 from gatewise.formats.errors import at, reading
-from gatewise.layers import GRU, LSTM, RNN, Layer
-from gatewise.sequential import Sequential
+from gatewise.layers import blocks
+from gatewise.layers.activation import Activation
+from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.sequential import Sequential
 from gatewise.weights.module import Module
 from gatewise.weights.parameters import Packable
 
@@ -54,7 +55,7 @@ MOST_NESTED = 8  # layers in each other: an Activation in a Dense in a TimeDistr
 KINDS: dict[str, type[Module]] = {
     kind.__name__: kind
     for kind in (
-        LSTM, GRU, RNN, blocks.Activation, blocks.BatchNorm, blocks.Bidirectional, blocks.Conv1D, blocks.Dense,
+        LSTM, GRU, RNN, Activation, blocks.BatchNorm, blocks.Bidirectional, blocks.Conv1D, blocks.Dense,
         blocks.Dropout, blocks.Embedding, blocks.Last, blocks.LayerNorm, blocks.Masking, blocks.Normalization,
         blocks.Reverse, blocks.TimeDistributed,
     )

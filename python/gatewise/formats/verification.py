@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gatewise.arguments.arrays import Array, flag, whole_number
-from gatewise.blocks import Block
 from gatewise.formats.errors import printable
-from gatewise.layers import Layer
-from gatewise.sequential import Sequential
+from gatewise.layers.activation import Block
+from gatewise.layers.recurrent import Layer
+from gatewise.layers.sequential import Sequential
 
 # As shares of the largest output: some hundred roundings of either side, through whatever comes behind them.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}

@@ -13,7 +13,14 @@ import gatewise._core as _core
 from gatewise.arguments.arrays import MAX_BYTES, Array
 from gatewise.weights.functions import Function
 
-GATES = {"lstm": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+# The gates of each cell, in the order of PyTorch's weights.
+GATES = {
+    "lstm": ("input", "forget", "candidate", "output"),
+    "gru": ("reset", "update", "candidate"),
+    "gru_reset_before": ("reset", "update", "candidate"),
+    "rnn_tanh": ("candidate",),
+    "rnn_relu": ("candidate",),
+}
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
 
 
@@ -72,7 +79,7 @@ class Architecture:
         ]
 
     def shapes_of(self, suffix: str, input_size: int) -> dict[str, tuple[int, ...]]:
-        rows = GATES[self.cell] * self.hidden_size
+        rows = len(GATES[self.cell]) * self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (rows, input_size),
             "weight_hh": (rows, self.recurrent_size),

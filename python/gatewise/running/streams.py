@@ -24,7 +24,7 @@ from gatewise.arguments.arrays import (
 )
 from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import flags_of_rows, restarts, whole_lengths
-from gatewise.networks import Chain
+from gatewise.running.network import Chain
 from gatewise.weights.parameters import Weights
 
 MOST_WINDOW = 2**20  # steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,27 +23,16 @@ from gatewise.arguments.arrays import (
     whole_number,
 )
 from gatewise.arguments.sequences import cut, plan, whole_lengths
-from gatewise.networks import Chain, Recurrent
-from gatewise.pools import Live
+from gatewise.layers.activation import Activation
 from gatewise.running.layout import Layout, State
-from gatewise.tapes import Tape, record
-from gatewise.traces import Trace, trace
-from gatewise.weights.architecture import Architecture, Formula
+from gatewise.running.network import Chain, Recurrent
+from gatewise.running.pools import Live
+from gatewise.running.tapes import Tape, record
+from gatewise.running.traces import Trace, trace
+from gatewise.weights.architecture import GATES, Architecture, Formula
 from gatewise.weights.functions import Function, function_in_cell
 from gatewise.weights.module import Module
 from gatewise.weights.parameters import Holder, one_at_a_time
-
-if TYPE_CHECKING:
-    from gatewise.blocks import Activation
-
-# In the order of PyTorch's weights.
-GATES = {
-    "lstm": ("input", "forget", "candidate", "output"),
-    "gru": ("reset", "update", "candidate"),
-    "gru_reset_before": ("reset", "update", "candidate"),
-    "rnn_tanh": ("candidate",),
-    "rnn_relu": ("candidate",),
-}
 
 # What not every layer has, and what it is by default.
 OWN_OPTIONS = {
@@ -354,8 +343,6 @@ def shown(function: Function) -> str | Activation:
     """A name, if it says all."""
     if function.is_default:
         return function.name
-    from gatewise.blocks import Activation
-
     return Activation(function.name, *function.numbers)
 
 

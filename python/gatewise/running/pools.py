@@ -8,8 +8,8 @@ import numpy as np
 
 import gatewise._core as _core
 from gatewise.arguments.arrays import MAX_BYTES, MAX_SIZE, Array, as_array, describe, output, shaped, whole_number
-from gatewise.networks import Chain
-from gatewise.streams import Stream, refuse_two_bases, step_input
+from gatewise.running.network import Chain
+from gatewise.running.streams import Stream, refuse_two_bases, step_input
 
 
 class Pool(_core.Pool):

@@ -12,11 +12,11 @@ import numpy as np
 from gatewise.arguments.arrays import Array, as_array, empty, flag, output, rows
 from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import plan, whole_lengths
-from gatewise.blocks import Block
-from gatewise.layers import Layer
-from gatewise.networks import Chain
-from gatewise.pools import Live
-from gatewise.streams import sequence_input
+from gatewise.layers.activation import Block
+from gatewise.layers.recurrent import Layer
+from gatewise.running.network import Chain
+from gatewise.running.pools import Live
+from gatewise.running.streams import sequence_input
 from gatewise.weights.module import Module, checked_names
 from gatewise.weights.parameters import Parameters, one_at_a_time
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gatewise.arguments.arrays import Array
 from gatewise.running.layout import State
-from gatewise.tapes import Tape
+from gatewise.running.tapes import Tape
 
 
 class _Kept:

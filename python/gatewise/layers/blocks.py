@@ -7,7 +7,7 @@ does not have.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,28 +16,13 @@ import numpy as np
 
 import gatewise._core as _core
 from gatewise.arguments.arrays import MAX_SIZE, Array, flag, number, real_dtype, whole_number
-from gatewise.layers import Layer
-from gatewise.networks import LINEAR, History, Identity, LayerState, Node, Recurrent, Stage, rows
-from gatewise.networks import Last as LastStage
-from gatewise.weights.functions import Function, function_of
-from gatewise.weights.module import Module
+from gatewise.layers.activation import Activation, Block, activation_of
+from gatewise.layers.recurrent import Layer
+from gatewise.running.network import LINEAR, History, Identity, LayerState, Node, Recurrent, Stage
+from gatewise.running.network import Last as LastStage
+from gatewise.weights.functions import Function
 
 MERGES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}
-
-
-class Block(Module):
-    """A layer that is no recurrent one."""
-
-    _stage: Stage
-
-    def _start(self, stage: Stage, draw: Callable[[], Mapping[str, Array]] = dict) -> None:
-        self._stage = stage
-        of: Any = stage
-        self._hold(of, draw)
-
-    def __repr__(self) -> str:
-        shown = [f"{name}={value!r}" for name, value in self._options().items() if value is not None]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _name(dtype: np.dtype[Any] | None) -> str:
@@ -59,63 +44,6 @@ def _normal(seed: int | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 
 def _seed(seed: object) -> int:
     return secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
-
-
-# ---- activations
-
-
-class Activation(Block):
-    """A function of every unit; softmax: of every row.
-
-    Parameters
-    ----------
-    name : str
-        linear, relu, leaky_relu, elu, selu, tanh, sigmoid, softmax, softplus, softsign, silu or gelu (the exact one),
-        with torch.nn.functional's equations; and with alpha = a and beta = b
-
-            affine            a x + b                              1 and 0 by default
-            scaled_tanh       a tanh(b x)                          1 and 1
-            hard_sigmoid      a x + b, cut off at 0 and 1          1/6 and 0.5, as in PyTorch and Keras 3
-            thresholded_relu  x above a, else zero                 1
-            leaky_relu        x, to the left a x                   0.01
-            elu               x, to the left a (exp(x) - 1)        1
-    alpha, beta : float, optional
-        Of those that have them.
-    """
-
-    def __init__(self, name: str, alpha: float | None = None, beta: float | None = None) -> None:
-        self.function: Final = function_of(name, alpha, beta)
-        self._start(_Activate(self.function))
-
-    @property
-    def name(self) -> str:
-        return self.function.name
-
-    @property
-    def alpha(self) -> float:
-        return self.function.alpha
-
-    @property
-    def beta(self) -> float:
-        return self.function.beta
-
-    def _options(self) -> dict[str, Any]:
-        alpha, beta = (*self.function.numbers, None, None)[:2]
-        return {"name": self.name, "alpha": alpha, "beta": beta}
-
-
-def _activation(activation: object) -> Activation:
-    if isinstance(activation, Activation):
-        return activation
-    return Activation(*function_of(activation, argument="activation")[:1])
-
-
-@dataclass(frozen=True)
-class _Activate(Stage):
-    function: Function
-
-    def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        return [rows("activate", dtype, units, units, self.function)]
 
 
 # ---- products
@@ -141,7 +69,7 @@ class Dense(Block):
         self.in_features: Final = whole_number("in_features", in_features, 1, MAX_SIZE)
         self.out_features: Final = whole_number("out_features", out_features, 1, MAX_SIZE)
         self.bias: Final = flag("bias", bias)
-        self.activation: Final = _activation(activation)
+        self.activation: Final = activation_of(activation)
         shape = self.out_features, self.in_features
         stage = _Product(shape, self.bias, self.activation.function, real_dtype(dtype))
         self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_features))
@@ -186,7 +114,7 @@ class Conv1D(Block):
             raise ValueError(f"padding: expected 'causal' or 'same', got {padding!r}")
         self.padding: Final = padding
         self.bias: Final = flag("bias", bias)
-        self.activation: Final = _activation(activation)
+        self.activation: Final = activation_of(activation)
         shape = self.out_channels, self.in_channels, self.kernel_size
         stage = _Product(shape, self.bias, self.activation.function, real_dtype(dtype), self.dilation, padding)
         self._start(stage, lambda: _uniform(seed, stage.shapes(), self.in_channels * self.kernel_size))
