@@ -798,7 +798,7 @@ def test_input_gradient(layer, refused):
 @pytest.mark.parametrize(
     ("sequences", "error", "match"),
     [
-        ([], ValueError, "^sequences: expected one array at least"),
+        ([], ValueError, "^sequences: expected at least one array"),
         (3, TypeError, "^sequences: expected several arrays"),
         (np.array(5.0), TypeError, "^sequences: expected several arrays"),
         ("text", TypeError, "^sequences: "),

@@ -84,9 +84,9 @@ def model_input(model, dtype):
 
 def everything(layer):
     """All that a layer holds, weights apart."""
-    held = {name: value for name, value in vars(layer).items() if name != "_holder"}
+    held = {name: value for name, value in vars(layer).items() if name != "_slot"}
     return type(layer), {
-        name: everything(value) if hasattr(value, "_holder") else value for name, value in held.items()
+        name: everything(value) if hasattr(value, "_slot") else value for name, value in held.items()
     }
 
 
@@ -513,7 +513,7 @@ def write_model(path, layers, header=None, numbers=b"", **changes):
         ({"batch_first": 1}, "model: batch_first: expected True or False, got 1"),
         ({"batch_first": ...}, "model: expected batch_first, kind, layers, got kind, layers"),
         ({"name": "mine"}, "model: expected batch_first, kind, layers, got batch_first, kind, layers, name"),
-        ({"layers": []}, "model: layers: expected one layer at least"),
+        ({"layers": []}, "model: layers: expected at least one layer"),
         ({"layers": {"0": DENSE}}, "model: layers: expected a list, got dict"),
         ({"layers": [[DENSE]]}, r"model: layers\[0\]: expected a kind of LSTM"),
         ({"layers": [None]}, r"model: layers\[0\]: expected a kind of LSTM"),

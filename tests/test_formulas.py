@@ -138,7 +138,7 @@ def test_it_is_kept(cell, options, tmp_path):
 def test_it_does_not_train(cell, options):
     layer = make_layer(cell, 3, 7, **options)
     for name in ("record", "trace"):
-        with pytest.raises(ValueError, match=f"^{name}: expected .* is for inference alone$"):
+        with pytest.raises(ValueError, match=f"^{name}: expected .* is for inference only$"):
             getattr(layer, name)(np.zeros((2, 1, 3)))
     with pytest.raises(ValueError, match=r"^input_gradient: expected"):
         layer.input_gradient(np.zeros((2, 1, 3)), 0)
@@ -191,7 +191,7 @@ def test_masked_tokens_in_streams(monkeypatch):
     y = model(tokens)
     stream = model.stream()
     assert_same_bits(np.stack([stream.step(token) for token in tokens]), y)
-    monkeypatch.setattr(networks, "MOST_SUMS", 0)
+    monkeypatch.setattr(networks, "MAX_TABLE_BYTES", 0)
     stream = copy.deepcopy(model).stream()
     assert_same_bits(np.stack([stream.step(token) for token in tokens]), y)
     assert not y[[1, 3, 4]].any()

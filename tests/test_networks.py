@@ -482,7 +482,7 @@ def test_looked_up_sums_are_the_products(cell, dtype, monkeypatch):
         x = np.random.default_rng(0).integers(0, 17, (6, 3))
         with_table = model.stream(3).run(x)
         with monkeypatch.context() as patch:
-            patch.setattr(networks, "MOST_SUMS", 0)
+            patch.setattr(networks, "MAX_TABLE_BYTES", 0)
             without = gw.Sequential(layers).stream(3).run(x)
         assert_same_bits(with_table, without)
         np.testing.assert_array_equal(with_table, layers[1](weight[x])[0])
@@ -658,18 +658,18 @@ def test_what_does_not_fit_together():
     lstm, dense, both = gw.LSTM(4, 6), gw.Dense(6, 2), gw.GRU(4, 6, bidirectional=True)
     of = gw.Sequential
     refused([
-        (ValueError, "layers: expected one layer at least", lambda: of([])),
+        (ValueError, "layers: expected at least one layer", lambda: of([])),
         (TypeError, "layers: expected several layers, got LSTM", lambda: of(lstm)),
         (TypeError, r"layers\[1\]: expected a layer, got int", lambda: of([lstm, 3])),
         (TypeError, r"layers\[0\]: expected a layer, got Sequential", lambda: of([of([lstm])])),
-        (ValueError, r"layers\[1\]: expected 6 units.*one of 5", lambda: of([lstm, gw.Dense(5, 2)])),
+        (ValueError, r"layers\[1\]: expected a layer of 6 input units, got one of 5", lambda: of([lstm, gw.Dense(5, 2)])),
         (ValueError, r"layers\[1\]: expected float32, as", lambda: of([lstm, gw.Dense(6, 2, dtype="float64")])),
         (ValueError, r"layers\[2\]: expected no layer that needs time", lambda: of([lstm, gw.Last(), gw.GRU(6, 2)])),
         (ValueError, r"layers\[1\]: expected an embedding only", lambda: of([lstm, gw.Embedding(9, 6)])),
         (ValueError, "layers: expected one at least that tells", lambda: of([gw.Activation("relu")])),
-        (ValueError, r"layers\[2\]: expected a layer of its own", lambda: of([both, lstm, both])),
+        (ValueError, r"layers\[2\]: expected another layer", lambda: of([both, lstm, both])),
         (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: of([lstm], batch_first=True)),
-        (ValueError, "layer: expected one with bidirectional=True", lambda: gw.Bidirectional(lstm)),
+        (ValueError, "layer: expected a layer with bidirectional=True", lambda: gw.Bidirectional(lstm)),
         (TypeError, "layer: expected LSTM, GRU or RNN, got Dense", lambda: gw.Bidirectional(dense)),
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),
         (TypeError, "layer: expected one .*, got LSTM", lambda: gw.TimeDistributed(lstm)),
@@ -712,7 +712,7 @@ def test_bad_arguments_of_a_call():
     zeros = np.zeros
     refused([
         (ValueError, r"x: expected shape \(T, B, 4\) or \(T, 4\), got \(5, 3, 3\)", lambda: model(x[..., :3])),
-        (TypeError, "state: expected a tuple of 2, one entry a layer that has", lambda: model(x, ())),
+        (TypeError, "state: expected a tuple of 2, one entry for each layer that has", lambda: model(x, ())),
         (ValueError, r"state\[1\]: expected shape \(1, 3, 5\)", lambda: model(x, (state[0], zeros((1, 2, 5))))),
         (TypeError, r"state\[0\]: expected a pair \(h, c\)", lambda: model(x, (zeros((1, 3, 6)), state[1]))),
         (ValueError, r"out: expected shape \(5, 3, 2\)", lambda: model(x, out=out[..., :1])),

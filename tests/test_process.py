@@ -908,7 +908,7 @@ def test_private_functions_refuse_what_would_harm_memory(call):
     """None stands for no object, and sizes may be any number: an error of Python each time."""
     code = f"""
     layer, f4, x = layer_of("lstm", 3, 4), np.dtype("f4"), random(2, 1, 3)
-    packed = layer._holder.weights.packed()
+    packed = layer._slot.weights.packed()
     network = layer.stream()._chain.network(layer.stream()._weights, "steps")
     try:
         {call}

@@ -59,7 +59,9 @@ def _described(of: Chain) -> str:
 
 def why_not_in_pieces(of: Chain) -> str | None:
     """The layers that keep a model from streaming, and why; None if nothing does."""
-    reasons = [f"layers[{i}]: {stage.looks_ahead}" for i, stage in enumerate(of.stages) if stage.looks_ahead]
+    reasons = [
+        f"layers[{i}]: {stage.streaming_obstacle}" for i, stage in enumerate(of.stages) if stage.streaming_obstacle
+    ]
     return "; ".join(reasons) or None
 
 
@@ -101,7 +103,8 @@ def info(file: str | None) -> int:
     print(f"{file}: {_described(of)}, {'batch' if model.batch_first else 'time'} first\n")
     header = ("layer", "input", "output", "parameters", "multiply-adds", "state bytes", "streams")
     print_table(
-        header, [*_layer_lines(model), ("together", "", "", *_counts(model.layers, of.dtype), _yes(of.looks_ahead))]
+        header,
+        [*_layer_lines(model), ("together", "", "", *_counts(model.layers, of.dtype), _yes(of.streaming_obstacle))],
     )
     rows = ["B", "T"] if model.batch_first else ["T", "B"]
     units = of.output_size
@@ -125,7 +128,13 @@ def _layer_lines(model: gw.Sequential) -> Iterator[tuple[str, ...]]:
     for i, layer in enumerate(model):
         stage = layer._stage
         units = "token" if stage.vocabulary is not None else str(of.sizes[i])
-        yield (f"{i} {_name(layer)}", units, str(of.sizes[i + 1]), *_counts([layer], of.dtype), _yes(stage.looks_ahead))
+        yield (
+            f"{i} {_name(layer)}",
+            units,
+            str(of.sizes[i + 1]),
+            *_counts([layer], of.dtype),
+            _yes(stage.streaming_obstacle),
+        )
 
 
 def _name(layer: Any) -> str:
@@ -148,7 +157,7 @@ def _counts(layers: Iterable[Any], dtype: np.dtype[Any]) -> tuple[str, str, str]
     """Parameters, multiply-adds and bytes of state of some layers together."""
     parameters = products = state = 0
     for layer in layers:
-        stage, arrays = layer._stage, layer._holder.weights.arrays.values()
+        stage, arrays = layer._stage, layer._slot.weights.arrays.values()
         parameters += layer.num_parameters
         if stage.vocabulary is None:  # of which rows are looked up
             products += sum(array.size for array in arrays if array.ndim > 1)  # each number of a matrix once a step
@@ -510,7 +519,7 @@ def bench(file: str, steps: int, batch: int, block: int, window: int | None, thr
 
 def _step_lines(model: gw.Sequential, window: int | None, clock: int, peer: Peer | None) -> Iterator[tuple[str, ...]]:
     of = model._chain
-    if window is None and of.looks_ahead:
+    if window is None and of.streaming_obstacle:
         return
     stream = model.stream(window=window)
     out = np.empty(of.output_size, of.dtype)
@@ -525,7 +534,7 @@ def _block_lines(
 ) -> Iterator[tuple[str, ...]]:
     """Blocks of one row by stream.run(block, out), as a sound card hands them over."""
     of = model._chain
-    if window is None and of.looks_ahead:
+    if window is None and of.streaming_obstacle:
         return
     stream = model.stream(window=window)
     out = np.empty((block, of.output_size), of.dtype)

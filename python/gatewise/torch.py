@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 
 import gatewise._core as _core
 from gatewise.arguments.arrays import whole_number
-from gatewise.arguments.sequences import plan as make_plan
+from gatewise.arguments.sequences import schedule_of as make_plan
 from gatewise.running.layout import Layout
 from gatewise.weights.architecture import Architecture
 

@@ -1,4 +1,4 @@
-"""Sequences as they come: of different lengths in one batch, and with restarts in the middle."""
+"""Sequences of different lengths in one batch, and sequences with resets in the middle."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from gatewise.arguments.axes import SequenceAxes
 
 
 def pad(sequences: Iterable[object], *, batch_first: bool = False) -> tuple[Array, Array]:
-    """Put sequences of different lengths into one batch, with zeros behind their ends.
+    """Put sequences of different lengths into one batch, with zeros after their ends.
 
     Parameters
     ----------
     sequences : iterable of array_like
-        Each (T_i, ...), with the same dtype and the same axes behind the first; a T_i may be 0.
+        Each (T_i, ...), with the same dtype and the same axes after the first; a T_i may be 0.
     batch_first : bool
         Whether the batch is (B, T, ...) instead of (T, B, ...).
 
     Returns
     -------
     x : ndarray
-        (T, B, ...) where T is the greatest T_i, in the order of the sequences.
+        (T, B, ...) where T is the greatest T_i; rows are in the order of the sequences.
     lengths : ndarray of int64
-        (B,), each T_i: what a layer takes as `lengths`.
+        (B,), the T_i, as a layer takes them.
     """
     batch_first = flag("batch_first", batch_first)
     if isinstance(sequences, (str, bytes)):
         raise TypeError(f"sequences: expected several arrays, got {type(sequences).__name__}")
     try:
-        given = list(sequences)
+        unchecked = list(sequences)
     except TypeError as error:
         raise TypeError(f"sequences: expected several arrays, got {type(sequences).__name__} ({error})") from None
-    arrays = [as_array(f"sequences[{i}]", one) for i, one in enumerate(given)]
+    arrays = [as_array(f"sequences[{i}]", sequence) for i, sequence in enumerate(unchecked)]
     if not arrays:
-        raise ValueError("sequences: expected one array at least, got none")
+        raise ValueError("sequences: expected at least one array, got an empty sequence")
     first = arrays[0]
-    for i, one in enumerate(arrays):
-        if one.ndim == 0 or one.shape[1:] != first.shape[1:]:
+    for i, array in enumerate(arrays):
+        if array.ndim == 0 or array.shape[1:] != first.shape[1:]:
             expected = describe(("T", *first.shape[1:]))
-            raise ValueError(f"sequences[{i}]: expected shape {expected}, got {describe(one.shape)}")
-        if one.dtype != first.dtype:
-            raise TypeError(f"sequences[{i}]: expected {first.dtype} as sequences[0], got {one.dtype}")
-    lengths = np.array([len(one) for one in arrays], np.int64)
+            raise ValueError(f"sequences[{i}]: expected shape {expected}, got {describe(array.shape)}")
+        if array.dtype != first.dtype:
+            raise TypeError(f"sequences[{i}]: expected {first.dtype} as sequences[0], got {array.dtype}")
+    lengths = np.array([len(array) for array in arrays], np.int64)
     steps, batch = int(lengths.max()), len(arrays)
     x = np.zeros((batch, steps, *first.shape[1:]) if batch_first else (steps, batch, *first.shape[1:]), first.dtype)
     rows = x if batch_first else x.swapaxes(0, 1)
-    for row, one in zip(rows, arrays, strict=True):
-        row[: len(one)] = one
+    for row, array in zip(rows, arrays, strict=True):
+        row[: len(array)] = array
     return x, lengths
 
 
 def unpad(x: object, lengths: object, *, batch_first: bool = False) -> list[Array]:
-    """Take a batch apart again: the first steps of each row, as many as its length says. The inverse of `pad`.
+    """Take a batch apart: as many first steps of each row as its length says. The inverse of `pad`.
 
     Parameters
     ----------
@@ -76,13 +76,13 @@ def unpad(x: object, lengths: object, *, batch_first: bool = False) -> list[Arra
         expected = ("B", "T", "...") if batch_first else ("T", "B", "...")
         raise ValueError(f"x: expected shape {describe(expected)}, got {describe(array.shape)}")
     rows = array if batch_first else array.swapaxes(0, 1)
-    whole = whole_lengths(lengths, (rows.shape[0],), rows.shape[1])
-    return [row[:length].copy() for row, length in zip(rows, whole, strict=True)]
+    checked = whole_lengths(lengths, (rows.shape[0],), rows.shape[1])
+    return [row[:length].copy() for row, length in zip(rows, checked, strict=True)]
 
 
 def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int, name: str = "lengths") -> Array:
     """`lengths` as int64 of the given shape, each from 0 to `steps`."""
-    array = np.array(as_array(name, lengths))  # what is checked must be what is used
+    array = np.array(as_array(name, lengths))  # a copy, so that nobody changes it after the check
     if array.dtype.kind not in "iu" and not _is_empty_list(array):
         raise TypeError(f"{name}: expected whole numbers, got {array.dtype}")
     array = shaped(name, array, shape)
@@ -92,7 +92,7 @@ def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int, name: str
 
 
 def _is_empty_list(array: Array) -> bool:
-    """Whether it may have been [], which NumPy takes for floating numbers."""
+    """Whether it may have been [], which becomes floating numbers in NumPy."""
     return array.size == 0 and array.dtype == np.float64
 
 
@@ -108,33 +108,34 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     return np.asarray(array, np.bool_, order="C")
 
 
-def plan(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
-    """What the core has to know of lengths and resets, if it is anything at all; and the steps of the longest row."""
-    batch = axes.rows
-    steps, ends, flags = axes.steps, None, None
+def schedule_of(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
+    """Which rows take which steps, for the core, and the steps of the longest row.
+
+    None: every row takes every step, and nothing is reset.
+    """
+    steps, short_lengths, flags = axes.steps, None, None
     if lengths is not None:
-        whole = whole_lengths(lengths, batch, steps).reshape(axes.batch)
-        if (whole < steps).any():
-            ends, steps = whole, int(whole.max())
+        row_lengths = whole_lengths(lengths, axes.rows, steps).reshape(axes.batch)
+        if (row_lengths < steps).any():
+            short_lengths, steps = row_lengths, int(row_lengths.max())
     if resets is not None:
-        shape = (*batch, axes.steps) if axes.batch_first else (axes.steps, *batch)
-        given = restarts(resets, shape).reshape(shape if batch else (*shape, 1))
-        given = (given.T if axes.batch_first and batch else given)[:steps]
-        if given.any():
-            flags = np.ascontiguousarray(given)
-    if ends is None and flags is None:
+        all_flags = restarts(resets, axes.leading)
+        time_major = axes.to_time_major(all_flags)[:steps]
+        if time_major.any():
+            flags = np.ascontiguousarray(time_major)
+    if short_lengths is None and flags is None:
         return None, steps
-    return _core.Plan(steps, axes.batch, ends, flags), steps
+    return _core.Plan(steps, axes.batch, short_lengths, flags), steps
 
 
-def cut(sequence: Array, steps: int) -> Array:
-    """The first steps of a sequence (T, B, ...) that the core writes; the others become zero."""
+def zero_tail(sequence: Array, steps: int) -> Array:
+    """The first steps of a sequence (T, B, ...), which the core writes; the steps after them become zero."""
     sequence[steps:] = 0
     return sequence[:steps]
 
 
 def flags_of_rows(name: str, rows: object, batch: int) -> Array:
-    """Rows of a batch, given as bools (B,), as one index or as several, as bools (B,)."""
+    """`rows` as bools (B,): it may be bools (B,), an index, or several indices."""
     array = as_array(name, rows)
     if array.dtype.kind == "b":
         return np.ascontiguousarray(shaped(name, array, (batch,)))

@@ -804,7 +804,7 @@ class _Writer:
         return options if of.formula.clip == math.inf else {**options, "clip": of.formula.clip}
 
     def _peepholes(self, layer: Layer, k: int) -> list[str]:
-        of, parameters = layer._architecture, layer._holder.weights.arrays
+        of, parameters = layer._architecture, layer._slot.weights.arrays
         if of.formula is None or not of.formula.peepholes:
             return []
         suffixes = [f"_l{k}", f"_l{k}_reverse"][: of.directions]
@@ -813,7 +813,7 @@ class _Writer:
         return [self._array("P", np.stack(rows))]
 
     def _weights(self, layer: Layer, k: int, op: str) -> list[str]:
-        of, parameters = layer._architecture, layer._holder.weights.arrays
+        of, parameters = layer._architecture, layer._slot.weights.arrays
         order = np.argsort(RECURRENT[op][1])  # ONNX's order of PyTorch's gates
         units = of.hidden_size
 
@@ -847,7 +847,7 @@ class _Writer:
     # -- other layers
 
     def _block(self, i: int, layer: Any, value: str) -> str:
-        arrays = layer._holder.weights.arrays
+        arrays = layer._slot.weights.arrays
         if isinstance(layer, blocks.Masking) or getattr(layer, "mask_zero", False):
             raise ValueError(f"layers[{i}]: expected no steps that are left out, which ONNX cannot say, got {layer!r}")
         if isinstance(layer, blocks.Reverse):

@@ -15,14 +15,14 @@ from gatewise.weights.module import Module
 
 
 class Block(Module):
-    """A layer that is no recurrent one."""
+    """A layer that is not recurrent."""
 
     _stage: Stage
 
     def _start(self, stage: Stage, draw: Callable[[], Mapping[str, Array]] = dict) -> None:
         self._stage = stage
         packable: Any = stage
-        self._hold(packable, draw)
+        self._start_weights(packable, draw)
 
     def __repr__(self) -> str:
         shown = [f"{name}={value!r}" for name, value in self._options().items() if value is not None]
@@ -42,10 +42,10 @@ class Activation(Block):
             scaled_tanh       a tanh(b x)                          1 and 1
             hard_sigmoid      a x + b, cut off at 0 and 1          1/6 and 0.5, as in PyTorch and Keras 3
             thresholded_relu  x above a, else zero                 1
-            leaky_relu        x, to the left a x                   0.01
-            elu               x, to the left a (exp(x) - 1)        1
+            leaky_relu        x, below zero a x                    0.01
+            elu               x, below zero a (exp(x) - 1)         1
     alpha, beta : float, optional
-        Of those that have them.
+        The numbers a and b of the functions that have them.
     """
 
     def __init__(self, name: str, alpha: float | None = None, beta: float | None = None) -> None:

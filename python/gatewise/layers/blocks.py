@@ -1,7 +1,7 @@
-"""What stands around recurrent layers in a model: embeddings, dense layers, normalisations, convolutions.
+"""The layers around recurrent layers in a model: embeddings, dense layers, normalisations, convolutions.
 
-For inference: none of them trains. Names, options, weights and equations are torch.nn's, or Keras's for what PyTorch
-does not have.
+They are for inference only. Names, options, weights and equations are torch.nn's, or Keras's where PyTorch has no such
+layer.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gatewise.weights.functions import Function
 MERGES = {"concat": "concat", "sum": "add", "mul": "multiply", "ave": "average"}
 
 
-def _name(dtype: np.dtype[Any] | None) -> str:
+def _dtype_name(dtype: np.dtype[Any] | None) -> str:
     assert dtype is not None
     return str(dtype.name)
 
 
 def _uniform(seed: int | None, shapes: Mapping[str, tuple[int, ...]], inputs: int) -> dict[str, Array]:
-    """Initial weights, uniform in +-1 / sqrt(inputs): PyTorch's distribution, NumPy's generator."""
+    """Initial weights, uniform in +-1 / sqrt(inputs): PyTorch's distribution from NumPy's generator."""
     generator = np.random.default_rng(_seed(seed))
     bound = inputs**-0.5
     return {name: generator.uniform(-bound, bound, shape) for name, shape in shapes.items()}
@@ -59,7 +59,7 @@ class Dense(Block):
     activation : str or Activation
     dtype : "float32" or "float64"
     seed : int, optional
-        Of the initial weights, weight (out_features, in_features) and bias (out_features,); None draws one.
+        The seed of the initial weights, weight (out_features, in_features) and bias (out_features,); None draws one.
     """
 
     def __init__(
@@ -77,29 +77,29 @@ class Dense(Block):
     def _options(self) -> dict[str, Any]:
         return {
             "in_features": self.in_features, "out_features": self.out_features, "bias": self.bias,
-            "activation": self.activation, "dtype": _name(self._stage.dtype),
+            "activation": self.activation, "dtype": _dtype_name(self._stage.dtype),
         }  # fmt: skip
 
 
 class Conv1D(Block):
     """A convolution over time: activation(sum of weight[:, :, j] x[t - ...] + bias), as torch.nn.Conv1d.
 
-    Sequences have their usual axes, (T, B, channels) or (B, T, channels), and as many steps behind it as before it.
+    Sequences have their usual axes, (T, B, channels) or (B, T, channels). The output has as many steps as the input.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size : int
     dilation : int
-        The distance in time of the inputs that belong to one output.
+        The distance in time between the inputs of one output.
     padding : "causal" or "same"
-        causal: the output at a step needs the input at this one and earlier ones, of which there are zeros before the
-        first; a stream keeps the last (kernel_size - 1) * dilation inputs. same: as many later ones as earlier ones,
-        or one more; such a layer cannot stream but in windows.
+        causal: an output needs the inputs at its step and before it; zeros stand before the first input, and a stream
+        keeps the last (kernel_size - 1) * dilation inputs. same: an output needs as many later inputs as earlier ones,
+        or one more; such a layer streams in windows only.
     bias : bool
     activation : str or Activation
     dtype : "float32" or "float64"
     seed : int, optional
-        Of the initial weights, weight (out_channels, in_channels, kernel_size) and bias (out_channels,).
+        The seed of the initial weights, weight (out_channels, in_channels, kernel_size) and bias (out_channels,).
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class Conv1D(Block):
         return {
             "in_channels": self.in_channels, "out_channels": self.out_channels, "kernel_size": self.kernel_size,
             "dilation": self.dilation, "padding": self.padding, "bias": self.bias, "activation": self.activation,
-            "dtype": _name(self._stage.dtype),
+            "dtype": _dtype_name(self._stage.dtype),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Product(Stage):
-    """A dense layer, or with three axes a convolution: one over the inputs of all its taps in a row."""
+    """A dense layer; with three axes a convolution, which is a dense layer over the inputs of all taps in a row."""
 
     shape: tuple[int, ...]  # (out, in) or (out, in, taps)
     bias: bool
@@ -148,7 +148,7 @@ class _Product(Stage):
 
     @property
     def before(self) -> int:
-        """How many steps before its own an output needs."""
+        """How many steps before its own step an output needs."""
         reach = (self.taps - 1) * self.dilation
         return reach if self.padding == "causal" else reach // 2
 
@@ -157,7 +157,7 @@ class _Product(Stage):
         return len(self.shape) == 3
 
     @property
-    def looks_ahead(self) -> str | None:  # type: ignore[override]
+    def streaming_obstacle(self) -> str | None:  # type: ignore[override]
         if self.before == (self.taps - 1) * self.dilation:
             return None
         return "expected padding='causal'; a convolution with padding='same' needs inputs that come later"
@@ -188,7 +188,7 @@ class _Product(Stage):
 
     @property
     def state(self) -> LayerState | None:
-        if not self.needs_time or self.looks_ahead:
+        if not self.needs_time or self.streaming_obstacle:
             return None
         return History(self.before, self.shape[1], self.type)
 
@@ -199,18 +199,18 @@ class _Product(Stage):
 class Embedding(Block):
     """A row of a table for each token, as torch.nn.Embedding. The first layer of a model that takes whole numbers.
 
-    In a stream or a pool it is one with a recurrent layer behind it: that layer's input products are made for the whole
-    table, and a step looks them up. So is a one-hot input, whose table is `numpy.eye(n)`.
+    In a stream or a pool it merges with a recurrent layer after it: that layer's input products are made once for the
+    whole table, and a step looks them up. This also serves a one-hot input, whose table is `numpy.eye(n)`.
 
     Parameters
     ----------
     num_embeddings, embedding_dim : int
         Tokens are from 0 to num_embeddings - 1.
     mask_zero : bool
-        Whether steps whose token is 0 are left out, as `Masking` does it.
+        Whether steps whose token is 0 are left out, as by `Masking`.
     dtype : "float32" or "float64"
     seed : int, optional
-        Of the initial table, weight (num_embeddings, embedding_dim); None draws one.
+        The seed of the initial table, weight (num_embeddings, embedding_dim); None draws one.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Embedding(Block):
     def _options(self) -> dict[str, Any]:
         return {
             "num_embeddings": self.num_embeddings, "embedding_dim": self.embedding_dim, "mask_zero": self.mask_zero,
-            "dtype": _name(self._stage.dtype),
+            "dtype": _dtype_name(self._stage.dtype),
         }  # fmt: skip
 
 
@@ -243,7 +243,7 @@ class _Lookup(Stage):
 
     @property
     def input_size(self) -> int:
-        return self.units  # of what it looks up
+        return self.units  # of a row of the table
 
     @property
     def vocabulary(self) -> int:
@@ -268,11 +268,11 @@ class LayerNorm(Block):
     Parameters
     ----------
     normalized_shape : int
-        Units of a row.
+        The units of a row.
     eps : float
-        Added to the variance.
+        A number that is added to the variance.
     elementwise_affine, bias : bool
-        Whether there is a weight, and a bias with it.
+        Whether there are a weight and, with it, a bias.
     dtype : "float32" or "float64"
     """
 
@@ -291,7 +291,7 @@ class LayerNorm(Block):
     def _options(self) -> dict[str, Any]:
         return {
             "normalized_shape": self.normalized_shape, "eps": self.eps,
-            "elementwise_affine": self.elementwise_affine, "bias": self.bias, "dtype": _name(self._stage.dtype),
+            "elementwise_affine": self.elementwise_affine, "bias": self.bias, "dtype": _dtype_name(self._stage.dtype),
         }  # fmt: skip
 
 
@@ -320,7 +320,7 @@ class BatchNorm(Block):
     def _options(self) -> dict[str, Any]:
         return {
             "num_features": self.num_features, "eps": self.eps, "affine": self.affine,
-            "dtype": _name(self._stage.dtype),
+            "dtype": _dtype_name(self._stage.dtype),
         }  # fmt: skip
 
 
@@ -339,7 +339,7 @@ class Normalization(Block):
         self._start(stage, lambda: _identity(stage))
 
     def _options(self) -> dict[str, Any]:
-        return {"num_features": self.num_features, "dtype": _name(self._stage.dtype)}
+        return {"num_features": self.num_features, "dtype": _dtype_name(self._stage.dtype)}
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ class _Normalize(Stage):
         return dict.fromkeys(self.names, (self.units,))
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
-        # Without a weight there is nothing that was packed.
+        # A layer without weights has not been packed.
         return [("rows", self.pack({}) if packed is None else packed)]
 
     def pack(self, arrays: Mapping[str, Array]) -> _core.RowWeights:
@@ -382,36 +382,36 @@ class _Normalize(Stage):
 
 
 def _identity(stage: _Normalize) -> dict[str, Array]:
-    """Weights that change nothing but the scale of `epsilon`."""
+    """Weights with which the layer only normalises."""
     ones = ("weight", "running_var", "variance")
     return {name: np.ones(stage.units) if name in ones else np.zeros(stage.units) for name in stage.names}
 
 
-# ---- what has no weights of its own
+# ---- layers without weights
 
 
 class Bidirectional(Block):
-    """A recurrent layer of two directions whose outputs are merged, as Keras's Bidirectional.
+    """A bidirectional layer with a choice of how its outputs are merged, as Keras's Bidirectional.
 
     Parameters
     ----------
     layer : LSTM, GRU or RNN
-        With bidirectional=True. Its weights are this one's.
+        A layer with bidirectional=True, with which this one shares its weights.
     merge_mode : "concat", "sum", "mul" or "ave"
-        How the outputs of the two directions, as wide as each of them, become one.
+        How the outputs of the two directions become one. Except with "concat", it is as wide as each of them.
     """
 
     def __init__(self, layer: Layer, merge_mode: str = "concat") -> None:
         if not isinstance(layer, Layer):
             raise TypeError(f"layer: expected LSTM, GRU or RNN, got {type(layer).__name__}")
         if not layer.bidirectional:
-            raise ValueError(f"layer: expected one with bidirectional=True, got {layer!r}")
+            raise ValueError(f"layer: expected a layer with bidirectional=True, got {layer!r}")
         if not isinstance(merge_mode, str) or merge_mode not in MERGES:
             raise ValueError(f"merge_mode: expected {', '.join(map(repr, MERGES))}, got {merge_mode!r}")
         self.layer: Final = layer
         self.merge_mode: Final = merge_mode
         self._stage = Recurrent(layer._architecture, MERGES[merge_mode])
-        self._holder = layer._holder
+        self._slot = layer._slot
 
     def _options(self) -> dict[str, Any]:
         return {"layer": self.layer, "merge_mode": self.merge_mode}
@@ -421,20 +421,20 @@ class Bidirectional(Block):
 
 
 class TimeDistributed(Block):
-    """A layer at every step, as Keras has it: here that is what all of them do.
+    """A layer that is applied at every step, as Keras writes it. In gatewise every layer is.
 
     Parameters
     ----------
     layer : Dense, Activation, LayerNorm, BatchNorm, Normalization or Dropout
-        Its weights are this one's.
+        The layer with which this one shares its weights.
     """
 
     def __init__(self, layer: Block) -> None:
         if not isinstance(layer, Block) or layer._stage.needs_time or layer._stage.vocabulary is not None:
-            raise TypeError(f"layer: expected one that needs a single step, got {type(layer).__name__}")
+            raise TypeError(f"layer: expected a layer of single steps, got {type(layer).__name__}")
         self.layer: Final = layer
         self._stage = layer._stage
-        self._holder = layer._holder
+        self._slot = layer._slot
 
     def _options(self) -> dict[str, Any]:
         return {"layer": self.layer}
@@ -444,12 +444,12 @@ class TimeDistributed(Block):
 
 
 class Dropout(Block):
-    """What training drops; in inference it does nothing.
+    """A layer that drops elements in training; in inference it does nothing.
 
     Parameters
     ----------
     p : float
-        Kept for the record.
+        The probability of an element to be dropped, which has no effect here.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -461,15 +461,15 @@ class Dropout(Block):
 
 
 class Masking(Block):
-    """Leave out the steps whose input is one value everywhere, as Keras's Masking. The first layer of a model.
+    """Leave out the steps whose input units all have one value, as Keras's Masking. The first layer of a model.
 
-    A sequence is worked on as if it did not have these steps: the state goes on from the step before to the step
-    behind. The output of a step that is left out is zero, also in a stream, whatever it may be in Keras.
+    The model runs as if the sequence did not have these steps: the state is carried over them. The output at a step
+    that is left out is zero, also in a stream; in Keras it may be something else.
 
     Parameters
     ----------
     mask_value : float
-        Compared with the input in the model's dtype, in which denormal numbers are zero.
+        The value. It is compared with the input in the model's dtype, in which denormal numbers are zero.
     """
 
     def __init__(self, mask_value: float = 0.0) -> None:
@@ -491,9 +491,9 @@ class _Mask(Stage):
 
 
 class Reverse(Block):
-    """Each row's steps in the other order, the last first; with `lengths` within the row's own.
+    """The steps of each row in the opposite order; with `lengths` the steps up to the row's end.
 
-    A layer between two of them reads backwards, as with Keras's go_backwards and ONNX's direction "reverse".
+    A layer between two Reverse layers reads backwards, as with Keras's go_backwards and ONNX's direction "reverse".
     """
 
     def __init__(self) -> None:
@@ -503,18 +503,18 @@ class Reverse(Block):
 class _Reverse(Stage):
     needs_time = True
     reverses = True
-    looks_ahead = "expected no Reverse, which needs the end of the sequence first"
+    streaming_obstacle = "expected no Reverse, which needs the end of the sequence first"
 
     def nodes(self, packed: Any, units: int, dtype: np.dtype[Any]) -> list[Node]:
         return [("reverse", units)]
 
 
 class Last(Block):
-    """Of a sequence only the last step: Keras's return_sequences=False.
+    """The last step of a sequence, as with Keras's return_sequences=False.
 
-    With `lengths` the last one of each row; of a row without steps, zeros. Right behind a layer of two directions it is
-    the last step of each: that of the reverse direction is the first of the sequence. In a stream every step is the
-    last one so far.
+    With `lengths` it is the last step of each row, or zero for a row without steps. Directly after a bidirectional
+    layer it is the last step of each direction; the reverse direction's is the first step of the sequence. In a stream
+    every step is the last one so far.
     """
 
     def __init__(self) -> None:

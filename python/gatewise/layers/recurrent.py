@@ -22,29 +22,29 @@ from gatewise.arguments.arrays import (
     rows,
     whole_number,
 )
-from gatewise.arguments.sequences import cut, plan, whole_lengths
+from gatewise.arguments.sequences import schedule_of, whole_lengths, zero_tail
 from gatewise.layers.activation import Activation
 from gatewise.running.layout import Layout, State
 from gatewise.running.network import Chain, Recurrent
-from gatewise.running.pools import Live
-from gatewise.running.tapes import Tape, record
+from gatewise.running.pools import Streamable
+from gatewise.running.tapes import NO_DROPOUT, Tape, record
 from gatewise.running.traces import Trace, trace
 from gatewise.weights.architecture import GATES, Architecture, Formula
 from gatewise.weights.functions import Function, function_in_cell
 from gatewise.weights.module import Module
-from gatewise.weights.parameters import Holder, one_at_a_time
+from gatewise.weights.parameters import WeightsSlot, swap_lock
 
-# What not every layer has, and what it is by default.
-OWN_OPTIONS = {
+# The options that not every recurrent layer has, and their defaults.
+SPECIAL_OPTIONS = {
     "proj_size": 0, "nonlinearity": "tanh", "reset_after": True, "activation": "tanh", "output_activation": None,
     "recurrent_activation": "sigmoid", "clip": None, "peepholes": False,
 }  # fmt: skip
 
 
-class Layer(Module, Live):
+class Layer(Module, Streamable):
     """What the three recurrent layers share. Make an LSTM, a GRU or an RNN."""
 
-    _holder: Holder[_core.Packed]
+    _slot: WeightsSlot[_core.Packed]
 
     def __init__(
         self, cell: str, input_size: int, hidden_size: int, num_layers: int, *, bias: bool, batch_first: bool,
@@ -68,9 +68,9 @@ class Layer(Module, Live):
         self._dropout = number("dropout", dropout, 0, 1)
         self._seed = secrets.randbits(63) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
         self._call_count = 0
-        self._hold(architecture, lambda: architecture.draw(self._seed))
+        self._start_weights(architecture, lambda: architecture.draw(self._seed))
 
-    # -- what it is ---------------------------------------------------------------------------------------------
+    # -- its options --------------------------------------------------------------------------------------------
 
     @property
     def input_size(self) -> int:
@@ -106,7 +106,7 @@ class Layer(Module, Live):
 
     @property
     def seed(self) -> int:
-        """Of the initial weights and of dropout."""
+        """The seed of the initial weights and of dropout."""
         return self._seed
 
     @property
@@ -119,24 +119,27 @@ class Layer(Module, Live):
         self._call_count = whole_number("call_count", value, 0, 2**64 - 1)
 
     def _options(self) -> dict[str, Any]:
-        own = [name for name in OWN_OPTIONS if hasattr(self, name)]
-        names = (
-            "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed", *own,
-        )  # fmt: skip
+        special = [name for name in SPECIAL_OPTIONS if hasattr(self, name)]
+        shared = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "seed")
+        names = (*shared, *special)
         return {name: getattr(self, name) for name in names} | {"dtype": self.dtype.name}
 
     def __repr__(self) -> str:
-        of = self._architecture
-        options = {
-            "num_layers": (of.num_layers, 1), "bias": (of.bias, True), "batch_first": (self.batch_first, False),
-            "dropout": (self.dropout, 0.0), "bidirectional": (of.bidirectional, False),
-            "dtype": (of.dtype.name, "float32"),
-        }  # fmt: skip
-        options |= {
-            name: (getattr(self, name), default) for name, default in OWN_OPTIONS.items() if hasattr(self, name)
+        defaults: dict[str, Any] = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
         }
-        shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
-        return f"{type(self).__name__}({', '.join([str(of.input_size), str(of.hidden_size), *shown])})"
+        defaults |= {"dtype": "float32"} | SPECIAL_OPTIONS
+        options = self._options()
+        changed = [
+            f"{name}={options[name]!r}"
+            for name, default in defaults.items()
+            if name in options and options[name] != default
+        ]
+        return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *changed])})"
 
     def gate(self, name: str) -> slice:
         """The rows of one gate in weight_ih, weight_hh and their biases.
@@ -152,7 +155,16 @@ class Layer(Module, Live):
         first = gates.index(name) * size
         return slice(first, first + size)
 
-    # -- its work -----------------------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    def _arguments(
+        self, x: object, state: object, is_exact: bool = False
+    ) -> tuple[Array, Layout, Array | None, Array | None]:
+        """x in the layer's dtype, the order of its axes, and h and c before the first step."""
+        dtype = self._architecture.dtype
+        array = exact("x", x, dtype) if is_exact else floating("x", x, dtype)
+        layout = Layout.of(self._architecture, self._batch_first, "x", array)
+        return array, layout, *layout.state_in("state", state)
 
     def __call__(
         self, x: object, state: object = None, *, lengths: object = None, resets: object = None,
@@ -171,8 +183,8 @@ class Layer(Module, Live):
             projection has proj_size in place of hidden_size. None is zero.
         lengths : array_like of integers, optional
             (B,), unbatched (): how many steps each row has, from 0 to T, in any order; None: all have T. What x holds
-            behind a row's end does not matter, the output there is zero, the state returned is the one at the row's
-            own end, and the reverse direction starts there.
+            after a row's end does not matter, the output there is zero, the state returned is the one at that row's
+            end, and the reverse direction starts there.
         resets : array_like of bools or of numbers that are 0 or 1, optional
             (T, B) in the order of x's axes, unbatched (T,): where the state is set to zero before the step. These are
             the starts of episodes: `resets[t] = dones[t - 1]`. The reverse direction starts anew between the same two
@@ -188,56 +200,50 @@ class Layer(Module, Live):
         state
             After the last step, shaped as `state`.
         """
-        of = self._architecture
-        array = floating("x", x, of.dtype) if out is None else exact("x", x, of.dtype)
-        layout = Layout.of(of, self._batch_first, "x", array)
-        hidden, cell = layout.state_in("state", state)
-        shape = layout.shape(of.output_size)
-        y = (
-            empty(shape, of.dtype)
-            if out is None
-            else output("out", out, of.dtype, shape, ("x", array), ("state", hidden), ("state", cell))
-        )
+        array, layout, hidden, cell = self._arguments(x, state, out is not None)
+        shape, dtype = layout.shape(self._architecture.output_size), self._architecture.dtype
+        if out is None:
+            y = empty(shape, dtype)
+        else:
+            y = output("out", out, dtype, shape, ("x", array), ("state", hidden), ("state", cell))
         hidden_after, cell_after = layout.new_state()
-        given, written = layout.to_time_major(array), layout.to_time_major(y)
-        timetable = None
+        steps_in, steps_out = layout.to_time_major(array), layout.to_time_major(y)
+        schedule = None
         if lengths is not None or resets is not None:
-            timetable, steps = plan(layout, lengths, resets)
-            given, written = given[:steps], cut(written, steps)
-        self._holder.weights.packed().forward(rows(given), hidden, cell, written, hidden_after, cell_after, timetable)
+            schedule, count = schedule_of(layout, lengths, resets)
+            steps_in, steps_out = steps_in[:count], zero_tail(steps_out, count)
+        packed = self._slot.weights.packed()
+        packed.forward(rows(steps_in), hidden, cell, steps_out, hidden_after, cell_after, schedule)
         return y, layout.state_out(hidden_after, cell_after)
 
     def record(
         self, x: object, state: object = None, *, lengths: object = None, resets: object = None,
         checkpoint_every: int | None = None,
     ) -> Tape:  # fmt: skip
-        """Forward for training: with dropout, keeping what backward needs.
+        """Forward for training: apply dropout, and keep what backward needs.
 
         Parameters
         ----------
         x, state, lengths, resets
             As in a call.
         checkpoint_every : int, optional
-            Keep only the cell state of every so many steps, beside the outputs of all layers, and let backward
-            compute the gates between two of them again. The gradients have the same bits; see `Tape.nbytes` for what
-            it saves. The square root of T, or so, needs the least memory in all.
+            Keep the cell state only before every n-th step, besides the outputs of all layers, and let backward
+            compute the gates between two of these steps again. The gradients have the same bits; `Tape.nbytes` shows
+            what it saves. About the square root of T needs the least memory.
         """
         self._check_trains("record")
-        of = self._architecture
-        array = floating("x", x, of.dtype)
-        layout = Layout.of(of, self._batch_first, "x", array)
-        hidden, cell = layout.state_in("state", state)
-        timetable, steps = plan(layout, lengths, resets)
+        array, layout, hidden, cell = self._arguments(x, state)
+        schedule, steps = schedule_of(layout, lengths, resets)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
-        packed = self._holder.weights.packed()
-        with one_at_a_time():
+        packed = self._slot.weights.packed()
+        with swap_lock():
             call_count = self._call_count
             self._call_count = (call_count + 1) % 2**64
         dropout = (self._dropout, self._seed, call_count)
         try:
-            return record(layout, packed, array, hidden, cell, timetable, steps, every, dropout)
-        except BaseException:  # Ctrl-C, or memory is short: nothing has changed
-            with one_at_a_time():
+            return record(layout, packed, array, hidden, cell, schedule, steps, every, dropout)
+        except BaseException:  # after Ctrl-C, or when memory is short, nothing has changed
+            with swap_lock():
                 if self._call_count == (call_count + 1) % 2**64:
                     self._call_count = call_count
             raise
@@ -256,14 +262,11 @@ class Layer(Module, Live):
             `trace.output`, `trace.state`, and `trace["l0"].forget_gate` and so on.
         """
         self._check_trains("trace")
-        of = self._architecture
-        array = floating("x", x, of.dtype)
-        layout = Layout.of(of, self._batch_first, "x", array)
-        hidden, cell = layout.state_in("state", state)
-        whole = None if lengths is None else whole_lengths(lengths, layout.rows, layout.steps)
-        timetable, steps = plan(layout, whole, resets)
-        tape = record(layout, self._holder.weights.packed(), array, hidden, cell, timetable, steps, 0, (0.0, 0, 0))
-        return trace(tape, whole)
+        array, layout, hidden, cell = self._arguments(x, state)
+        row_lengths = None if lengths is None else whole_lengths(lengths, layout.rows, layout.steps)
+        schedule, steps = schedule_of(layout, row_lengths, resets)
+        packed = self._slot.weights.packed()
+        return trace(record(layout, packed, array, hidden, cell, schedule, steps, 0, NO_DROPOUT), row_lengths)
 
     def input_gradient(
         self, x: object, step: int, state: object = None, *, unit: int | None = None, lengths: object = None,
@@ -278,7 +281,7 @@ class Layer(Module, Live):
         step : int
             The step of the output, from 0 to T - 1; negative ones count from the end.
         unit : int, optional
-            Of this unit of the output alone; None: of the sum of all units.
+            The unit of the output whose gradient is taken; None: the sum of all units.
 
         Returns
         -------
@@ -286,29 +289,27 @@ class Layer(Module, Live):
             In the shape of x. Zero where the output at `step` does not depend on it.
         """
         self._check_trains("input_gradient")
-        of = self._architecture
-        array = floating("x", x, of.dtype)
-        layout = Layout.of(of, self._batch_first, "x", array)
-        at = place("step", step, layout.steps)
-        units = slice(None) if unit is None else place("unit", unit, of.output_size)
-        hidden, cell = layout.state_in("state", state)
-        timetable, steps = plan(layout, lengths, resets)
-        tape = record(layout, self._holder.weights.packed(), array, hidden, cell, timetable, steps, 0, (0.0, 0, 0))
-        grad_output = np.zeros(tape.output.shape, of.dtype)
-        layout.to_time_major(grad_output)[at, :, units] = 1
+        array, layout, hidden, cell = self._arguments(x, state)
+        index = checked_index("step", step, layout.steps)
+        units = slice(None) if unit is None else checked_index("unit", unit, self._architecture.output_size)
+        schedule, steps = schedule_of(layout, lengths, resets)
+        tape = record(layout, self._slot.weights.packed(), array, hidden, cell, schedule, steps, 0, NO_DROPOUT)
+        grad_output = np.zeros(tape.output.shape, self._architecture.dtype)
+        layout.to_time_major(grad_output)[index, :, units] = 1
         return tape.backward(grad_output).input
 
     def _check_trains(self, name: str) -> None:
         if not self._architecture.trains:
-            own = ", ".join(f"{option}={usual!r}" for option, usual in OWN_OPTIONS.items() if self._differs(option))
-            raise ValueError(f"{name}: expected {own}; {self!r} is for inference alone")
+            defaults = [f"{option}={SPECIAL_OPTIONS[option]!r}" for option in SPECIAL_OPTIONS if self._hinders(option)]
+            raise ValueError(f"{name}: expected {', '.join(defaults)}; {self!r} is for inference only")
 
-    def _differs(self, option: str) -> bool:
-        """Whether an option makes it another cell than PyTorch's."""
-        is_ours = option not in ("proj_size", "nonlinearity") or self._architecture.formula is not None
-        return is_ours and option != "proj_size" and getattr(self, option, OWN_OPTIONS[option]) != OWN_OPTIONS[option]
+    def _hinders(self, option: str) -> bool:
+        """Whether the layer cannot be trained because of this option."""
+        if option == "proj_size" or (option == "nonlinearity" and self._architecture.formula is None):
+            return False
+        return bool(getattr(self, option, SPECIAL_OPTIONS[option]) != SPECIAL_OPTIONS[option])
 
-    # -- what is not PyTorch's: for inference alone -------------------------------------------------------------
+    # -- options that torch.nn does not have, for inference only ------------------------------------------------
 
     @property
     def _formula(self) -> Formula:
@@ -324,7 +325,7 @@ class Layer(Module, Live):
 
     @property
     def _chain(self) -> Chain:
-        return Chain([self._stage], [self._holder], alone=True)
+        return Chain([self._stage], [self._slot], is_model=False)
 
 
 class Gated(Layer):
@@ -340,7 +341,7 @@ class Gated(Layer):
 
 
 def shown(function: Function) -> str | Activation:
-    """A name, if it says all."""
+    """The name of a function, if its numbers are the default ones."""
     if function.is_default:
         return function.name
     return Activation(function.name, *function.numbers)
@@ -350,8 +351,8 @@ def _clip(value: float | None) -> float:
     return math.inf if value is None else number("clip", value, least=0.0)
 
 
-def place(name: str, value: object, count: int) -> int:
-    """An index from the front or, negative, from the end, as one from the front."""
+def checked_index(name: str, value: object, count: int) -> int:
+    """`value` as an index from the front; a negative one counts from the end."""
     if count == 0:
         raise ValueError(f"{name}: expected a {name} of the sequence, which has none")
     index = whole_number(name, value, -count, count - 1)
@@ -396,7 +397,7 @@ class LSTM(Gated):
     seed : int, optional
         Of the initial weights and of dropout; None draws one.
 
-    The rest is what Keras and ONNX have beyond PyTorch. Where it is used the layer is for inference alone: `record`,
+    The rest is what Keras and ONNX have beyond PyTorch. Where it is used the layer is for inference only: `record`,
     `trace` and `input_gradient` refuse it.
 
     activation : str or Activation
@@ -453,7 +454,7 @@ class GRU(Gated):
 
     reset_after : bool
         False: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn), as in the paper, in ONNX by default and in Keras before
-        version 2. For inference alone, as activation, recurrent_activation and clip are.
+        version 2. For inference only, as activation, recurrent_activation and clip are.
     """
 
     def __init__(
@@ -484,7 +485,7 @@ class RNN(Layer):
     The parameters are those of `LSTM`, without proj_size, and
 
     nonlinearity : str or Activation
-        "tanh" or "relu"; for inference alone any other that `Activation` names, too, and clip.
+        "tanh" or "relu"; for inference only any other that `Activation` names, too, and clip.
     """
 
     def __init__(

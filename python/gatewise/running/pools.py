@@ -15,9 +15,9 @@ from gatewise.running.streams import Stream, refuse_two_bases, step_input
 class Pool(_core.Pool):
     """Room for a number of states, with one copy of the weights that its layer or model had when the pool was made.
 
-    `step(x, slots, out)` advances just the slots that are named, in one call; the others stay as they are. The bits of
-    a slot do not depend on who shares the call: they are those of a stream of its own. It allocates nothing; when the
-    call is long, other Python threads run meanwhile, and it uses several itself.
+    `step(x, slots, out)` advances only the slots that are named, in one call; the others stay as they are. The bits of
+    a slot do not depend on which slots share the call: they are those of a separate stream. A step allocates nothing.
+    During a long step other Python threads run, and the step uses several threads itself.
 
     A pool serves one thread at a time; a second one that comes meanwhile gets a RuntimeError. So does the child of a
     process that forked during a step in another thread, until it has reset the slots of that step.
@@ -28,25 +28,25 @@ class Pool(_core.Pool):
         refuse_two_bases(cls)
 
     def __init__(self, chain: Chain, capacity: int) -> None:
-        if chain.looks_ahead:
-            raise ValueError(f"pool: {chain.looks_ahead}")
+        if chain.streaming_obstacle:
+            raise ValueError(f"pool: {chain.streaming_obstacle}")
         self._chain = chain
-        # Two copies of each state, and what else a slot needs.
+        # A slot has two copies of its state, and 25 bytes besides.
         self._most = min(MAX_SIZE, 2 * MAX_BYTES // (2 * chain.state_bytes + 25))
         network = chain.network(chain.weights(), "steps")
         super().__init__(network, whole_number("capacity", capacity, 1, self._most))
 
     @property
     def slots(self) -> list[int]:
-        """The open ones."""
+        """The numbers of the open slots."""
         return self._open_slots
 
     def __len__(self) -> int:
-        """How many are open."""
+        """How many slots are open."""
         return len(self._open_slots)
 
     def __bool__(self) -> bool:
-        return True  # a pool without open slots is not nothing
+        return True  # also without open slots
 
     def open(self) -> int:
         """Open a slot, with a state of zero, and return its number: the lowest that is free."""
@@ -60,7 +60,7 @@ class Pool(_core.Pool):
         self._close(_slot(slot))
 
     def grow(self, more: int) -> None:
-        """Make room for so many more slots."""
+        """Make room for `more` slots besides those that there are."""
         self._grow(whole_number("more", more, 0, MAX_SIZE), self._most)
 
     def reset(self, slots: object) -> None:
@@ -88,14 +88,14 @@ class Pool(_core.Pool):
         self._use(self._chain.network(self._chain.weights(), "steps"))
 
     def _prepare_step(self, x: object, slots: object, out: object) -> tuple[Array, Array, Array]:
-        """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
-        of = self._chain
-        named = shaped("slots", _slots(slots), ("n",))
-        given = step_input(of, x, named.shape, out is not None)
-        shape = (*named.shape, of.output_size)
+        """Convert arguments that the C method `step` cannot use as they are, or say what is wrong with them."""
+        chain = self._chain
+        numbers = shaped("slots", _slots(slots), ("n",))
+        array = step_input(chain, x, numbers.shape, out is not None)
+        shape = (*numbers.shape, chain.output_size)
         if out is None:
-            return given, named, np.empty(shape, of.dtype)
-        return given, named, output("out", out, of.dtype, shape, ("x", given), ("slots", named))
+            return array, numbers, np.empty(shape, chain.dtype)
+        return array, numbers, output("out", out, chain.dtype, shape, ("x", array), ("slots", numbers))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pool cannot be pickled or copied; copy its states with state() and set_state()")
@@ -109,12 +109,12 @@ class Pool(_core.Pool):
         return f"Pool({self._chain.describe()}, capacity={self.capacity})"
 
 
-class Live:
-    """What has streams and pools: a recurrent layer, or a model."""
+class Streamable:
+    """A recurrent layer or a model: it makes streams and pools."""
 
     @property
     def _chain(self) -> Chain:
-        """What they run."""
+        """The layers that streams and pools run."""
         raise NotImplementedError
 
     @property
@@ -122,33 +122,33 @@ class Live:
         raise NotImplementedError
 
     def stream(self, batch_size: int | None = None, *, window: int | None = None) -> Stream:
-        """A state that advances step by step, from zero.
+        """Start a state of zero that advances step by step.
 
         Parameters
         ----------
         batch_size : int, optional
             Rows of a step; None: steps are unbatched.
         window : int, optional
-            Each step gives what a call on the last so many inputs gives at its end, with a state of zero before them,
-            instead of a state that goes on for ever. Two directions work there, too. A step takes as long as that call,
-            but for the first layer's input products, which are kept.
+            A step returns the last output of a call on the last `window` inputs, with a state of zero before them,
+            instead of a state that depends on all inputs. This also works for bidirectional layers. A step takes as
+            long as that call, except for the first layer's input products, which are kept.
         """
         return Stream(self._chain, self.batch_first, batch_size, window)
 
     def pool(self, capacity: int) -> Pool:
-        """Room for so many streams, of which any advance together in one call, each at its own pace."""
+        """Make room for `capacity` streams, any of which advance together in one call, each at its own pace."""
         return Pool(self._chain, capacity)
 
 
 def _slots(slots: object) -> Array:
-    """As int64, C-contiguous."""
+    """`slots` as a C-contiguous array of int64."""
     array = as_array("slots", slots)
     if array.dtype.kind not in "iuO" and array.size:
         raise TypeError(f"slots: expected whole numbers, got {array.dtype}")
-    for one in array.flat if array.dtype.kind in "uO" else ():
-        if whole_number("slots", one, -(2**80), 2**80) > MAX_SIZE:
-            raise ValueError(f"slots: expected open slots, each once, got {one}, which is unknown")
-    # Of NumPy's two types of 64 bits the one that it calls int64.
+    for slot in array.flat if array.dtype.kind in "uO" else ():
+        if whole_number("slots", slot, -(2**80), 2**80) > MAX_SIZE:
+            raise ValueError(f"slots: expected open slots, each once, got {slot}, which is unknown")
+    # NumPy has two types of 64 bits: the view makes it the one called int64.
     return np.require(array.astype(np.int64).view(np.int64), requirements=["C", "A"])
 
 

@@ -1,4 +1,4 @@
-"""Streams: a layer's state that advances one step, or a few, at a time."""
+"""Streams: a layer's state that advances one step, or several, at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gatewise.arguments.sequences import flags_of_rows, restarts, whole_lengths
 from gatewise.running.network import Chain
 from gatewise.weights.parameters import Weights
 
-MOST_WINDOW = 2**20  # steps
+MAX_WINDOW = 2**20  # steps
 
 
 class Stream(_core.Stream):
@@ -36,8 +36,8 @@ class Stream(_core.Stream):
     `step(x, out)` and `run(x, out)` are plain C methods: they convert nothing, allocate nothing and take no lock, and a
     step starts no thread. Their results have the same bits as those of a call over the whole sequence.
 
-    A stream serves one thread at a time; a second one that comes meanwhile gets a RuntimeError. So does the child of a
-    process that forked while another of its threads was using the stream, until it has reset it.
+    A stream serves one thread at a time; a second thread that uses it in the meantime gets a RuntimeError. So does the
+    child of a process that forked while another of its threads was using the stream, until it has reset the stream.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -45,8 +45,8 @@ class Stream(_core.Stream):
         refuse_two_bases(cls)
 
     def __init__(self, chain: Chain, batch_first: bool, batch_size: int | None, window: int | None = None) -> None:
-        if window is None and chain.looks_ahead:
-            raise ValueError(f"stream: {chain.looks_ahead}")
+        if window is None and chain.streaming_obstacle:
+            raise ValueError(f"stream: {chain.streaming_obstacle}")
         self._start(chain, chain.weights(), batch_first, batch_size, window)
 
     def _start(
@@ -58,8 +58,8 @@ class Stream(_core.Stream):
         if window is None:
             super().__init__(chain.network(weights, "steps"), rows, size is None, batch_first=batch_first)
         else:
-            window = whole_number("window", window, 1, MOST_WINDOW)
-            # Of each input some numbers are kept, at most so many.
+            window = whole_number("window", window, 1, MAX_WINDOW)
+            # The numbers that the inputs of a window, or what was computed from them, consist of at most.
             numbers = rows * window * (2 * max(chain.sizes) + sum(4 * units for _, units in chain.parts))
             if 8 * numbers > MAX_BYTES:
                 raise ValueError(f"window: expected one of at most {MAX_BYTES} bytes, got {8 * numbers}")
@@ -74,7 +74,7 @@ class Stream(_core.Stream):
 
     @property
     def window(self) -> int | None:
-        """How many of the last inputs a step depends on; None: all."""
+        """The number of last inputs that a step depends on; None: all."""
         return self._window
 
     @property
@@ -83,36 +83,42 @@ class Stream(_core.Stream):
         return self._batch_size
 
     def _prepare_step(self, x: object, out: object, resets: object) -> tuple[Array, Array, Array | None]:
-        """For the C method `step`: arguments that it cannot use as they are, made fit, or why they cannot be."""
-        of, rows = self._chain, self._rows
+        """Convert arguments that the C method `step` cannot use as they are, or say what is wrong with them."""
+        chain, rows = self._chain, self._rows
         flags = None if resets is None else restarts(resets, rows)
-        given = step_input(of, x, rows, out is not None)
+        array = step_input(chain, x, rows, out is not None)
+        shape = (*rows, chain.output_size)
         if out is None:
-            return given, np.empty((*rows, of.output_size), of.dtype), flags
-        return given, output("out", out, of.dtype, (*rows, of.output_size), ("x", given)), flags
+            return array, np.empty(shape, chain.dtype), flags
+        return array, output("out", out, chain.dtype, shape, ("x", array)), flags
 
     def _prepare_run(self, x: object, out: object, resets: object) -> tuple[Array, Array, Array | None]:
-        """For the C method `run`, likewise. Each array has the order of x's axes."""
-        of = self._chain
-        array = sequence_input(of, x, out is not None)
-        axes: list[int | str] = ["T", *of.units]
+        """The same for the C method `run`. Each array has the order of x's axes."""
+        chain = self._chain
+        array = sequence_input(chain, x, out is not None)
+        axes = self._axes("x", array)
+        shape = axes.shape(chain.output_size)
+        y = empty(shape, chain.dtype) if out is None else output("out", out, chain.dtype, shape, ("x", array))
+        if resets is not None and self._window is None and chain.refuses_resets:
+            raise ValueError(chain.refuses_resets)
+        flags = None if resets is None else restarts(resets, axes.leading)
+        return rows(array) if chain.units else array, y, flags
+
+    def _axes(self, name: str, array: Array) -> Axes:
+        """The axes of an array of steps, which must have this stream's rows and units."""
+        expected: list[int | str] = ["T", *self._chain.units]
         if self._batch_size is not None:
-            axes.insert(0 if self._batch_first else 1, self._batch_size)
-        steps = shaped("x", array, axes).shape[axes.index("T")]
-        axes_of = Axes(self._batch_first, self._batch_size is None, steps, self._batch_size or 1)
-        shape = axes_of.shape(of.output_size)
-        y = empty(shape, of.dtype) if out is None else output("out", out, of.dtype, shape, ("x", array))
-        if resets is not None and self._window is None and of.refuses_resets:
-            raise ValueError(of.refuses_resets)
-        flags = None if resets is None else restarts(resets, axes_of.leading)
-        return rows(array) if of.units else array, y, flags
+            expected.insert(0 if self._batch_first else 1, self._batch_size)
+        steps = shaped(name, array, expected).shape[expected.index("T")]
+        return Axes(self._batch_first, self._batch_size is None, steps, self._batch_size or 1)
 
     @property
     def state(self) -> Any:
         """A copy of the state: (h, c) for LSTM, h for the others, (L, B, H) or unbatched (L, H). Setting copies in.
 
-        Of a model a tuple of these, one entry a layer that has a state. Of a window the inputs in it, oldest first, and
-        how many each row has: (x, lengths) as a call takes them, x (T, B, I) or unbatched (T, I), lengths (B,) or ().
+        The state of a model is a tuple of these, one for each layer that has a state. The state of a window consists of
+        its inputs, oldest first, and of how many each row has: (x, lengths) as a call takes them, x (T, B, I) or
+        unbatched (T, I), lengths (B,) or ().
         """
         if self._window is not None:
             return self._window_state()
@@ -130,9 +136,9 @@ class Stream(_core.Stream):
             self._set_state(self._chain.state_in("state", state, self._rows))
 
     def _window_state(self) -> tuple[Array, Array]:
-        of, counts = self._chain, self._window_counts()
-        dtype = of.dtype if of.vocabulary is None else np.dtype(np.int64)
-        inputs = np.zeros((max(counts), len(counts), *of.units), dtype)
+        chain, counts = self._chain, self._window_counts()
+        dtype = chain.dtype if chain.vocabulary is None else np.dtype(np.int64)
+        inputs = np.zeros((max(counts), len(counts), *chain.units), dtype)
         self._get_window(inputs, counts)
         lengths = np.array(counts, np.int64)
         if self._batch_size is None:
@@ -140,28 +146,24 @@ class Stream(_core.Stream):
         return (np.ascontiguousarray(inputs.swapaxes(0, 1)) if self._batch_first else inputs), lengths
 
     def _set_window_state(self, state: object) -> None:
-        of = self._chain
+        vocabulary = self._chain.vocabulary
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state: expected a pair (x, lengths), got {type(state).__name__}")
         array = as_array("state[0]", state[0])
-        axes: list[int | str] = ["T", *self._rows, *of.units]
-        if self._batch_first and self._rows:
-            axes[:2] = axes[1::-1]
-        steps = shaped("state[0]", array, axes).shape[axes.index("T")]
-        layout = Axes(self._batch_first, not self._rows, steps, self._batch_size or 1)
-        most = min(steps, self._window or 0)
-        lengths = whole_lengths(state[1], self._rows, most, "state[1]").reshape(layout.batch)
-        if of.vocabulary is None:
-            given = layout.to_time_major(floating("state[0]", array, of.dtype))
+        axes = self._axes("state[0]", array)
+        most = min(axes.steps, self._window or 0)
+        lengths = whole_lengths(state[1], self._rows, most, "state[1]").reshape(axes.batch)
+        if vocabulary is None:
+            inputs = axes.to_time_major(floating("state[0]", array, self._chain.dtype))
         else:
-            kept = np.array(array)
-            layout.to_time_major(kept)[np.arange(steps)[:, None] >= lengths] = 0
-            given = layout.to_time_major(tokens("state[0]", kept, of.vocabulary))
-        # The last one of each row comes last.
-        ordered = np.zeros((int(lengths.max(initial=0)), *given.shape[1:]), given.dtype)
+            padded = np.array(array)
+            axes.to_time_major(padded)[np.arange(axes.steps)[:, None] >= lengths] = 0  # need not be a token
+            inputs = axes.to_time_major(tokens("state[0]", padded, vocabulary))
+        # The core takes the last input of each row last.
+        aligned = np.zeros((int(lengths.max(initial=0)), *inputs.shape[1:]), inputs.dtype)
         for row, length in enumerate(lengths):
-            ordered[len(ordered) - length :, row] = given[:length, row]
-        self._set_window(ordered, lengths.tolist())
+            aligned[len(aligned) - length :, row] = inputs[:length, row]
+        self._set_window(aligned, lengths.tolist())
 
     def reset(self, rows: object = None) -> None:
         """Set the state to zero: all of it, or some rows.
@@ -169,7 +171,7 @@ class Stream(_core.Stream):
         Parameters
         ----------
         rows : array_like of bools or of integers, optional
-            Bools (batch_size,) flag the rows; integers, also a single one, are indices of rows and not flags.
+            Bools (batch_size,) flag the rows; integers, also a single integer, are indices of rows.
         """
         batch = self._batch_size
         if rows is None:
@@ -180,7 +182,7 @@ class Stream(_core.Stream):
             self._reset(flags_of_rows("rows", rows, batch))
 
     def refresh(self) -> None:
-        """Take the present weights of its layer or model; the state stays."""
+        """Take the present weights of the layer or model; the state stays."""
         weights = self._chain.weights()
         if self._window is None:
             self._use(self._chain.network(weights, "steps"))
@@ -189,7 +191,7 @@ class Stream(_core.Stream):
         self._weights = weights
 
     def copy(self) -> Stream:
-        """Another stream with the same weights and, from here on, its own state."""
+        """Another stream with the same weights and a copy of the state."""
         return _restore(self._chain, self._weights, self._batch_first, self._batch_size, self._window, self.state)
 
     def __copy__(self) -> Stream:
@@ -197,7 +199,9 @@ class Stream(_core.Stream):
 
     def __deepcopy__(self, memory: dict[int, Any]) -> Stream:
         other = self.copy()
-        other._chain = deepcopy(self._chain, memory)  # with the copied layers, if they are copied together with this
+        other._chain = deepcopy(
+            self._chain, memory
+        )  # of the copied layers, if they are copied together with the stream
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -220,25 +224,26 @@ def _restore(
     chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None, window: int | None,
     state: object,
 ) -> Stream:  # fmt: skip
-    """A pickled stream. If its layer was not pickled with it, refresh() takes the weights that the layer had then."""
+    """Make a pickled stream. Unless its layer is in the same pickle, refresh() takes the weights of that time."""
     stream = Stream.__new__(Stream)
     stream._start(chain, weights, batch_first, batch_size, window)
     stream.state = state
     return stream
 
 
-def step_input(of: Chain, x: object, rows: tuple[int, ...], is_exact: bool) -> Array:
+def step_input(chain: Chain, x: object, rows: tuple[int, ...], is_exact: bool) -> Array:
     """The input of one step, as the core takes it."""
-    if of.vocabulary is not None:
-        return tokens("x", shaped("x", as_array("x", x), rows), of.vocabulary)
-    array = shaped("x", exact("x", x, of.dtype) if is_exact else floating("x", x, of.dtype), (*rows, *of.units))
+    if chain.vocabulary is not None:
+        return tokens("x", shaped("x", as_array("x", x), rows), chain.vocabulary)
+    array = exact("x", x, chain.dtype) if is_exact else floating("x", x, chain.dtype)
+    array = shaped("x", array, (*rows, *chain.units))
     if is_exact and not (array.flags.c_contiguous and array.flags.aligned):
         raise ValueError(f"x: expected a C-contiguous array with `out`, got strides {array.strides}")
     return np.require(array, requirements=["C", "A"])
 
 
-def sequence_input(of: Chain, x: object, is_exact: bool) -> Array:
-    """The input of several steps, of whatever shape."""
-    if of.vocabulary is not None:
-        return tokens("x", x, of.vocabulary)
-    return exact("x", x, of.dtype) if is_exact else floating("x", x, of.dtype)
+def sequence_input(chain: Chain, x: object, is_exact: bool) -> Array:
+    """The input of several steps, of any shape."""
+    if chain.vocabulary is not None:
+        return tokens("x", x, chain.vocabulary)
+    return exact("x", x, chain.dtype) if is_exact else floating("x", x, chain.dtype)

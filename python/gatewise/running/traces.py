@@ -1,4 +1,4 @@
-"""A look inside: the gates and states of every layer and direction, step by step."""
+"""Traces: the gates and states of every layer and direction, step by step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gatewise.running.layout import State
 from gatewise.running.tapes import Tape
 
 
-class _Kept:
-    """What the traces of all cells share: they show the shapes of their arrays."""
+class _CellTrace:
+    """The traces of all cells show the shapes of their arrays."""
 
     def __repr__(self) -> str:
         shown = [f"{name}={array.shape}" for name, array in vars(self).items()]
@@ -21,7 +21,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LSTMTrace(_Kept):
+class LSTMTrace(_CellTrace):
     """What one direction of an LSTM layer did: (T, B, H) each, hidden (T, B, H or P).
 
     Attributes
@@ -45,7 +45,7 @@ class LSTMTrace(_Kept):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GRUTrace(_Kept):
+class GRUTrace(_CellTrace):
     """What one direction of a GRU layer did: (T, B, H) each.
 
     Attributes
@@ -65,7 +65,7 @@ class GRUTrace(_Kept):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RNNTrace(_Kept):
+class RNNTrace(_CellTrace):
     """What one direction of an RNN layer did.
 
     Attributes
@@ -81,17 +81,17 @@ LayerTrace = LSTMTrace | GRUTrace | RNNTrace
 
 
 class Trace(Mapping[str, LayerTrace]):
-    """All that happened in a call: a mapping of "l0", "l0_reverse", "l1", ... to that direction's gates and states.
+    """The inside of a call: a mapping of "l0", "l0_reverse", "l1", ... to that direction's gates and states.
 
-    Arrays have the order of x's axes: (T, B, H), with batch_first (B, T, H), unbatched (T, H). Behind the end of a row
-    all is zero.
+    Arrays have the order of x's axes: (T, B, H), with batch_first (B, T, H), unbatched (T, H). They are zero after the
+    end of a row.
 
     Attributes
     ----------
     output, state
-        What the call would have returned, the same bits.
+        The results of the call, the same bits.
     lengths : ndarray or None
-        Of the rows, if they were given.
+        The lengths of the rows, if the call had any.
     batch_first, unbatched : bool
         The order of the axes.
     """
@@ -122,11 +122,11 @@ class Trace(Mapping[str, LayerTrace]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        shown = [f"{name}: {' '.join(field.name for field in fields(one))}" for name, one in self._layers.items()]
+        shown = [f"{name}: {' '.join(field.name for field in fields(layer))}" for name, layer in self._layers.items()]
         return f"Trace({', '.join(shown)})"
 
 
-# The core's order of what a tape keeps; None: not shown.
+# What a tape keeps of each unit, in the core's order; None: a trace does not show it.
 KEPT: dict[str, tuple[str | None, ...]] = {
     "lstm": ("input_gate", "forget_gate", "candidate", "output_gate"),
     "gru": ("candidate", "reset_gate", "update_gate", None),
@@ -137,31 +137,32 @@ KINDS: dict[str, type[LayerTrace]] = {"lstm": LSTMTrace, "gru": GRUTrace, "rnn_t
 
 
 def trace(tape: Tape, lengths: Array | None) -> Trace:
-    """What a recorded forward without dropout and checkpoints kept."""
+    """The trace of a recorded forward without dropout and checkpoints."""
     layout = tape._layout
-    of = layout.architecture
+    architecture = layout.architecture
     layers = {}
-    for layer in range(of.num_layers):
-        for direction in range(of.directions):
+    for layer in range(architecture.num_layers):
+        for direction in range(architecture.directions):
             shown = _values(tape, layer, direction)
             arrays = {name: layout.from_time_major(array) for name, array in shown.items()}
-            layers[f"l{layer}" + ("_reverse" if direction else "")] = KINDS[of.cell](**arrays)
+            layers[f"l{layer}" + ("_reverse" if direction else "")] = KINDS[architecture.cell](**arrays)
     return Trace(tape.output, tape.state, layers, lengths, layout.batch_first, layout.unbatched)
 
 
 def _values(tape: Tape, layer: int, direction: int) -> dict[str, Array]:
     layout, steps = tape._layout, tape._steps
-    of = layout.architecture
+    architecture = layout.architecture
 
     def new(units: int) -> Array:
-        array = np.empty((layout.steps, layout.batch, units), of.dtype)
+        array = np.empty((layout.steps, layout.batch, units), architecture.dtype)
         array[steps:] = 0
         return array
 
-    kept = [new(of.hidden_size) for _ in KEPT[of.cell]]
-    cell, hidden = new(of.hidden_size) if of.has_cell_state else None, new(of.recurrent_size)
+    kept = [new(architecture.hidden_size) for _ in KEPT[architecture.cell]]
+    cell = new(architecture.hidden_size) if architecture.has_cell_state else None
+    hidden = new(architecture.recurrent_size)
     tape._usable().trace(
         layer, direction, [array[:steps] for array in kept], None if cell is None else cell[:steps], hidden[:steps]
     )
-    named = {name: array for name, array in zip(KEPT[of.cell], kept, strict=True) if name is not None}
+    named = {name: array for name, array in zip(KEPT[architecture.cell], kept, strict=True) if name is not None}
     return named | ({} if cell is None else {"cell": cell}) | {"hidden": hidden}

@@ -25,12 +25,12 @@ KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch
 
 
 class Formula(NamedTuple):
-    """Other functions than a cell's own, and what else Keras and ONNX vary; as the core takes it."""
+    """The functions inside a cell, and what else Keras and ONNX vary, as the core takes them."""
 
     gate: Function = Function("sigmoid")
     candidate: Function = Function("tanh")
-    output: Function = Function("tanh")  # LSTM: of c, on its way into h
-    clip: float = math.inf  # of the sums before gates and candidate
+    output: Function = Function("tanh")  # LSTM: applied to c before it enters h
+    clip: float = math.inf  # bound of the sums before gates and candidate
     peepholes: bool = False  # LSTM: the gates see c
 
 
@@ -46,7 +46,7 @@ class Architecture:
     bidirectional: bool
     proj_size: int
     dtype: np.dtype[Any]
-    formula: Formula | None = None  # None: the cell's own
+    formula: Formula | None = None  # None: the cell's usual functions
 
     @property
     def trains(self) -> bool:
@@ -58,7 +58,7 @@ class Architecture:
 
     @property
     def recurrent_size(self) -> int:
-        """Of h: the projection's size if there is one."""
+        """The units of h: the projection's, if there is one."""
         return self.proj_size or self.hidden_size
 
     @property
@@ -70,7 +70,7 @@ class Architecture:
         return self.cell == "lstm"
 
     def sequences(self) -> list[tuple[str, int]]:
-        """The suffix and input size of each layer and direction, in PyTorch's order."""
+        """The suffix of the names and the input size of each layer and direction, in PyTorch's order."""
         suffixes = ("", "_reverse")[: self.directions]
         return [
             (f"_l{layer}{suffix}", self.output_size if layer else self.input_size)
@@ -105,7 +105,7 @@ class Architecture:
             )
 
     def draw(self, seed: int) -> dict[str, Array]:
-        """Initial weights, uniform in +-1 / sqrt(hidden_size): PyTorch's distribution, NumPy's generator."""
+        """Initial weights, uniform in +-1 / sqrt(hidden_size): PyTorch's distribution from NumPy's generator."""
         generator = np.random.default_rng(seed)
         bound = self.hidden_size**-0.5
         return {
@@ -119,5 +119,5 @@ class Architecture:
         )  # fmt: skip
 
     def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
-        """One list of weights a layer and direction, in the order of KINDS, as the core asks."""
+        """One list of weights for each layer and direction, in the order of KINDS, as the core takes them."""
         return [[arrays.get(kind + suffix) for kind in KINDS] for suffix, _ in self.sequences()]

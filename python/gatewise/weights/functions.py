@@ -1,4 +1,4 @@
-"""Functions of one element, by name: what blocks and cells choose from."""
+"""Functions of one element by name, from which layers and cells choose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gatewise.arguments.arrays import number
 
-# The numbers that some have, alpha and beta, and what they are by default; equations in reference.py.
+# Each function, with the default values of its numbers alpha and beta. The equations are in reference.py.
 NUMBERS: dict[str, tuple[float, ...]] = {
     "linear": (),
     "affine": (1.0, 0.0),
@@ -19,7 +19,7 @@ NUMBERS: dict[str, tuple[float, ...]] = {
     "scaled_tanh": (1.0, 1.0),
     "sigmoid": (),
     "hard_sigmoid": (1 / 6, 0.5),
-    "softmax": (),  # of a row, and so not in a cell
+    "softmax": (),  # over a row, and so not in a cell
     "softplus": (),
     "softsign": (),
     "silu": (),
@@ -28,7 +28,7 @@ NUMBERS: dict[str, tuple[float, ...]] = {
 
 
 class Function(NamedTuple):
-    """As the core takes it."""
+    """A function and its numbers, as the core takes them."""
 
     name: str
     alpha: float = 0.0
@@ -44,21 +44,21 @@ class Function(NamedTuple):
 
 
 def function_of(name: object, alpha: object = None, beta: object = None, argument: str = "name") -> Function:
-    """By its name; None: the number that it has by default."""
+    """The function of a name; a number that is None has its default value."""
     if not isinstance(name, str) or name not in NUMBERS:
         raise ValueError(f"{argument}: expected {', '.join(NUMBERS)}, got {name!r}")
     numbers = list(NUMBERS[name])
-    for i, (which, given) in enumerate((("alpha", alpha), ("beta", beta))):
-        if given is None:
+    for i, (symbol, value) in enumerate((("alpha", alpha), ("beta", beta))):
+        if value is None:
             continue
         if i >= len(numbers):
-            raise ValueError(f"{which}: expected none, since {name} has none, got {given!r}")
-        numbers[i] = number(which, given)
+            raise ValueError(f"{symbol}: expected none, since {name} has none, got {value!r}")
+        numbers[i] = number(symbol, value)
     return Function(name, *numbers)
 
 
 def function_in_cell(argument: str, value: Any) -> Function:
-    """Of a gate or a state: a name, or an Activation."""
+    """The function of a gate or a state, from a name or an Activation."""
     function = function_of(value, argument=argument) if isinstance(value, str) else getattr(value, "function", None)
     if not isinstance(function, Function):
         raise TypeError(f"{argument}: expected a name or an Activation, got {type(value).__name__}")

@@ -25,7 +25,7 @@ P = TypeVar("P", bound=Packed, covariant=True)
 
 
 class Packable(Protocol[P]):
-    """What weights belong to: their dtype, names and shapes, and their form in the core."""
+    """What has weights: it knows their dtype, names and shapes, and packs them for the core."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -34,7 +34,7 @@ class Packable(Protocol[P]):
 
 
 class Weights(Generic[P]):
-    """A snapshot of all weights, which never changes, and its packed form for the backend in use."""
+    """A snapshot of all weights of a layer, which never changes, and its packed form for the backend in use."""
 
     def __init__(self, architecture: Packable[P], arrays: Mapping[str, Array]) -> None:
         self.architecture = architecture
@@ -42,14 +42,14 @@ class Weights(Generic[P]):
         self._packed: P | None = None
 
     def packed(self) -> P:
-        """Packed once for each backend that asks; a second thread that asks meanwhile packs for itself."""
+        """The packed form, made once for each backend; a second thread that asks meanwhile makes another one."""
         packed = self._packed
         if packed is None or packed.backend != _core.backend():
             self._packed = packed = self.architecture.pack(self.arrays)
         return packed
 
     def checked(self, changes: Mapping[str, object]) -> dict[str, Array]:
-        """Copies of some arrays to come in place of these: all of them fit, or there is an error."""
+        """Copies of arrays that are to replace some of these; an error, unless all of them fit."""
         shapes, copies = self.architecture.shapes(), {}
         for name, value in changes.items():
             if name not in shapes:
@@ -59,17 +59,17 @@ class Weights(Generic[P]):
         return copies
 
     def replaced(self, copies: Mapping[str, Array]) -> Weights[P]:
-        """A snapshot with some arrays in place of these."""
+        """A snapshot in which `copies` have replaced the arrays of these names."""
         return Weights(self.architecture, {**self.arrays, **copies})
 
     def __getstate__(self) -> tuple[Packable[P], dict[str, Array]]:
         return self.architecture, self.arrays
 
     def __setstate__(self, state: tuple[Packable[P], dict[str, Array]]) -> None:
-        # The arrays of a pickle may lie at any address, in memory that others write to later.
-        of, arrays = state
-        copies = {name: np.array(array, of.dtype, order="C") for name, array in arrays.items()}
-        self.__init__(of, copies)  # type: ignore[misc]
+        # The arrays of a pickle may be misaligned, or views of memory that others write to later.
+        architecture, arrays = state
+        copies = {name: np.array(array, architecture.dtype, order="C") for name, array in arrays.items()}
+        self.__init__(architecture, copies)  # type: ignore[misc]
 
     def __deepcopy__(self, memory: object) -> Weights[P]:
         return self
@@ -78,7 +78,7 @@ class Weights(Generic[P]):
 class Parameters(Mapping[str, Array]):
     """The weights of a layer by PyTorch's names, as read-only arrays. Assigning to a name changes that weight.
 
-    An assignment is checked, copied and then swapped in as a whole: a call under way in another thread, a stream and
+    An assignment is checked, copied and then swapped in as a whole: a call that another thread has begun, a stream and
     a tape keep the weights that they started with.
     """
 
@@ -99,7 +99,7 @@ class Parameters(Mapping[str, Array]):
         self._swap({name: value})
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """Change several weights at once: all of them, or on an error none."""
+        """Change several weights at once. On an error no weight changes."""
         if not isinstance(changes, Mapping):
             raise TypeError(f"changes: expected a mapping of names to arrays, got {type(changes).__name__}")
         self._swap(changes)
@@ -108,31 +108,31 @@ class Parameters(Mapping[str, Array]):
         return f"Parameters({', '.join(f'{name} {array.shape}' for name, array in self.items())})"
 
 
-class Holder(Generic[P]):
-    """The place where a layer's present snapshot is kept. Threads swap snapshots here, one at a time."""
+class WeightsSlot(Generic[P]):
+    """The place of a layer's present snapshot, in which threads put another one, one thread at a time."""
 
     def __init__(self, weights: Weights[P]) -> None:
         self.weights = weights
 
     def swap(self, changes: Mapping[str, object]) -> None:
-        self.take(self.weights.checked(changes))  # may run the user's code, thus not under the lock
+        self.put(self.weights.checked(changes))  # the check may run the user's code, and so comes before the lock
 
-    def take(self, copies: Mapping[str, Array]) -> None:
-        """Copies that were checked."""
-        with one_at_a_time():
+    def put(self, copies: Mapping[str, Array]) -> None:
+        """Replace arrays by copies that were checked."""
+        with swap_lock():
             self.weights = self.weights.replaced(copies)
 
-    def __copy__(self) -> Holder[P]:
-        return Holder(self.weights)
+    def __copy__(self) -> WeightsSlot[P]:
+        return WeightsSlot(self.weights)
 
 
-# One lock for all layers, so that a fork can renew it: another thread may have held it, and is not in the child.
-# Reentrant, since a finaliser or a signal's handler may change a layer while its thread is changing another.
+# There is one lock for all layers, so that a fork can renew it: the thread that held it may not exist in the child.
+# It is reentrant, since a finaliser or a signal's handler may change a layer while its thread is changing another.
 _lock = threading.RLock()
 
 
-def one_at_a_time() -> AbstractContextManager[object]:
-    """The lock under which layers change."""
+def swap_lock() -> AbstractContextManager[object]:
+    """The lock that a thread holds while it changes a layer."""
     return _lock
 
 
