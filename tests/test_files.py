@@ -85,9 +85,7 @@ def model_input(model, dtype):
 def everything(layer):
     """All that a layer holds, weights apart."""
     held = {name: value for name, value in vars(layer).items() if name != "_slot"}
-    return type(layer), {
-        name: everything(value) if hasattr(value, "_slot") else value for name, value in held.items()
-    }
+    return type(layer), {name: everything(value) if hasattr(value, "_slot") else value for name, value in held.items()}
 
 
 def assert_same_model(again, model, x):

@@ -295,7 +295,8 @@ def test_messages_are_one_line():
     ):
         gw.load(recurrent)
     with pytest.raises(
-        ValueError, match=r"got Cell of Dense, Dense without a recurrent layer: layers\[1\]: expected 8 units"
+        ValueError,
+        match=r"got Cell of Dense, Dense without a recurrent layer: layers\[1\]: expected a layer of 8 input units",
     ):
         gw.load(Cell())
 

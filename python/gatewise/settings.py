@@ -1,4 +1,4 @@
-"""The backend and the number of threads: the only state of the library that is not in an object."""
+"""The backend and the number of threads, the only state of the library that no object holds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def use_backend(name: str) -> None:
 
 
 def set_num_threads(n: int) -> None:
-    """Let calls use at most n threads. Small calls use one whatever n is; results have the same bits for any n."""
+    """Let calls use at most n threads. Small calls use one thread; results have the same bits for any n."""
     _core.set_num_threads(whole_number("n", n, 1, 1024))
 
 
@@ -46,10 +46,10 @@ def get_num_threads() -> int:
 
 
 def release_memory() -> int:
-    """Return the memory that gatewise holds for later calls to the system; the number of bytes that it was.
+    """Return memory that gatewise keeps for later calls to the system, and say how many bytes it was.
 
-    Large blocks that a call or an array no longer needs, at most 256 MB in all, are held so that the next call need not
-    ask the system for memory, which takes time. Where memory is short, gatewise returns them of itself.
+    gatewise keeps large blocks that a call or an array no longer needs, at most 256 MB in all, since asking the system
+    for memory takes time. It returns them by itself when memory is short.
     """
     return _core.release_memory()
 
@@ -78,7 +78,7 @@ def _processor() -> str:
 
 
 def _environment_number(name: str) -> int | None:
-    """A positive number from the environment; of a list (OMP_NUM_THREADS=4,2) the first. Anything else is ignored."""
+    """A positive number from the environment; the first one of a list (OMP_NUM_THREADS=4,2); None for anything else."""
     try:
         number = int(os.environ.get(name, "").split(",")[0])
     except ValueError:
@@ -87,7 +87,7 @@ def _environment_number(name: str) -> int | None:
 
 
 def _quota(root: Path = Path("/")) -> int | None:
-    """Processors that this control group may use: threads past it would be stopped, and all others wait for them."""
+    """The processors that this control group may use. More threads would be stopped, and the others wait for them."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
         shares = [share for line in lines for share in _shares(root / "sys/fs/cgroup", *line.split(":", 2)[1:])]
@@ -97,7 +97,7 @@ def _quota(root: Path = Path("/")) -> int | None:
 
 
 def _shares(folder: Path, controllers: str, group: str) -> Iterator[float]:
-    """Processors that a group and those around it may use; "" are the controllers of version 2, where all are one."""
+    """The processors that a group and the groups around it may use. Version 2 has all controllers in one, named ""."""
     if controllers:
         if "cpu" not in controllers.split(","):
             return
@@ -129,7 +129,7 @@ def _default_threads() -> int:
 
 
 def _start() -> None:
-    """Take the settings of the environment, once, at import."""
+    """Take the settings from the environment, once, at import."""
     if not _core.backends():
         built = ", ".join(_core.configuration()["levels"])
         raise ImportError(f"gatewise was built for {built} only, which this processor cannot run")

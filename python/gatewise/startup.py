@@ -1,4 +1,4 @@
-"""What has to happen before the rest of the package is imported."""
+"""This comes before the rest of the package is imported."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from importlib.util import find_spec
 
 
 def _is_command() -> bool:
-    """Whether this process is `gatewise` or `python -m gatewise`, which is about to import what it needs."""
+    """Whether this process is `gatewise` or `python -m gatewise`, which still has to import what it needs."""
     if sys.argv[:1] == ["-m"]:  # while Python looks for the module that it will run
         return sys.orig_argv[-len(sys.argv)] in ("gatewise", "-mgatewise")
     return os.path.basename("".join(sys.argv[:1])) == "gatewise"
 
 
-# Ctrl-C while a command imports ends it without a traceback; `__main__.main` gives Ctrl-C its usual meaning back.
+# Ctrl-C ends a command that is importing without a traceback. `__main__.main` restores its usual meaning.
 if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

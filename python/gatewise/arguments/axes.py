@@ -1,4 +1,4 @@
-"""How the axes of a sequence lie: batched or not, batch or time first."""
+"""The order of the axes of a sequence: batched or unbatched, batch or time first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gatewise.arguments.arrays import Array, describe
 
 
 class SequenceAxes:
-    """What follows from the sizes of a sequence and the order of its axes."""
+    """What the sizes of a sequence and the order of its axes determine."""
 
     __slots__ = ()
     batch_first: bool
@@ -18,18 +18,18 @@ class SequenceAxes:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The axes that a step has beside its values."""
+        """The axes of a step besides that of its units."""
         return () if self.unbatched else (self.batch,)
 
     @property
     def leading(self) -> tuple[int, ...]:
-        """The axes of a sequence of one value a step."""
+        """The shape of a sequence without units, of one value for each step and row."""
         if self.unbatched:
             return (self.steps,)
         return (self.batch, self.steps) if self.batch_first else (self.steps, self.batch)
 
     def shape(self, units: int) -> tuple[int, ...]:
-        """Of a sequence with `units` values a step."""
+        """The shape of a sequence with `units` values for each step and row."""
         return (*self.leading, units)
 
     def to_time_major(self, sequence: Array) -> Array:
@@ -39,7 +39,7 @@ class SequenceAxes:
         return sequence.swapaxes(0, 1) if self.batch_first else sequence
 
     def from_time_major(self, sequence: Array) -> Array:
-        """The inverse."""
+        """The inverse of `to_time_major`."""
         if self.unbatched:
             return sequence[:, 0]
         return sequence.swapaxes(0, 1) if self.batch_first else sequence
@@ -59,7 +59,7 @@ class Axes(_Sizes, SequenceAxes):
 
     @classmethod
     def of(cls, units: tuple[int, ...], batch_first: bool, name: str, x: Array) -> Axes:
-        """Those of an input of shape (T, B, *units), (B, T, *units) or (T, *units)."""
+        """The axes of an input of shape (T, B, *units), (B, T, *units) or (T, *units)."""
         unit_axes = len(units)
         if x.ndim not in (1 + unit_axes, 2 + unit_axes) or x.shape[x.ndim - unit_axes :] != units:
             batched: list[int | str] = ["B", "T", *units] if batch_first else ["T", "B", *units]

@@ -37,7 +37,7 @@ class Layout(_Fields, SequenceAxes):
         return (sequences, units) if self.unbatched else (sequences, self.batch, units)
 
     def new_state(self) -> tuple[Array, Array | None]:
-        """Uninitialised h, and c where there is one."""
+        """Uninitialised arrays for h and, if the cell has one, c."""
         architecture, dtype = self.architecture, self.architecture.dtype
         hidden = np.empty(self.state_shape(architecture.recurrent_size), dtype)
         cell = np.empty(self.state_shape(architecture.hidden_size), dtype) if architecture.has_cell_state else None
