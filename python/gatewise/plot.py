@@ -1,9 +1,9 @@
-"""Figures of what goes on inside a layer: gates, cells, saturation, memory. `pip install 'gatewise[plot]'`.
+"""Figures of the inside of a layer: gates, cells, saturation, memory. `pip install 'gatewise[plot]'`.
 
     trace = lstm.trace(x)
     gatewise.plot.gates(trace, "l0", row=0).savefig("gates.png")
 
-Each function returns a matplotlib Figure of its own, which no global state knows of.
+Each function returns a new matplotlib Figure, which pyplot's global state does not know.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ except ModuleNotFoundError as error:
 from gatewise.arguments.arrays import Array, as_array, describe, flag, floating, number, whole_number
 from gatewise.running.traces import LayerTrace, Trace
 
-# Okabe and Ito's colours, which do not depend on telling red from green.
+# Okabe and Ito's colours, which people who cannot tell red from green can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#222222")
-CLOSED, OPEN = 0.05, 0.95  # beyond these a gate passes next to no gradient: it is saturated
+CLOSED, OPEN = 0.05, 0.95  # beyond these a gate is saturated: it passes almost no gradient
 DPI = 100
 
 
@@ -40,12 +40,12 @@ def gates(
     layer : str
         "l0", "l0_reverse", "l1", ...
     row : int
-        Of the batch.
+        The row of the batch.
     limits : (float, float) or "data", optional
         The values of the gates that get the first and the last colour. None is 0 and 1, so that pictures can be
-        compared. "data" is the least and the largest value of each gate, which shows what a layer does whose gates
-        hardly move, as those of one that has not learned yet; the candidate then goes to its largest size on both
-        sides of 0, otherwise from -1 to 1.
+        compared. "data" is the least and the largest value of each gate: it shows the gates of a layer that hardly
+        move, for example before it has learned. The colours of the candidate then span its largest magnitude on both
+        sides of 0, otherwise -1 to 1.
     """
     shown = {name: _row(trace, array, row) for name, array in _arrays(_layer(trace, layer)).items() if _is_gate(name)}
     if not shown:
@@ -86,7 +86,7 @@ def _limits(limits: object) -> tuple[float, float] | Literal["data"]:
 
 
 def _range(values: Array, signed: bool, limits: tuple[float, float] | Literal["data"]) -> tuple[float, float]:
-    """The values that get the first and the last colour; those of a candidate lie around 0."""
+    """The values that get the first and the last colour; for a candidate they are symmetric around 0."""
     if limits != "data":
         return (-1.0, 1.0) if signed else limits
     finite = values[np.isfinite(values)]
@@ -97,14 +97,14 @@ def _range(values: Array, signed: bool, limits: tuple[float, float] | Literal["d
 
 
 def cells(trace: Trace, layer: str = "l0", row: int = 0, units: object = None) -> Figure:
-    """The cell state of an LSTM layer over time, of the others h: some units as lines, all of them as a band.
+    """The cell state of an LSTM layer over time, or h of the other layers: some units as lines, all of them as a band.
 
     Parameters
     ----------
     trace, layer, row
         As in `gates`.
     units : array_like of integers, optional
-        Which units to draw as lines; None: the eight that move most.
+        The units to draw as lines; None: the eight that change most.
     """
     arrays = _arrays(_layer(trace, layer))
     name = "cell" if "cell" in arrays else "hidden"
@@ -138,9 +138,9 @@ def cells(trace: Trace, layer: str = "l0", row: int = 0, units: object = None) -
 
 
 def saturation(trace: Trace, layer: str = "l0") -> Figure:
-    """How often each gate of a layer is how far open, over all rows, steps and units: a histogram a gate.
+    """How far the gates of a layer are open, over all rows, steps and units: a histogram for each gate.
 
-    A gate that is nearly always closed or open (the shaded ends) has next to no gradient.
+    A gate that is nearly always closed or open (the shaded ends) has almost no gradient.
 
     Parameters
     ----------
@@ -178,18 +178,18 @@ def memory(gradient: object, step: int, *, row: int = 0, batch_first: bool = Fal
     gradient : array_like
         What `input_gradient` returned: (T, B, I), with batch_first (B, T, I), or (T, I).
     step : int
-        The step that it was asked for.
+        The step that `input_gradient` was called with.
     row : int
-        Of the batch.
+        The row of the batch.
     batch_first : bool
-        The layer's.
+        Whether the layer has batch_first.
     """
     array = as_array("gradient", gradient)
     if array.ndim not in (2, 3):
         raise ValueError(f"gradient: expected shape (T, B, I) or (T, I), got {describe(array.shape)}")
     rows = array[None] if array.ndim == 2 else array if flag("batch_first", batch_first) else array.swapaxes(0, 1)
     array = rows[whole_number("row", row, 0, len(rows) - 1)]
-    at = whole_number("step", step, -len(array), len(array) - 1) % len(array)
+    output_step = whole_number("step", step, -len(array), len(array) - 1) % len(array)
     array = np.abs(floating("gradient", array, np.dtype(np.float64)))
     largest = array.max(axis=1, initial=0)  # [T], so that no square overflows
     with np.errstate(invalid="ignore"):
@@ -200,14 +200,14 @@ def memory(gradient: object, step: int, *, row: int = 0, batch_first: bool = Fal
     axes = figure.subplots()
     times = np.arange(len(size))
     axes.plot(times, np.where(size > 0, size, np.nan), color=COLOURS[0], lw=1.4, marker="o", ms=3)
-    axes.axvline(at, color=COLOURS[1], lw=1, label=f"the output's step, {at}")
+    axes.axvline(output_step, color=COLOURS[1], lw=1, label=f"the output's step, {output_step}")
     if (size > 0).any():
         axes.set_yscale("log")
     total = size.sum()
     if total > 0:
-        # Nine tenths of it come from so many steps, the nearest first.
-        some = times[size > 0]
-        nearest = some[np.argsort(np.abs(some - at), kind="stable")]
+        # The steps from which nine tenths of it come, the nearest steps first.
+        nonzero = times[size > 0]
+        nearest = nonzero[np.argsort(np.abs(nonzero - output_step), kind="stable")]
         reach = nearest[: int(np.searchsorted(np.cumsum(size[nearest]), 0.9 * total)) + 1]
         label = f"90 % of it: {len(reach)} steps"
         axes.axvspan(reach.min() - 0.5, reach.max() + 0.5, color="#eeeeee", lw=0, zorder=0, label=label)
@@ -217,7 +217,7 @@ def memory(gradient: object, step: int, *, row: int = 0, batch_first: bool = Fal
     axes.set_xlim(-0.5, len(size) - 0.5)
     axes.legend(loc="best", frameon=False, fontsize=9)
     _quiet(axes)
-    return _titled(figure, f"What the output at step {at} remembers of the input")
+    return _titled(figure, f"What the output at step {output_step} remembers of the input")
 
 
 def _layer(trace: Trace, layer: str) -> LayerTrace:
@@ -237,7 +237,7 @@ def _is_gate(name: str) -> bool:
 
 
 def _row(trace: Trace, array: Array, row: int) -> Array:
-    """One row's own steps, (T, H)."""
+    """The steps of one row up to its end, (T, H)."""
     if trace.unbatched:
         whole_number("row", row, 0, 0)
         return array[: None if trace.lengths is None else int(trace.lengths)]
@@ -248,7 +248,7 @@ def _row(trace: Trace, array: Array, row: int) -> Array:
 
 
 def _steps_only(trace: Trace, array: Array) -> Array:
-    """All values but those behind the ends of rows, (N, H)."""
+    """All values except those after the ends of rows, (N, H)."""
     if trace.lengths is None or not array.size:
         return array.reshape(-1, array.shape[-1])
     rows = 1 if trace.unbatched else array.shape[0 if trace.batch_first else 1]

@@ -1,8 +1,8 @@
 """The specification of gatewise in plain NumPy: what every backend must compute, forward and backward.
 
 Sizes: T steps, B batch, I input, H hidden, P projection (P = H without one), G gates, L layers, D directions.
-Parameters have PyTorch's names, shapes and gate order. All is computed in the dtype of x, whichever floating
-type that is. This file is for reading and checking; for speed there is the rest of the package.
+Parameters have PyTorch's names, shapes and gate order. Everything is computed in the dtype of x, which is any
+floating type. This file is for reading and checking; the rest of the package is for speed.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class Cell(NamedTuple):
     states: int  # arrays in its state
     functions: Functions
     forward: Callable[[Functions, Weights, Array, Array, Arrays], tuple[Arrays, Arrays]]
-    backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]] | None  # None: for inference alone
+    backward: Callable[[Arrays, Arrays, Arrays], tuple[Array, Array, Arrays]] | None  # None: for inference only
 
 
 CELLS = {
@@ -299,7 +299,7 @@ def product_backward(kind: str, weights: Weights, x: Array, grad: Array, grad_we
 
 
 # Rows of different lengths: a row that has no step t leaves it as it came, and its output is zero. Everything of
-# it is selected, never multiplied by zero, so that what lies behind its end cannot matter.
+# it is selected, never multiplied by zero, so that nothing after a row's end can matter.
 
 
 class Step(NamedTuple):
@@ -461,11 +461,11 @@ def forward(
         direction ..._l0_reverse; for the next layer ..._l1, with D*P inputs; and so on
     num_layers, bidirectional : L, and whether D is 2
     dropout : share dropped of the output of each layer but the last; 0 for inference
-    seed, call_count : which mask, see `dropout_mask`
-    lengths : integers (B,), how many steps each row has; None: all have T. Behind its end a row's output is zero,
+    seed, call_count : they determine the mask, see `dropout_mask`
+    lengths : integers (B,), how many steps each row has; None: all have T. After its end a row's output is zero,
         the state after the last step is the one at its end, and the reverse direction starts there
     resets : booleans (T, B), where the state is set to zero before step t, in the reverse direction after it
-    functions : in place of the cell's own, which alone have a backward, as peepholes have none
+    functions : they replace the cell's usual ones; only the usual ones have a backward, and peepholes have none
 
     Returns
     -------
@@ -664,7 +664,7 @@ def last(x: Array, lengths: npt.ArrayLike | None = None, *, both_ends: bool = Fa
 
 
 def reverse(x: Array, lengths: npt.ArrayLike | None = None) -> Array:
-    """The steps of each row in the other order, within its length; zero behind it."""
+    """The steps of each row in the opposite order, within its length; zero after it."""
     steps, batch, _ = x.shape
     y = np.zeros_like(x)
     for row, end in enumerate(np.full(batch, steps) if lengths is None else np.asarray(lengths)):
@@ -673,7 +673,7 @@ def reverse(x: Array, lengths: npt.ArrayLike | None = None) -> Array:
 
 
 def leave_out(x: Array, masked: Flags) -> tuple[Array, npt.NDArray[np.int64]]:
-    """The sequence without the steps flagged in masked (T, B), zeros behind it; and how long each row is then."""
+    """The sequence without the steps flagged in masked (T, B), zero after it; and how long each row is then."""
     kept = ~masked
     y = np.zeros_like(x)
     for row in range(x.shape[1]):
