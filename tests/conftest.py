@@ -34,18 +34,31 @@ hypothesis.settings.load_profile("gatewise")
 # Report and fixtures
 
 
+# Tests of files and of the command line: on another backend they would only repeat what the tests of layers say of it.
+NOT_OF_THE_CORE = {
+    "test_arrays", "test_benchmarks", "test_build", "test_checkpoints", "test_commands", "test_demo", "test_documents",
+    "test_files", "test_fuzz", "test_hdf5", "test_hostile_files", "test_import", "test_keras", "test_onnx",
+    "test_protobuf", "test_pytorch_files", "test_rooms", "test_rtneural", "test_saving", "test_verification",
+}  # fmt: skip
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
-        "--only-default-backend", action="store_true",
-        help="leave out the tests that go through all backends: with a forced one, what was not run on it before",
-    )  # fmt: skip
+        "--only-default-backend",
+        action="store_true",
+        help="with a forced backend: only tests of the core that did not go through all backends before",
+    )
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    if config.getoption("only_default_backend"):
-        left_out = [item for item in items if "backend" in getattr(item, "fixturenames", ())]
-        items[:] = [item for item in items if "backend" not in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=left_out)
+    if not config.getoption("only_default_backend"):
+        return
+    selected, left_out = [], []
+    for item in items:
+        was_run = "backend" in getattr(item, "fixturenames", ()) or item.path.stem in NOT_OF_THE_CORE
+        (left_out if was_run else selected).append(item)
+    items[:] = selected
+    config.hook.pytest_deselected(items=left_out)
 
 
 def cpu_name() -> str:
