@@ -175,9 +175,9 @@ def functions_of(layer):
     formula = layer._architecture.formula
     if formula is None:
         return None
-    own = (partial(reference.ACTIVATIONS[name], **dict(zip(("alpha", "beta"), numbers, strict=False)))
+    activations = (partial(reference.ACTIVATIONS[name], **dict(zip(("alpha", "beta"), numbers, strict=False)))
            for name, numbers in ((f.name, f.numbers) for f in formula[:3]))  # fmt: skip
-    return reference.Functions(*own, formula.clip)
+    return reference.Functions(*activations, formula.clip)
 
 
 def output_width(layer) -> int:
@@ -286,10 +286,10 @@ def assert_same_bits(actual, expected, name="") -> None:
             assert_same_bits(actual[key], expected[key], key)
     elif isinstance(expected, tuple):
         assert len(actual) == len(expected)
-        for member, (one, other) in enumerate(zip(actual, expected, strict=True)):
-            assert_same_bits(one, other, f"{name}[{member}]")
+        for member, (first, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_bits(first, other, f"{name}[{member}]")
     else:
         assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), name
         bits = {4: np.uint32, 8: np.uint64}[expected.dtype.itemsize]
-        one, other = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
-        np.testing.assert_array_equal(one.view(bits), other.view(bits), err_msg=name)
+        first, other = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
+        np.testing.assert_array_equal(first.view(bits), other.view(bits), err_msg=name)

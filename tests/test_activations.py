@@ -187,7 +187,7 @@ def test_special_values(dtype, name, x, expected):
 
 @NAMES
 def test_nan_and_tails(name, dtype):
-    """A NaN gives NaN at its place alone, wherever in a register or its tail."""
+    """A NaN gives NaN only in its place, wherever that is in a register or its tail."""
     for size in range(35):
         x = np.linspace(-3, 3, size, dtype=dtype)
         clean = evaluate(name, x)
@@ -234,9 +234,9 @@ def test_rises(name, dtype):
 def test_results_are_never_denormal(name, dtype):
     """Where the function leaves the normal numbers, and from arguments that are just normal."""
     tiny = np.finfo(dtype).tiny
-    ends = [np.linspace(-760, -700, 100_003), np.linspace(-110, -80, 100_003), np.linspace(-40, -10, 100_003)]
+    far_values = [np.linspace(-760, -700, 100_003), np.linspace(-110, -80, 100_003), np.linspace(-40, -10, 100_003)]
     least = np.linspace(1, 4, 1001) * tiny
-    x = np.concatenate([*ends, least, -least]).astype(dtype)
+    x = np.concatenate([*far_values, least, -least]).astype(dtype)
     result = np.abs(evaluate(name, x))
     assert ((result == 0) | (result >= tiny)).all()
 

@@ -61,30 +61,30 @@ def test_unpickled_at_any_address(name, offset):
     assert_same_bits(made.state_dict(), model.state_dict())
 
 
-@pytest.mark.parametrize("of", ["model", "stream", "copies"])
+@pytest.mark.parametrize("kind", ["model", "stream", "copies"])
 @pytest.mark.parametrize("name", MODELS)
-def test_unpickled_weights_are_nobody_elses(name, of, tmp_path):
+def test_unpickled_weights_are_nobody_elses(name, kind, tmp_path):
     """The message's memory is used again, or the file that was mapped is written to: nothing changes."""
     model = MODELS[name]()
     x = input_of(model)
-    whole = {"model": model, "stream": model.stream(2), "copies": [model, copy.deepcopy(model)]}[of]
-    text, frames = pickled(whole)
+    objects = {"model": model, "stream": model.stream(2), "copies": [model, copy.deepcopy(model)]}[kind]
+    text, frames = pickled(objects)
     path = tmp_path / "buffers"
     path.write_bytes(b"".join(frames))
-    mapped, ends = np.memmap(path, np.uint8, "r+"), np.cumsum([0, *map(len, frames)])
-    made = pickle.loads(text, buffers=[mapped[begin:end] for begin, end in itertools.pairwise(ends)])
+    mapped, offsets = np.memmap(path, np.uint8, "r+"), np.cumsum([0, *map(len, frames)])
+    made = pickle.loads(text, buffers=[mapped[begin:end] for begin, end in itertools.pairwise(offsets)])
     mapped[:] = 255
     mapped.flush()
-    if of == "stream":
+    if kind == "stream":
         made.reset()
         assert_same_bits(made.run(x), model.stream(2).run(x))
         return
-    for one in made if of == "copies" else [made]:
-        assert_same_bits(first(one(x)), first(model(x)))
-        assert_same_bits(first(copy.deepcopy(one)(x)), first(model(x)))
-        assert_same_bits(one.state_dict(), model.state_dict())
-        assert not any(np.shares_memory(array, mapped) for array in one.parameters.values())
-        assert not any(array.flags.writeable for array in one.parameters.values())
+    for loaded in made if kind == "copies" else [made]:
+        assert_same_bits(first(loaded(x)), first(model(x)))
+        assert_same_bits(first(copy.deepcopy(loaded)(x)), first(model(x)))
+        assert_same_bits(loaded.state_dict(), model.state_dict())
+        assert not any(np.shares_memory(array, mapped) for array in loaded.parameters.values())
+        assert not any(array.flags.writeable for array in loaded.parameters.values())
 
 
 # -----------------------------------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def test_chunks_backward(cell, dtype, inputs, hidden, options, cuts):
         grads = tape.backward(grad_output, grad_state)
         grad_inputs.insert(0, grads.input)
         grad_state = grads.state
-    whole = layer.record(data.x, data.state).backward(data.grad_output, data.grad_state)
-    assert_same_bits(np.concatenate(grad_inputs), whole.input)
-    assert_same_bits(grad_state, whole.state)
+    gradients = layer.record(data.x, data.state).backward(data.grad_output, data.grad_state)
+    assert_same_bits(np.concatenate(grad_inputs), gradients.input)
+    assert_same_bits(grad_state, gradients.state)
 
 
 @pytest.mark.parametrize("power", [0.5, 0.9, 0.98, 1.0], ids="tiny**{}".format)
@@ -131,8 +131,8 @@ def test_denormals_are_flushed_alike(cell, dtype, power):
     assert_same_bits(in_steps(stream, data.x), y)
     assert_same_bits(stream.state, state)
     row = slice(2, 3)
-    whole, part = run_core(layer, *data), run_core(layer, *take_rows(data, row))
-    assert_same_bits(rows_of(part, slice(None)), rows_of(whole, row))
+    batch_results, part = run_core(layer, *data), run_core(layer, *take_rows(data, row))
+    assert_same_bits(rows_of(part, slice(None)), rows_of(batch_results, row))
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -145,12 +145,12 @@ def test_any_batch_and_place(cell, dtype, inputs, hidden, options):
     options = with_projection(cell, options) | {"bidirectional": True}
     layer = make_layer(cell, inputs, hidden, dtype=dtype, **options)
     data = make_data(layer, 5, 25)
-    whole = run_core(layer, *data)
+    batch_results = run_core(layer, *data)
     for batch in (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 24):
         for start in (0, 1, (25 - batch) // 2, 25 - batch):
             rows = slice(start, start + batch)
             part = run_core(layer, *take_rows(data, rows))
-            assert_same_bits(rows_of(part, slice(None)), rows_of(whole, rows))
+            assert_same_bits(rows_of(part, slice(None)), rows_of(batch_results, rows))
 
 
 @SIZES
@@ -158,20 +158,20 @@ def test_permuted_batch(cell, dtype, inputs, hidden, options):
     layer = make_layer(cell, inputs, hidden, dtype=dtype, **with_projection(cell, options))
     data = make_data(layer, 5, 25)
     order = np.random.default_rng(3).permutation(25)
-    whole, permuted = run_core(layer, *data), run_core(layer, *take_rows(data, order))
-    assert_same_bits(rows_of(permuted, slice(None)), rows_of(whole, order))
-    assert_results_close(of_parameters(permuted), of_parameters(whole))
+    batch_results, permuted = run_core(layer, *data), run_core(layer, *take_rows(data, order))
+    assert_same_bits(rows_of(permuted, slice(None)), rows_of(batch_results, order))
+    assert_results_close(of_parameters(permuted), of_parameters(batch_results))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5], ids="B{}".format)
 def test_rows_of_a_stream(cell, dtype, batch):
     layer = make_layer(cell, 5, 100, dtype=dtype)
     x = make_data(layer, 6, 13).x
-    whole = in_steps(layer.stream(13), x)
+    stream_results = in_steps(layer.stream(13), x)
     for start in range(0, 13 - batch, 3):
         rows = slice(start, start + batch)
-        assert_same_bits(in_steps(layer.stream(batch), x[:, rows]), whole[:, rows])
-    assert_same_bits(in_steps(layer.stream(), x[:, 3]), whole[:, 3])
+        assert_same_bits(in_steps(layer.stream(batch), x[:, rows]), stream_results[:, rows])
+    assert_same_bits(in_steps(layer.stream(), x[:, 3]), stream_results[:, 3])
 
 
 # -----------------------------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ def test_no_state_is_zeros(cell, dtype):
     assert_same_bits(run_core(layer, data.x, None, data.grad_output), run_core(layer, data.x, zeros, data.grad_output))
 
 
-@pytest.mark.parametrize("given", ["grad_output", "grad_state", "h", "c"])
-def test_missing_gradients_are_zero(dtype, given):
+@pytest.mark.parametrize("parts", ["grad_output", "grad_state", "h", "c"])
+def test_missing_gradients_are_zero(dtype, parts):
     layer = make_layer("lstm", 4, 17, 2, dtype=dtype)
     x, state, grad_output, (grad_h, grad_c) = make_data(layer, 3, 5)
     grads = {
@@ -97,7 +97,7 @@ def test_missing_gradients_are_zero(dtype, given):
         "grad_state": (None, (grad_h, grad_c)),
         "h": (None, (grad_h, None)),
         "c": (grad_output, (None, grad_c)),
-    }[given]
+    }[parts]
     assert_results_close(run_core(layer, x, state, *grads), run_reference(layer, x, state, *grads))
 
 
@@ -160,9 +160,9 @@ def test_empty(cell, dtype, bidirectional, steps, batch):
     for name, value in layer.parameters.items():
         assert actual[f"grad {name}"].shape == value.shape
         assert not actual[f"grad {name}"].any()
-    given = [actual[name] for name in actual if name.startswith("grad_state")]
-    wanted = data.grad_state if isinstance(data.grad_state, tuple) else (data.grad_state,)
-    assert_same_bits(tuple(given), tuple(wanted))
+    gradients = [actual[name] for name in actual if name.startswith("grad_state")]
+    expected = data.grad_state if isinstance(data.grad_state, tuple) else (data.grad_state,)
+    assert_same_bits(tuple(gradients), tuple(expected))
 
 
 def test_empty_unbatched(cell):
@@ -238,9 +238,9 @@ def test_dropout_is_for_training_only(cell):
 
 
 def test_dropout_spares_the_last_layer(cell):
-    one = make_layer(cell, 5, 17, 1, dropout=0.5)
-    x = make_data(one, 6, 4).x
-    assert_same_bits(one.record(x).output, one(x)[0])
+    single = make_layer(cell, 5, 17, 1, dropout=0.5)
+    x = make_data(single, 6, 4).x
+    assert_same_bits(single.record(x).output, single(x)[0])
 
 
 def test_dropped_elements_are_set_to_zero():
@@ -286,10 +286,10 @@ def test_initial_weights(cell, dtype):
 
 
 def test_a_seed_is_drawn_and_kept():
-    one, other = gw.GRU(2, 3), gw.GRU(2, 3)
-    assert isinstance(one.seed, int)
-    assert one.seed != other.seed
-    assert_same_bits(gw.GRU(2, 3, seed=one.seed).state_dict(), one.state_dict())
+    first, other = gw.GRU(2, 3), gw.GRU(2, 3)
+    assert isinstance(first.seed, int)
+    assert first.seed != other.seed
+    assert_same_bits(gw.GRU(2, 3, seed=first.seed).state_dict(), first.state_dict())
 
 
 def test_reference_is_part_of_the_package():

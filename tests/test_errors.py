@@ -43,8 +43,8 @@ def refused(layer):
         with pytest.raises(error, match=match):
             function(*args, **kwargs)
         assert_same_bits(everything(layer), before)
-        for array, kept in zip(arrays((args, kwargs)), arrays(arguments), strict=True):
-            np.testing.assert_array_equal(array, kept)
+        for array, copied in zip(arrays((args, kwargs)), arrays(arguments), strict=True):
+            np.testing.assert_array_equal(array, copied)
 
     return check
 
@@ -284,11 +284,11 @@ def test_grad_state(layer):
 def test_tape_twice(layer, refused):
     data = make_data(layer, T, B)
     tape = layer.record(data.x, data.state)
-    kept = tape.backward(data.grad_output, data.grad_state, keep=True)
+    gradients = tape.backward(data.grad_output, data.grad_state, keep=True)
     again = tape.backward(data.grad_output, data.grad_state)
-    assert_same_bits(again.input, kept.input)
-    assert_same_bits(again.state, kept.state)
-    assert_same_bits(dict(again.parameters), dict(kept.parameters))
+    assert_same_bits(again.input, gradients.input)
+    assert_same_bits(again.state, gradients.state)
+    assert_same_bits(dict(again.parameters), dict(gradients.parameters))
     for keep in (False, True):
         refused(RuntimeError, "(?i)tape", tape.backward, data.grad_output, data.grad_state, keep=keep)
     assert_same_bits(tape.output, layer(data.x, data.state)[0])
@@ -381,7 +381,7 @@ def test_x_must_fit_exactly_with_out(layer, refused):
 
 @pytest.mark.parametrize("turn", [np.asfortranarray, lambda x: np.repeat(x, 2, axis=-1)[..., ::2]])
 def test_strided_x_with_out(layer, turn):
-    """Either way is well: the right result, or a refusal that leaves out alone."""
+    """Either is right: the result, or a refusal after which `out` is unchanged."""
     out = np.full((T, B, H), 7, "float32")
     try:
         layer(turn(X), out=out)
@@ -494,8 +494,8 @@ def stream_refuses(stream):
         with pytest.raises(error, match=match):
             function(*args, **kwargs)
         assert_same_bits(everything_of_stream(stream), before)
-        for array, kept in zip(arrays((args, kwargs)), arrays(arguments), strict=True):
-            np.testing.assert_array_equal(array, kept)
+        for array, copied in zip(arrays((args, kwargs)), arrays(arguments), strict=True):
+            np.testing.assert_array_equal(array, copied)
 
     return check
 
@@ -564,7 +564,7 @@ def test_step_into_out(stream, stream_refuses):
 
 
 def accepted_or_refused(stream, x, out):
-    """A strided x with out: the right result, or a refusal that leaves out alone."""
+    """A strided x with `out`: the result, or a refusal after which `out` is unchanged."""
     expected = stream.copy().step(x.copy())
     out[...] = 7
     try:
@@ -740,21 +740,21 @@ def test_checkpoint_every(layer, refused, every, error):
 def test_resets_of_streams(cell):
     layer = make_layer(cell, I, H, 2)
     stream, single = layer.stream(B), layer.stream()
-    for one, x in ((stream, X), (single, X[:, 0])):
-        one.run(x)
-        before = everything_of_stream(one)
+    for target, x in ((stream, X), (single, X[:, 0])):
+        target.run(x)
+        before = everything_of_stream(target)
         flags = [zeros(B + 1), zeros(B, 1), np.full(B, 2), "abc", np.full(B, np.nan)]
-        for resets in flags if one is stream else [zeros(1), 2, "abc", np.nan]:
-            for out in (None, np.empty((*stream_rows(one), H), "float32")):
+        for resets in flags if target is stream else [zeros(1), 2, "abc", np.nan]:
+            for out in (None, np.empty((*stream_rows(target), H), "float32")):
                 with pytest.raises((TypeError, ValueError), match=r"^resets: "):
-                    one.step(x[0], out, resets=resets)
+                    target.step(x[0], out, resets=resets)
             with pytest.raises((TypeError, ValueError), match=r"^resets: "):
-                one.run(x, resets=resets)
+                target.run(x, resets=resets)
         with pytest.raises(ValueError, match=r"^x: "):
-            one.step(X[0, 0, 1:], resets=np.ones(stream_rows(one), bool))
+            target.step(X[0, 0, 1:], resets=np.ones(stream_rows(target), bool))
         with pytest.raises(TypeError, match=r"^step: "):
-            one.step(x[0], None, None)
-        assert_same_bits(everything_of_stream(one), before)
+            target.step(x[0], None, None)
+        assert_same_bits(everything_of_stream(target), before)
 
 
 def test_rows_to_reset(cell):

@@ -51,9 +51,9 @@ def test_reference(cell, options, dtype, hidden, batch, layers, bidirectional):
     layer = make_layer(cell, 6, hidden, layers, bidirectional=bidirectional, dtype=dtype, **options)
     x, state = 2 * random((5, batch, 6), dtype), make_state(layer, batch)
     lengths = np.random.default_rng(1).integers(0, 6, batch)
-    for given in ({}, {"lengths": lengths}, {"resets": random((5, batch), dtype) > 1}):
-        y, after = layer(x, state, **given)
-        expected, expected_after = run_reference(layer, x, state, **given)
+    for options in ({}, {"lengths": lengths}, {"resets": random((5, batch), dtype) > 1}):
+        y, after = layer(x, state, **options)
+        expected, expected_after = run_reference(layer, x, state, **options)
         assert_close(y, expected, dtype)
         assert_close(after, expected_after, dtype)
 
@@ -185,7 +185,7 @@ def test_wrong_options(kind, options, error):
 
 
 def test_masked_tokens_in_streams(monkeypatch):
-    """With the table that the embedding and the layer behind it become, and without it."""
+    """With the table into which the embedding and the layer after it merge, and without it."""
     model = gw.Sequential([gw.Embedding(11, 4, mask_zero=True, seed=0), gw.LSTM(4, 5, seed=1)])
     tokens = np.array([3, 0, 4, 0, 0, 1])
     y = model(tokens)

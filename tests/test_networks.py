@@ -47,62 +47,75 @@ def run_reference(model, x, states=None, lengths=None, resets=None):
     """The output and the states of each layer that has one, in float64; x (T, B, I) or tokens (T, B)."""
     states = list(states or [])
     after, ended, masked = [], False, None
-    directions, mode = None, "concat"  # the outputs of two directions before they are merged, for a Last behind them
+    directions, mode = None, "concat"  # the outputs of two directions before they are merged, for a Last after them
     for layer in model.layers:
-        of = inner(layer)
-        weights = {name: value.astype(np.float64) for name, value in of.parameters.items()}
+        recurrent = inner(layer)
+        weights = {name: value.astype(np.float64) for name, value in recurrent.parameters.items()}
         weight, bias = weights.get("weight"), weights.get("bias")
-        if isinstance(of, gw.Masking) or getattr(of, "mask_zero", False):
-            masked = x == 0 if isinstance(of, gw.Embedding) else (x == of.mask_value).all(-1)
+        if isinstance(recurrent, gw.Masking) or getattr(recurrent, "mask_zero", False):
+            masked = x == 0 if isinstance(recurrent, gw.Embedding) else (x == recurrent.mask_value).all(-1)
             if lengths is not None:
                 masked |= np.arange(len(x))[:, None] >= np.asarray(lengths)
-            rows = x[..., None] if isinstance(of, gw.Embedding) else x
+            rows = x[..., None] if isinstance(recurrent, gw.Embedding) else x
             rows, lengths = reference.leave_out(rows, masked)
-            x = rows[..., 0] if isinstance(of, gw.Embedding) else rows
-        if isinstance(of, RECURRENT):
+            x = rows[..., 0] if isinstance(recurrent, gw.Embedding) else rows
+        if isinstance(recurrent, RECURRENT):
             before = states.pop(0) if states else None
             x, state, _ = reference.forward(
-                cell_of(of), x, before, weights, num_layers=of.num_layers, bidirectional=of.bidirectional,
-                lengths=lengths, resets=resets, functions=functions_of(of),
-            )  # fmt: skip
+                cell_of(recurrent),
+                x,
+                before,
+                weights,
+                num_layers=recurrent.num_layers,
+                bidirectional=recurrent.bidirectional,
+                lengths=lengths,
+                resets=resets,
+                functions=functions_of(recurrent),
+            )
             after.append(state)
             directions = None
-            if of.bidirectional:
+            if recurrent.bidirectional:
                 directions, mode = x, getattr(layer, "merge_mode", "concat")
                 x = reference.merge(x, mode)
-        elif isinstance(of, gw.Last):
+        elif isinstance(recurrent, gw.Last):
             if directions is None:
                 x = reference.last(x, lengths)
             else:
                 x = reference.merge(reference.last(directions, lengths, both_ends=True), mode)
             ended = True
-        elif isinstance(of, (gw.Dropout, gw.Masking)):
+        elif isinstance(recurrent, (gw.Dropout, gw.Masking)):
             continue
-        elif isinstance(of, gw.Reverse):
+        elif isinstance(recurrent, gw.Reverse):
             x, directions = reference.reverse(x, lengths), None
         else:
             directions = None
-            if isinstance(of, gw.Embedding):
+            if isinstance(recurrent, gw.Embedding):
                 x = weight[x]
-            elif isinstance(of, gw.Dense):
-                x = activated(of.activation, reference.dense(x, weight, bias))
-            elif isinstance(of, gw.Activation):
-                x = activated(of, x)
-            elif isinstance(of, gw.Conv1D):
-                reach = (of.kernel_size - 1) * of.dilation
-                causal = of.padding == "causal" or reach == 0
+            elif isinstance(recurrent, gw.Dense):
+                x = activated(recurrent.activation, reference.dense(x, weight, bias))
+            elif isinstance(recurrent, gw.Activation):
+                x = activated(recurrent, x)
+            elif isinstance(recurrent, gw.Conv1D):
+                reach = (recurrent.kernel_size - 1) * recurrent.dilation
+                causal = recurrent.padding == "causal" or reach == 0
                 history = states.pop(0) if states and causal else None
                 if causal:
                     after.append(np.zeros((reach, x.shape[1], x.shape[2])))
                 x = reference.convolution(
-                    x, weight, bias, dilation=of.dilation, before=reach if causal else reach // 2, history=history,
-                    lengths=lengths, resets=resets,
-                )  # fmt: skip
-                x = activated(of.activation, x)
-            elif isinstance(of, gw.LayerNorm):
-                x = reference.layer_norm(x, weight, bias, of.eps)
-            elif isinstance(of, gw.BatchNorm):
-                deviation = np.sqrt(weights["running_var"] + of.eps)
+                    x,
+                    weight,
+                    bias,
+                    dilation=recurrent.dilation,
+                    before=reach if causal else reach // 2,
+                    history=history,
+                    lengths=lengths,
+                    resets=resets,
+                )
+                x = activated(recurrent.activation, x)
+            elif isinstance(recurrent, gw.LayerNorm):
+                x = reference.layer_norm(x, weight, bias, recurrent.eps)
+            elif isinstance(recurrent, gw.BatchNorm):
+                deviation = np.sqrt(weights["running_var"] + recurrent.eps)
                 x = reference.normalize(x, weights["running_mean"], deviation, weight, bias)
             else:
                 deviation = np.maximum(np.sqrt(weights["variance"]), 1e-7)
@@ -204,9 +217,9 @@ def input_of(model, steps, batch, seed=0):
     if isinstance(first, gw.Embedding):
         tokens = np.random.default_rng(seed).integers(0, first.num_embeddings, rows)
         return np.where(np.random.default_rng(seed + 1).random(rows) < 0.2, 0, tokens)  # which may be masked
-    of = inner(first)
+    recurrent = inner(first)
     names = ("input_size", "in_features", "in_channels", "normalized_shape", "num_features")
-    units = next(getattr(of, name) for name in names if hasattr(of, name))
+    units = next(getattr(recurrent, name) for name in names if hasattr(recurrent, name))
     x = random((*rows, units), model.dtype, seed)
     if isinstance(model[0], gw.Masking):
         x[np.random.default_rng(seed + 1).random(rows) < 0.3] = model[0].mask_value
@@ -261,9 +274,9 @@ def test_any_model_is_its_reference(model, data):
     expected, states = run_reference(model, given_x, state, **options)
     assert_close(y, expected, model.dtype.name)
     assert len(after) == len(states)
-    for one, other in zip(after, states, strict=True):
+    for actual, other in zip(after, states, strict=True):
         if np.any(other):  # the reference of a convolution keeps no history: a stream shows whether it is right
-            assert_close(one, other, model.dtype.name)
+            assert_close(actual, other, model.dtype.name)
 
 
 class Tagger(torch.nn.Module):
@@ -376,7 +389,7 @@ def test_streams_and_pools_have_the_bits_of_the_call(model, data):
     assert_same_bits(np.concatenate([first, second]), outputs)
     for row in range(0 if ends(model) and masks(model) else batch):
         alone = model.stream()
-        assert_same_bits(np.stack([alone.step(one) for one in x[:, row]]), model_steps(model, x[:, row]))
+        assert_same_bits(np.stack([alone.step(token) for token in x[:, row]]), model_steps(model, x[:, row]))
     pool = model.pool(2)
     slots = [pool.open(), pool.open()]
     streams = [model.stream(), model.stream()]
@@ -400,7 +413,7 @@ def model_steps(model, x):
 @settings(max_examples=60)
 @given(model=models(), data=st.data())
 def test_rows_do_not_depend_on_their_batch(model, data):
-    """Nor on the length of the others, what lies behind their ends, or an order of axes."""
+    """Nor on the lengths of the others, what comes after their ends, or an order of axes."""
     steps, batch = data.draw(st.integers(1, 8)), data.draw(st.integers(2, 6))
     lengths = np.array(data.draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch)))
     x = input_of(model, steps, batch)
@@ -409,8 +422,8 @@ def test_rows_do_not_depend_on_their_batch(model, data):
     for row in range(batch):
         alone, state = model(x[: lengths[row], row], return_state=True)
         assert_same_bits(y[row] if ends(model) else y[: lengths[row], row], alone)
-        for whole, part in zip(flat(after), flat(state), strict=True):
-            assert_same_bits(whole[:, row], part)
+        for batch_state, part in zip(flat(after), flat(state), strict=True):
+            assert_same_bits(batch_state[:, row], part)
     if not ends(model):
         assert not y[np.arange(steps)[:, None] >= lengths].any()
 
@@ -656,19 +669,19 @@ def refused(cases):
 
 def test_what_does_not_fit_together():
     lstm, dense, both = gw.LSTM(4, 6), gw.Dense(6, 2), gw.GRU(4, 6, bidirectional=True)
-    of = gw.Sequential
+    model_of = gw.Sequential
     refused([
-        (ValueError, "layers: expected at least one layer", lambda: of([])),
-        (TypeError, "layers: expected several layers, got LSTM", lambda: of(lstm)),
-        (TypeError, r"layers\[1\]: expected a layer, got int", lambda: of([lstm, 3])),
-        (TypeError, r"layers\[0\]: expected a layer, got Sequential", lambda: of([of([lstm])])),
-        (ValueError, r"layers\[1\]: expected a layer of 6 input units", lambda: of([lstm, gw.Dense(5, 2)])),
-        (ValueError, r"layers\[1\]: expected float32, as", lambda: of([lstm, gw.Dense(6, 2, dtype="float64")])),
-        (ValueError, r"layers\[2\]: expected no layer that needs time", lambda: of([lstm, gw.Last(), gw.GRU(6, 2)])),
-        (ValueError, r"layers\[1\]: expected an embedding only", lambda: of([lstm, gw.Embedding(9, 6)])),
-        (ValueError, "layers: expected at least one layer that determines", lambda: of([gw.Activation("relu")])),
-        (ValueError, r"layers\[2\]: expected another layer", lambda: of([both, lstm, both])),
-        (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: of([lstm], batch_first=True)),
+        (ValueError, "layers: expected at least one layer", lambda: model_of([])),
+        (TypeError, "layers: expected several layers, got LSTM", lambda: model_of(lstm)),
+        (TypeError, r"layers\[1\]: expected a layer, got int", lambda: model_of([lstm, 3])),
+        (TypeError, r"layers\[0\]: expected a layer, got Sequential", lambda: model_of([model_of([lstm])])),
+        (ValueError, r"layers\[1\]: expected a layer of 6 input units", lambda: model_of([lstm, gw.Dense(5, 2)])),
+        (ValueError, r"layers\[1\]: expected float32, as", lambda: model_of([lstm, gw.Dense(6, 2, dtype="float64")])),
+        (ValueError, r"layers\[2\]: expected no layer that needs time", lambda: model_of([lstm, gw.Last(), gw.GRU(6, 2)])),
+        (ValueError, r"layers\[1\]: expected an embedding only", lambda: model_of([lstm, gw.Embedding(9, 6)])),
+        (ValueError, "layers: expected at least one layer that determines", lambda: model_of([gw.Activation("relu")])),
+        (ValueError, r"layers\[2\]: expected another layer", lambda: model_of([both, lstm, both])),
+        (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: model_of([lstm], batch_first=True)),
         (ValueError, "layer: expected a layer with bidirectional=True", lambda: gw.Bidirectional(lstm)),
         (TypeError, "layer: expected LSTM, GRU or RNN, got Dense", lambda: gw.Bidirectional(dense)),
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),
@@ -680,17 +693,17 @@ def test_what_does_not_fit_together():
         (ValueError, "p: expected a number from 0 to 1", lambda: gw.Dropout(1.5)),
         (ValueError, r"mask_value: expected a number from -3\.40282e", lambda: gw.Masking(1e39)),
         (ValueError, r"mask_value: expected a number from -3\.40282e", lambda: gw.Masking(float("nan"))),
-        (ValueError, r"layers\[1\]: expected a layer that leaves steps out only", lambda: of([dense, gw.Masking()])),
-        (ValueError, r"stream: layers\[0\]: expected no Reverse", lambda: of([gw.Reverse(), lstm]).stream()),
+        (ValueError, r"layers\[1\]: expected a layer that leaves steps out", lambda: model_of([dense, gw.Masking()])),
+        (ValueError, r"stream: layers\[0\]: expected no Reverse", lambda: model_of([gw.Reverse(), lstm]).stream()),
         (ValueError, r"resets: expected none, since layers\[0\] leaves steps out",
-         lambda: of([gw.Masking(), lstm])(np.zeros((3, 1, 4)), resets=np.zeros((3, 1)))),
+         lambda: model_of([gw.Masking(), lstm])(np.zeros((3, 1, 4)), resets=np.zeros((3, 1)))),
         (ValueError, "in_features: expected a number from 1", lambda: gw.Dense(0, 2)),
         (ValueError, "Dense: expected weights of at most", lambda: gw.Dense(2**31 - 1, 2**31 - 1)),
         (ValueError, "Embedding: expected weights of at most", lambda: gw.Embedding(2**31 - 1, 2**31 - 1)),
         (ValueError, "window: expected a number from 1", lambda: lstm.stream(window=0)),
         (ValueError, "window: expected a number from 1", lambda: lstm.stream(window=2**60)),
     ])  # fmt: skip
-    for model in (of([both, gw.Dense(12, 2)]), of([gw.Conv1D(4, 6, 3, padding="same"), dense])):
+    for model in (model_of([both, gw.Dense(12, 2)]), model_of([gw.Conv1D(4, 6, 3, padding="same"), dense])):
         refused([
             (ValueError, r"stream: layers\[0\]: expected .*; stream\(window=k\) gives what", model.stream),
             (ValueError, r"pool: .*stream\(window=k\)", lambda model=model: model.pool(3)),
@@ -789,18 +802,18 @@ def test_denormal_inputs_are_masked_as_zero(dtype):
     assert not model(x)[1].any()
 
 
-@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("ends_with_last", [False, True])
 @pytest.mark.parametrize("kind", ["tokens", "numbers"])
-def test_verified_where_nothing_is_masked(kind, ends):
-    """Frameworks repeat the output of the step before where a step is masked; which is no difference."""
+def test_verified_where_nothing_is_masked(kind, ends_with_last):
+    """Frameworks repeat the output of the step before where a step is masked: that does not count as a difference."""
     first = gw.Embedding(9, 3, mask_zero=True, seed=0) if kind == "tokens" else gw.Masking(-1.0)
-    model = gw.Sequential([first, gw.LSTM(3, 4, seed=1), *([gw.Last()] if ends else [])])
+    model = gw.Sequential([first, gw.LSTM(3, 4, seed=1), *([gw.Last()] if ends_with_last else [])])
 
     def original(x, wrong=0.0):
         y = model(x)
         masked = x == 0 if kind == "tokens" else (x == -1).all(-1)
         assert masked.any() or len(x) == 1
-        if not ends:
+        if not ends_with_last:
             y[masked] = 7
         return y + wrong
 

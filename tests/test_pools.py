@@ -20,8 +20,8 @@ def members(state):
 
 
 def assert_same(actual, expected):
-    for one, other in zip(members(actual), members(expected), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for first, other in zip(members(actual), members(expected), strict=True):
+        np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.usefixtures("backend")
@@ -84,8 +84,8 @@ def test_many_rows_at_once(use_threads):
         second.open()
     for kind in (list, np.uint16, np.int32, np.longlong, ">i8", object):
         second.reset(slots)
-        given = list(map(int, slots)) if kind is list else slots.astype(kind)
-        assert_same(second.step(x, slots=given), out)
+        argument = list(map(int, slots)) if kind is list else slots.astype(kind)
+        assert_same(second.step(x, slots=argument), out)
     second.reset(3)
     assert not members(second.state(3))[0].any()
 
@@ -141,9 +141,9 @@ def test_a_bad_slot_advances_nothing(slots, match):
     x, out = random((2, 5), "float32"), np.full((2, 9), 7, "float32")
     pool.step(x, [0, 1])
     before = [pool.state(slot) for slot in (0, 1)]
-    for given in (slots, np.asarray(slots)):
+    for argument in (slots, np.asarray(slots)):
         with pytest.raises(ValueError, match=f"^slots: expected open slots, each once, {match}"):
-            pool.step(x, given, out)
+            pool.step(x, argument, out)
     for slot in (0, 1):
         assert_same(pool.state(slot), before[slot])
     assert (out == 7).all()
@@ -160,7 +160,7 @@ def test_bad_arguments():
     layer = make_layer("lstm", 5, 9)
     pool = layer.pool(2)
     slots, x = [pool.open(), pool.open()], random((2, 5), "float32")
-    whole, out = np.array(slots), np.empty((2, 9), "float32")
+    all_slots, out = np.array(slots), np.empty((2, 9), "float32")
 
     def refused(error, match, *arguments, **named):
         with pytest.raises(error, match=match):
@@ -174,14 +174,16 @@ def test_bad_arguments():
     refused(ValueError, r"slots: expected shape \(n,\), got \(\)", x, 0)
     refused(ValueError, r"x: expected shape \(1, 5\), got \(2, 5\)", x, [0])
     refused(ValueError, r"x: expected shape \(2, 5\), got \(2, 6\)", random((2, 6), "float32"), slots)
-    refused(TypeError, "x: expected exactly float32", x.astype("float64"), whole, out)
-    refused(ValueError, r"out: expected shape \(2, 9\)", x, whole, np.empty((2, 8), "float32"))
-    refused(TypeError, "out: expected exactly float32", x, whole, np.empty((2, 9)))
-    refused(ValueError, "x: expected a C-contiguous array", x[:, ::-1], whole, out)
+    refused(TypeError, "x: expected exactly float32", x.astype("float64"), all_slots, out)
+    refused(ValueError, r"out: expected shape \(2, 9\)", x, all_slots, np.empty((2, 8), "float32"))
+    refused(TypeError, "out: expected exactly float32", x, all_slots, np.empty((2, 9)))
+    refused(ValueError, "x: expected a C-contiguous array", x[:, ::-1], all_slots, out)
     memory = np.empty(64, "float32")
-    refused(ValueError, "out: expected memory of its own", memory[:10].reshape(2, 5), whole, memory[5:23].reshape(2, 9))
+    refused(
+        ValueError, "out: expected memory of its own", memory[:10].reshape(2, 5), all_slots, memory[5:23].reshape(2, 9)
+    )
     out.flags.writeable = False
-    refused(ValueError, "out: expected a writable array", x, whole, out)
+    refused(ValueError, "out: expected a writable array", x, all_slots, out)
     with pytest.raises(ValueError, match="open: expected a free slot, got 2 that are all open"):
         pool.open()
     for wrong in (0, -1, 2**31):

@@ -777,7 +777,7 @@ def refused(function, *args, name="", **kwargs):
 
 @needs_linux
 def test_huge_sequences_of_a_small_output():
-    """A view of one number as more steps than there is memory for: the last step's output alone would fit."""
+    """A view of one number as more steps than there is memory for: only the last step's output would fit."""
     code = """
     x = np.broadcast_to(np.float32(0), (2**58, 1))
     for layers in ([gw.Dense(1, 64)], [gw.LSTM(1, 64)], [gw.Conv1D(1, 64, 3)], [gw.GRU(1, 9, 2, bidirectional=True)]):
@@ -844,7 +844,7 @@ def test_many_steps_of_no_rows():
 
 
 def test_objects_that_were_never_initialised():
-    """Made by __new__ alone: an error of Python, no crash."""
+    """Made by __new__ without __init__: an error of Python, not a crash."""
     code = """
     layer = layer_of("lstm", 3, 4)
     stream, tape = layer.stream(), layer.record(random(2, 3))

@@ -47,8 +47,8 @@ def test_split_in_time(case, batch, before, after):
 def test_permute_the_batch(case, steps, order):
     layer = make_layer(**case)
     data = make_data(layer, steps, len(order))
-    whole, permuted = run_core(layer, *data), run_core(layer, *take_rows(data, order))
-    for name, value in whole.items():
+    results, permuted = run_core(layer, *data), run_core(layer, *take_rows(data, order))
+    for name, value in results.items():
         if name.startswith("grad "):
             assert_results_close({name: permuted[name]}, {name: value})
         else:
@@ -66,13 +66,13 @@ def test_backward_is_linear(case, bidirectional, steps, batch, factor):
         grads = tape.backward(grad_output, grad_state, keep=True)
         return by_name(grad_input=grads.input, grad_state=grads.state, grad=dict(grads.parameters))
 
-    def combined(one, two):
-        return one + layer.dtype.type(factor) * two
+    def combined(first, second):
+        return first + layer.dtype.type(factor) * second
 
     other = make_data(layer, steps, batch, seed=11)
     state = data.grad_state, other.grad_state
     state = tuple(map(combined, *state)) if isinstance(data.grad_state, tuple) else combined(*state)
-    ones, twos = (gradients(one.grad_output, one.grad_state) for one in (data, other))
+    ones, twos = (gradients(loss.grad_output, loss.grad_state) for loss in (data, other))
     sums = gradients(combined(data.grad_output, other.grad_output), state)
     assert_results_close(sums, {name: combined(ones[name], twos[name]) for name in ones})
 
@@ -160,10 +160,10 @@ LAYOUTS = pytest.mark.parametrize(
 def test_layouts(cell, dtype, layout):
     layer = make_layer(cell, 5, 17, 2, dtype=dtype)
     data = make_data(layer, 4, 3)
-    given = type(data)(*(map_state(layout, member) for member in data))
-    assert_same_bits(run_core(layer, *given), run_core(layer, *data))
-    assert_same_bits(layer(given.x, given.state), layer(data.x, data.state))
-    assert_same_bits(given.x.astype(dtype), data.x)
+    changed = type(data)(*(map_state(layout, member) for member in data))
+    assert_same_bits(run_core(layer, *changed), run_core(layer, *data))
+    assert_same_bits(layer(changed.x, changed.state), layer(data.x, data.state))
+    assert_same_bits(changed.x.astype(dtype), data.x)
 
 
 @LAYOUTS
@@ -190,11 +190,11 @@ def test_layouts_of_parameters(cell, dtype, layout):
     assert_same_bits(run_core(other, *data), run_core(layer, *data))
 
 
-@pytest.mark.parametrize("given", ["float16", "float32", "float64", "longdouble", ">f4", "<f8"])
-def test_floating_dtypes(cell, dtype, given):
+@pytest.mark.parametrize("input_dtype", ["float16", "float32", "float64", "longdouble", ">f4", "<f8"])
+def test_floating_dtypes(cell, dtype, input_dtype):
     layer = make_layer(cell, 5, 17, dtype=dtype)
     data = make_data(layer, 4, 3)
-    data = type(data)(*(map_state(lambda v: v.astype(given), member) for member in data))
+    data = type(data)(*(map_state(lambda v: v.astype(input_dtype), member) for member in data))
     native = type(data)(*(map_state(lambda v: v.astype(dtype), member) for member in data))
     assert_same_bits(run_core(layer, *data), run_core(layer, *native))
     stream = layer.stream(3)

@@ -31,8 +31,8 @@ def torch_module(layer, dtype=None):
     """The torch.nn module of the same kind, options and weights."""
     options = {name: getattr(layer, name) for name in ("bias", "bidirectional", "batch_first")}
     kind = getattr(torch.nn, type(layer).__name__)
-    own = {torch.nn.LSTM: ["proj_size"], torch.nn.RNN: ["nonlinearity"]}.get(kind, [])
-    options |= {name: getattr(layer, name) for name in own}
+    special = {torch.nn.LSTM: ["proj_size"], torch.nn.RNN: ["nonlinearity"]}.get(kind, [])
+    options |= {name: getattr(layer, name) for name in special}
     module = kind(layer.input_size, layer.hidden_size, layer.num_layers, **options).to(torch.float64)
     module.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
     return module.to(getattr(torch, dtype or str(layer.dtype)))

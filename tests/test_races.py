@@ -78,7 +78,7 @@ def two_weights(model):
 
 
 def assert_one_of(result, allowed) -> None:
-    assert any(np.allclose(result, one, rtol=1e-4, atol=1e-5) for one in allowed)
+    assert any(np.allclose(result, candidate, rtol=1e-4, atol=1e-5) for candidate in allowed)
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=["plain", "bidirectional"])

@@ -98,7 +98,7 @@ def test_backward_is_the_derivative_of_forward(cell, stack):
     def loss():
         output, after, _ = reference.forward(cell, x, state, parameters, **options)
         pairs = zip(members(after), members(grad_state), strict=True)
-        return np.sum(output * grad_output) + sum(np.sum(one * other) for one, other in pairs)
+        return np.sum(output * grad_output) + sum(np.sum(first * other) for first, other in pairs)
 
     _, _, tape = reference.forward(cell, x, state, parameters, **options)
     grad_x, grad_before, grad_parameters = reference.backward(tape, grad_output, grad_state)
@@ -120,15 +120,15 @@ def test_backward_is_linear_and_none_is_zero(cell):
 
     parts = zip(gradients(grad_output), gradients(None, grad_state), strict=True)
     both = gradients(grad_output, grad_state)
-    assert_close(tuple(one + other for one, other in parts), both, "float64_gradient")
+    assert_close(tuple(first + other for first, other in parts), both, "float64_gradient")
 
 
 def test_members_of_a_gradient_may_be_none():
     x, state, parameters, _, (grad_h, grad_c) = make_problem("lstm")
     _, _, tape = reference.forward("lstm", x, state, parameters)
     zero = np.zeros_like(grad_h)
-    for given, meant in [((grad_h, None), (grad_h, zero)), ((None, grad_c), (zero, grad_c))]:
-        assert_close(reference.backward(tape, None, given), reference.backward(tape, None, meant), "float64")
+    for partial_state, meant in [((grad_h, None), (grad_h, zero)), ((None, grad_c), (zero, grad_c))]:
+        assert_close(reference.backward(tape, None, partial_state), reference.backward(tape, None, meant), "float64")
 
 
 def test_tape_keeps_copies():
@@ -281,8 +281,8 @@ def test_dropout_mask_at_its_threshold():
 
 def test_dropout_mask_is_the_one_it_always_was():
     mask = reference.dropout_mask(0.5, seed=42, call_count=1, layer=0, steps=2, batch=2, units=8)
-    kept = ["".join("#" if factor else "." for factor in row) for step in mask for row in step]
-    assert kept == ["..#.....", "###..#..", "#..###.#", "###..#.."]
+    picture = ["".join("#" if factor else "." for factor in row) for step in mask for row in step]
+    assert picture == ["..#.....", "###..#..", "#..###.#", "###..#.."]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -317,8 +317,8 @@ def test_dropout_mask_depends_on_every_word():
 
 
 def test_dropout_mask_of_a_part_is_part_of_the_mask():
-    whole = reference.dropout_mask(0.3, 1, 2, 0, 6, 5, 7)
-    assert np.array_equal(reference.dropout_mask(0.3, 1, 2, 0, 4, 3, 2), whole[:4, :3, :2])
+    full_mask = reference.dropout_mask(0.3, 1, 2, 0, 6, 5, 7)
+    assert np.array_equal(reference.dropout_mask(0.3, 1, 2, 0, 4, 3, 2), full_mask[:4, :3, :2])
 
 
 def test_dropout_mask_at_the_ends():
@@ -340,9 +340,11 @@ def test_dropout_is_a_mask_between_layers(cell, dtype):
     options = {"num_layers": 3, "bidirectional": True, "dropout": 0.4, "seed": 7, "call_count": 5}
     output, _, _ = reference.forward(cell, x, state, parameters, **options)
     for layer in range(3):
-        own = {n.replace(f"_l{layer}", "_l0"): a for n, a in parameters.items() if f"_l{layer}" in n}
+        layer_parameters = {n.replace(f"_l{layer}", "_l0"): a for n, a in parameters.items() if f"_l{layer}" in n}
         start = tuple(member[2 * layer : 2 * layer + 2] for member in members(state))
-        x, _, _ = reference.forward(cell, x, start if cell == "lstm" else start[0], own, bidirectional=True)
+        x, _, _ = reference.forward(
+            cell, x, start if cell == "lstm" else start[0], layer_parameters, bidirectional=True
+        )
         if layer < 2:
             x = x * reference.dropout_mask(0.4, 7, 5, layer, *x.shape).astype(dtype)
     assert np.array_equal(output, x)
@@ -410,10 +412,10 @@ def test_no_steps_or_no_rows(cell, projection, steps, batch):
     assert output.shape == (steps, batch, 2 * (projection or H))
     grad_x, grad_before, grad_parameters = reference.backward(tape, grad_output, grad_state)
     assert grad_x.shape == x.shape
-    for one, other in zip(members(after), members(state), strict=True):
-        assert np.array_equal(one, other)
-    for one, other in zip(members(grad_before), members(grad_state), strict=True):
-        assert np.array_equal(one, other)
+    for first, other in zip(members(after), members(state), strict=True):
+        assert np.array_equal(first, other)
+    for first, other in zip(members(grad_before), members(grad_state), strict=True):
+        assert np.array_equal(first, other)
     assert {name: array.shape for name, array in grad_parameters.items()} == {
         name: array.shape for name, array in parameters.items()
     }
@@ -423,16 +425,16 @@ def test_no_steps_or_no_rows(cell, projection, steps, batch):
 @pytest.mark.parametrize("cell", CELLS)
 def test_state_carries_on(cell):
     x, state, parameters, _, _ = make_problem(cell, layers=2)
-    whole, last, _ = reference.forward(cell, x, state, parameters, num_layers=2)
+    output, last, _ = reference.forward(cell, x, state, parameters, num_layers=2)
     first, between, _ = reference.forward(cell, x[:1], state, parameters, num_layers=2)
     second, after, _ = reference.forward(cell, x[1:], between, parameters, num_layers=2)
-    assert_close(np.concatenate([first, second]), whole, "float64")
+    assert_close(np.concatenate([first, second]), output, "float64")
     assert_close(members(after), members(last), "float64")
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_rows_end_where_they_end(cell):
-    """Each row as if it were alone and cut to its length, whatever lies behind; both directions, two layers."""
+    """Each row as a batch of one row cut to its length, whatever comes after its end; both directions, two layers."""
     options = {"num_layers": 2, "bidirectional": True}
     x, state, parameters, grad_output, grad_state = make_problem(cell, layers=2, bidirectional=True)
     lengths = [3, 0, 4]
@@ -442,17 +444,17 @@ def test_rows_end_where_they_end(cell):
     grad_x, grad_before, grad_parameters = reference.backward(tape, grad_output, grad_state)
     total = {name: np.zeros_like(value) for name, value in parameters.items()}
     for row, length in enumerate(lengths):
-        own = slice(row, row + 1)
+        row_slice = slice(row, row + 1)
 
-        def of_row(state, own=own):
-            parts = tuple(part[:, own] for part in members(state))
+        def of_row(state, row_slice=row_slice):
+            parts = tuple(part[:, row_slice] for part in members(state))
             return parts if isinstance(state, tuple) else parts[0]
 
-        alone = reference.forward(cell, x[:length, own], of_row(state), parameters, **options)
-        grads = reference.backward(alone[2], grad_output[:length, own], of_row(grad_state))
-        assert_close(output[:length, own], alone[0], "float64")
+        alone = reference.forward(cell, x[:length, row_slice], of_row(state), parameters, **options)
+        grads = reference.backward(alone[2], grad_output[:length, row_slice], of_row(grad_state))
+        assert_close(output[:length, row_slice], alone[0], "float64")
         assert_close(members(of_row(after)), members(alone[1]), "float64")
-        assert_close(grad_x[:length, own], grads[0], "float64_gradient")
+        assert_close(grad_x[:length, row_slice], grads[0], "float64_gradient")
         assert_close(members(of_row(grad_before)), members(grads[1]), "float64_gradient")
         assert not output[length:, row].any()
         assert not grad_x[length:, row].any()
@@ -462,7 +464,7 @@ def test_rows_end_where_they_end(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_reset_separates(cell):
-    """Two sequences in one: in both directions each half is as if it were alone."""
+    """Two sequences in one: in both directions each half is as a sequence of its own."""
     x, state, parameters, _, _ = make_problem(cell, bidirectional=True, steps=5)
     resets = np.zeros((5, B), bool)
     resets[2] = True

@@ -88,26 +88,27 @@ def test_lengths_of_other_sizes(cell, dtype, inputs, hidden, batch):
 
 def alone(layer, data, lengths, row, **options):
     """One row, cut to its length."""
-    steps, own = lengths[row], slice(row, row + 1)
-    one = Data(
-        data.x[:steps, own],
-        map_state(lambda s: s[:, own], data.state),
-        data.grad_output[:steps, own],
-        map_state(lambda s: s[:, own], data.grad_state),
+    steps, row_slice = lengths[row], slice(row, row + 1)
+    row_data = Data(
+        data.x[:steps, row_slice],
+        map_state(lambda s: s[:, row_slice], data.state),
+        data.grad_output[:steps, row_slice],
+        map_state(lambda s: s[:, row_slice], data.grad_state),
     )
-    return run_core(layer, *one, **options)
+    return run_core(layer, *row_data, **options)
 
 
 def assert_rows_as_alone(layer, data, lengths, resets=None, **options):
-    whole = run_core(layer, *data, lengths=lengths, resets=resets, **options)
+    batch_results = run_core(layer, *data, lengths=lengths, resets=resets, **options)
     for row in range(len(lengths)):
-        own = None if resets is None else resets[: lengths[row], row : row + 1]
-        for name, value in alone(layer, data, lengths, row, resets=own, **options).items():
+        row_resets = None if resets is None else resets[: lengths[row], row : row + 1]
+        for name, value in alone(layer, data, lengths, row, resets=row_resets, **options).items():
             if name in ("output", "grad_input"):
-                assert_same_bits(whole[name][: lengths[row], row], value[:, 0], name)
-                assert_same_bits(whole[name][lengths[row] :, row], np.zeros_like(whole[name][lengths[row] :, row]))
+                row_result, end = batch_results[name][:, row], lengths[row]
+                assert_same_bits(row_result[:end], value[:, 0], name)
+                assert_same_bits(row_result[end:], np.zeros_like(row_result[end:]))
             elif not name.startswith("grad "):
-                assert_same_bits(whole[name][:, row], value[:, 0], name)
+                assert_same_bits(batch_results[name][:, row], value[:, 0], name)
 
 
 @STACKS
@@ -179,16 +180,16 @@ def test_state_ends_where_the_row_ends(cell):
     data, lengths = make_data(layer, 9, 3), [9, 0, 4]
     _, state = layer(data.x, data.state, lengths=lengths)
     for row, length in enumerate(lengths):
-        _, own = layer(data.x[:length, row : row + 1], map_state(lambda s, r=row: s[:, r : r + 1], data.state))
-        assert_same_bits(map_state(lambda s, r=row: s[:, r : r + 1], state), own)
+        _, row_state = layer(data.x[:length, row : row + 1], map_state(lambda s, r=row: s[:, r : r + 1], data.state))
+        assert_same_bits(map_state(lambda s, r=row: s[:, r : r + 1], state), row_state)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.uint8, np.int32, np.int64, ">i4"], ids=str)
 def test_kinds_of_lengths(kind):
     layer = make_layer("lstm", 5, 7)
     x, lengths = random((6, 3, 5), "float32"), [2, 6, 0]
-    given = kind(lengths) if kind in (list, tuple) else np.array(lengths, kind)
-    assert_same_bits(layer(x, lengths=given), layer(x, lengths=lengths))
+    argument = kind(lengths) if kind in (list, tuple) else np.array(lengths, kind)
+    assert_same_bits(layer(x, lengths=argument), layer(x, lengths=lengths))
     assert_same_bits(layer(x, lengths=[6, 6, 6]), layer(x))
 
 
@@ -204,13 +205,13 @@ def test_axes(cell, option):
     assert_same_bits((out.swapaxes(0, 1), again), (y, state))
     row = layer(data.x[:, 0], map_state(lambda s: s[:, 0], data.state), **{option: value[..., 0]})
     assert_same_bits(row, (y[:, 0], map_state(lambda s: s[:, 0], state)))
-    wanted = run_core(layer, *data, **{option: value})
+    expected = run_core(layer, *data, **{option: value})
     actual = run_core(
         turned, data.x.swapaxes(0, 1), data.state, data.grad_output.swapaxes(0, 1), data.grad_state, **{option: value.T}
     )
     for name in ("output", "grad_input"):
         actual[name] = actual[name].swapaxes(0, 1)
-    assert_same_bits(actual, wanted)
+    assert_same_bits(actual, expected)
 
 
 def test_no_rows(cell):
@@ -275,8 +276,8 @@ def test_a_reset_removes_nan(cell):
 def test_kinds_of_resets(kind):
     layer = make_layer("gru", 5, 7)
     x, resets = random((6, 3, 5), "float32"), make_resets(6, 3)
-    given = resets.tolist() if kind is list else resets.astype(kind)
-    assert_same_bits(layer(x, resets=given), layer(x, resets=resets))
+    argument = resets.tolist() if kind is list else resets.astype(kind)
+    assert_same_bits(layer(x, resets=argument), layer(x, resets=resets))
     assert_same_bits(layer(x, resets=np.zeros((6, 3))), layer(x))
     assert_same_bits(layer(x, resets=np.asfortranarray(resets)), layer(x, resets=resets))
 
@@ -378,10 +379,10 @@ def test_checkpoints_of_other_sizes(cell, dtype, inputs, hidden, batch):
 def test_checkpoints_save_memory(cell):
     layer = make_layer(cell, 5, 32)
     x = random((100, 4, 5), "float32")
-    whole, some, few = (layer.record(x, checkpoint_every=every) for every in (None, 4, 10))
-    kept = {"lstm": 5, "gru": 5}.get(cell, 1)
-    assert whole.nbytes >= 100 * 4 * 32 * 4 * kept
-    assert few.nbytes <= some.nbytes <= whole.nbytes / 4 / kept + 4096
+    complete, some, few = (layer.record(x, checkpoint_every=every) for every in (None, 4, 10))
+    values_of_unit = {"lstm": 5, "gru": 5}.get(cell, 1)
+    assert complete.nbytes >= 100 * 4 * 32 * 4 * values_of_unit
+    assert few.nbytes <= some.nbytes <= complete.nbytes / 4 / values_of_unit + 4096
     some.backward(None)
     assert some.nbytes == 0
 
@@ -391,11 +392,11 @@ def test_a_ragged_tape_keeps_what_there_is(cell, bidirectional):
     layer = make_layer(cell, 5, 64, bidirectional=bidirectional)
     x, lengths = random((100, 8, 5), "float32"), [100] + [10] * 7
     for every in (None, 1, 5):
-        whole, ragged = (
+        complete, ragged = (
             layer.record(x, checkpoint_every=every),
             layer.record(x, lengths=lengths, checkpoint_every=every),
         )
-        assert ragged.nbytes < 0.25 * whole.nbytes + 128
+        assert ragged.nbytes < 0.25 * complete.nbytes + 128
 
 
 def test_a_tape_keeps_no_dropped_outputs(cell):
@@ -424,18 +425,18 @@ def test_truncated_bptt(cell):
     expected, after = layer(data.x, data.state)
     assert_same_bits((np.concatenate(outputs), state), (expected, after))
     # The same from full backward passes: what the loss of a piece gives the steps of that piece, and nothing before.
-    wanted_inputs, wanted = [], dict.fromkeys(layer.parameters, 0.0)
+    wanted_inputs, expected_gradients = [], dict.fromkeys(layer.parameters, 0.0)
     for piece in range(3):
         start, end = 4 * piece, 4 * piece + 4
         _, before = layer(data.x[:start], data.state)
-        whole = run_reference(layer, data.x[start:end], before, data.grad_output[start:end])
+        episode = run_reference(layer, data.x[start:end], before, data.grad_output[start:end])
         full = layer.record(data.x[:end], data.state).backward(
             np.concatenate([np.zeros_like(data.grad_output[:start]), data.grad_output[start:end]])
         )
         wanted_inputs.append(full.input[start:])
-        wanted = {name: value + whole[f"grad {name}"] for name, value in wanted.items()}
+        expected_gradients = {name: value + episode[f"grad {name}"] for name, value in expected_gradients.items()}
     assert_same_bits(np.concatenate(inputs), np.concatenate(wanted_inputs))
-    assert_results_close(by_name(grad=total), by_name(grad=wanted))
+    assert_results_close(by_name(grad=total), by_name(grad=expected_gradients))
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -450,9 +451,9 @@ def test_pad_and_unpad(shape, batch_first, dtype):
     assert x.shape == ((4, 5) if batch_first else (5, 4)) + shape
     assert (lengths.dtype, lengths.tolist()) == (np.int64, [3, 0, 5, 1])
     again = gw.unpad(x, lengths, batch_first=batch_first)
-    for one, other in zip(again, sequences, strict=True):
-        assert_same_bits(one, other)
-        assert one.base is None
+    for array, other in zip(again, sequences, strict=True):
+        assert_same_bits(array, other)
+        assert array.base is None
     padding = np.arange(5)[:, None] >= lengths
     assert not (x.swapaxes(0, 1) if batch_first else x)[padding].any()
 
@@ -462,5 +463,5 @@ def test_pad_is_what_a_layer_takes():
     sequences = [random((length, 3), "float32", length) for length in (3, 0, 5, 1)]
     x, lengths = gw.pad(iter(sequences))
     y, _ = layer(x, lengths=lengths)
-    for one, sequence in zip(gw.unpad(y, lengths), sequences, strict=True):
-        assert_same_bits(one, layer(sequence)[0])
+    for row, sequence in zip(gw.unpad(y, lengths), sequences, strict=True):
+        assert_same_bits(row, layer(sequence)[0])

@@ -102,10 +102,10 @@ def test_results_are_new_arrays(layer, batch):
     stream = layer.stream(batch)
     x = block(batch)
     first = stream.step(x[0])
-    kept = first.copy()
+    snapshot = first.copy()
     second = stream.step(x[1])
     assert not np.shares_memory(first, second)
-    assert_same_bits(first, kept)
+    assert_same_bits(first, snapshot)
     first[...] = np.nan
     assert np.isfinite(stream.run(x)).all()
 
@@ -116,18 +116,18 @@ def test_state(layer, batch):
     assert_same_bits(stream.state, map_state(np.zeros_like, make_state(layer, batch)))
     stream.run(block(batch))
     before = stream.state
-    kept = map_state(np.copy, before)
+    snapshot = map_state(np.copy, before)
     stream.run(block(batch))
-    assert_same_bits(before, kept)
+    assert_same_bits(before, snapshot)
     for array in before if isinstance(before, tuple) else (before,):
         array[...] = np.nan
     assert np.isfinite(stream.run(block(batch))).all()
-    given = map_state(np.copy, kept)
-    stream.state = given
-    for array in given if isinstance(given, tuple) else (given,):
+    argument = map_state(np.copy, snapshot)
+    stream.state = argument
+    for array in argument if isinstance(argument, tuple) else (argument,):
         array[...] = np.nan
-    assert_same_bits(stream.state, kept)
-    assert_same_bits(stream.run(block(batch)), layer(block(batch), kept)[0])
+    assert_same_bits(stream.state, snapshot)
+    assert_same_bits(stream.run(block(batch)), layer(block(batch), snapshot)[0])
 
 
 def test_reset(layer, batch):
@@ -255,11 +255,11 @@ def test_large_results_keep_their_memory(cell):
     results = run_core(layer, *data)
     results = {name: value[1:] for name, value in results.items()}
     results["inference"] = layer(data.x, data.state)[0][1:]
-    kept = {name: value.copy() for name, value in results.items()}
+    copies = {name: value.copy() for name, value in results.items()}
     for _ in range(3):
         run_core(layer, *other)
         layer(other.x, other.state)
-    assert_same_bits(results, kept)
+    assert_same_bits(results, copies)
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="one backend")
@@ -295,12 +295,12 @@ def test_parameters_are_a_mapping(layer):
 
 def test_assigning_copies(layer):
     value = layer.parameters["weight_ih_l0"] + 1
-    kept = value.copy()
+    copied = value.copy()
     before = layer.parameters["weight_ih_l0"]
     unchanged = before.copy()
     layer.parameters["weight_ih_l0"] = value
     value[...] = np.nan
-    assert_same_bits(layer.parameters["weight_ih_l0"], kept)
+    assert_same_bits(layer.parameters["weight_ih_l0"], copied)
     assert_same_bits(before, unchanged)  # an array handed out does not change
 
 
@@ -351,10 +351,10 @@ def test_edit_undone_by_an_exception(layer):
 def test_edit_keeps_nothing(layer):
     """Arrays kept from an edit are no longer the layer's."""
     with layer.edit() as parameters:
-        kept = parameters["weight_ih_l0"]
-        kept += 1
+        weight = parameters["weight_ih_l0"]
+        weight += 1
     old, y = layer.state_dict(), layer(block(3))[0]
-    kept[...] = np.nan
+    weight[...] = np.nan
     assert_same_bits(layer.state_dict(), old)
     assert_same_bits(layer(block(3))[0], y)
 

@@ -19,8 +19,8 @@ REQUIRED = os.environ.get("GATEWISE_REQUIRE_SYMBOLS") == "1"
 
 
 def build_directories():
-    given = os.environ.get("GATEWISE_BUILD_DIR")
-    candidates = [Path(given)] if given else sorted((REPOSITORY / "build").glob("*"))
+    folder = os.environ.get("GATEWISE_BUILD_DIR")
+    candidates = [Path(folder)] if folder else sorted((REPOSITORY / "build").glob("*"))
     return [path for path in candidates if any(KERNEL.search(str(file)) for file in path.rglob("*.o"))]
 
 

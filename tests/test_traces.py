@@ -49,14 +49,14 @@ def reference_traces(layer, data, **options):
         bidirectional=layer.bidirectional, **options,
     )  # fmt: skip
     directions = 1 + layer.bidirectional
-    found = {}
+    traces = {}
     for place, steps in enumerate(tape.steps):
         steps = sorted(steps, key=lambda step: step.t)
-        found[f"l{place // directions}" + ("_reverse" if place % directions else "")] = {
-            name: np.stack([np.where(step.active, step.kept[index], 0) for step in steps])
+        traces[f"l{place // directions}" + ("_reverse" if place % directions else "")] = {
+            name: np.stack([np.where(step.active, step.intermediates[index], 0) for step in steps])
             for index, name in enumerate(NAMES[cell_of(layer)])
         }
-    return found
+    return traces
 
 
 @OPTIONS
@@ -66,21 +66,21 @@ def test_traces(cell, dtype, options, ragged):
         pytest.skip("only an LSTM has projections")
     layer = make_layer(cell, 5, 17, dtype=dtype, **options)
     data = make_data(layer, 7, 4)
-    given = {"lengths": [3, 6, 0, 5], "resets": random((7, 4), dtype) > 1} if ragged else {}
-    trace = layer.trace(data.x, data.state, **given)
-    assert_same_bits((trace.output, trace.state), layer(data.x, data.state, **given))
+    options = {"lengths": [3, 6, 0, 5], "resets": random((7, 4), dtype) > 1} if ragged else {}
+    trace = layer.trace(data.x, data.state, **options)
+    assert_same_bits((trace.output, trace.state), layer(data.x, data.state, **options))
     assert layer.call_count == 0
-    wanted = reference_traces(layer, data, **given)
-    assert list(trace) == list(wanted)
-    for name, gates in wanted.items():
+    expected_traces = reference_traces(layer, data, **options)
+    assert list(trace) == list(expected_traces)
+    for name, gates in expected_traces.items():
         for gate, values in gates.items():
             assert_close(getattr(trace[name], gate), values, dtype, f"{name} {gate}")
         assert trace[name].hidden.shape == (7, 4, output_width(layer))
     last = [trace[name].hidden for name in trace if name.startswith(f"l{layer.num_layers - 1}")]
     assert_same_bits(np.concatenate(last, axis=-1), trace.output)
     if ragged:
-        for one in trace.values():
-            for array in dataclasses.asdict(one).values():
+        for layer_trace in trace.values():
+            for array in dataclasses.asdict(layer_trace).values():
                 assert not array[6:].any()
                 assert not array[:, 2].any()
                 assert not array[3:, 0].any()
@@ -91,21 +91,27 @@ def test_cells_and_hidden_states(dtype):
     layer = make_layer("lstm", 5, 17, 2, bidirectional=True, dtype=dtype)
     data = make_data(layer, 7, 4)
     trace = layer.trace(data.x, data.state)
-    for place, (name, one) in enumerate(trace.items()):
+    for place, (name, layer_trace) in enumerate(trace.items()):
         way = slice(None, None, -1) if name.endswith("_reverse") else slice(None)
-        before = np.concatenate([data.state[1][place][None], one.cell[way][:-1]])[way]
-        assert_close(one.cell, one.forget_gate * before + one.input_gate * one.candidate, dtype)
-        assert_close(one.hidden, one.output_gate * np.tanh(one.cell), dtype)
-        assert_same_bits(trace.state[1][place], one.cell[way][-1])
-        assert_same_bits(trace.state[0][place], one.hidden[way][-1])
+        before = np.concatenate([data.state[1][place][None], layer_trace.cell[way][:-1]])[way]
+        assert_close(
+            layer_trace.cell, layer_trace.forget_gate * before + layer_trace.input_gate * layer_trace.candidate, dtype
+        )
+        assert_close(layer_trace.hidden, layer_trace.output_gate * np.tanh(layer_trace.cell), dtype)
+        assert_same_bits(trace.state[1][place], layer_trace.cell[way][-1])
+        assert_same_bits(trace.state[0][place], layer_trace.hidden[way][-1])
 
 
 def test_hidden_states_of_gru_and_rnn(dtype):
     layer = make_layer("gru", 5, 17, dtype=dtype)
     data = make_data(layer, 7, 4)
-    one = layer.trace(data.x, data.state)["l0"]
-    before = np.concatenate([data.state, one.hidden[:-1]])
-    assert_close(one.hidden, (1 - one.update_gate) * one.candidate + one.update_gate * before, dtype)
+    layer_trace = layer.trace(data.x, data.state)["l0"]
+    before = np.concatenate([data.state, layer_trace.hidden[:-1]])
+    assert_close(
+        layer_trace.hidden,
+        (1 - layer_trace.update_gate) * layer_trace.candidate + layer_trace.update_gate * before,
+        dtype,
+    )
     rnn = make_layer("rnn_tanh", 5, 17, dtype=dtype)
     trace = rnn.trace(data.x)
     assert_same_bits(trace["l0"].hidden, trace.output)
@@ -134,10 +140,10 @@ def test_traces_know_the_floating_point_mode():
 
 def test_traces_are_compared_by_identity():
     layer = make_layer("lstm", 2, 3)
-    one, other = (layer.trace(random((2, 1, 2), "float32")) for _ in range(2))
-    assert one == one
-    assert one != other
-    assert len({one, other, one["l0"], other["l0"]}) == 4
+    first, other = (layer.trace(random((2, 1, 2), "float32")) for _ in range(2))
+    assert first == first
+    assert first != other
+    assert len({first, other, first["l0"], other["l0"]}) == 4
 
 
 def test_lengths_are_asked_for_once():
@@ -206,8 +212,8 @@ def test_gate_slices(cell):
             for kind in ("weight_ih", "weight_hh", "bias_hh"):
                 weights[f"{kind}_l0"][rows] = 0
             weights["bias_ih_l0"][rows] = 50
-        one = layer.trace(random((4, 2, 5), "float32"))["l0"]
-        assert (getattr(one, "candidate" if name == "candidate" else f"{name}_gate") == 1).all()
+        layer_trace = layer.trace(random((4, 2, 5), "float32"))["l0"]
+        assert (getattr(layer_trace, "candidate" if name == "candidate" else f"{name}_gate") == 1).all()
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -286,10 +292,10 @@ def test_figures(cell, plot, tmp_path, shape, ragged):
                 function(trace)
         return
     axes = saved(plot.gates(trace, "l0"), tmp_path)
-    titles = [one.get_title(loc="left") for one in axes if one.get_title(loc="left")]
+    titles = [panel.get_title(loc="left") for panel in axes if panel.get_title(loc="left")]
     assert sorted(titles) == sorted(name.replace("_", " ") for name in NAMES[cell])
     axes = saved(plot.saturation(trace), tmp_path)
-    assert [one.get_xlabel() for one in axes] == ["activation"] * len(axes)
+    assert [panel.get_xlabel() for panel in axes] == ["activation"] * len(axes)
 
 
 def test_figures_show_the_row(plot):

@@ -4,7 +4,7 @@ Two measures:
 
 scaled  max |actual - expected| / max(1, max |expected|) over an array. Not element by element: an element is
         a sum, its rounding error is in proportion to the terms of the sum, and where they cancel no relative
-        error of the element alone is too large. The largest element stands for the size of the terms. Tests
+        error of that single element is too large. The largest element stands for the size of the terms. Tests
         use data of order one (weights, inputs, incoming gradients), so that the terms are of order one even
         where every result happens to be small; hence the floor of 1.
 ulp     max |actual - expected| in units in the last place of the expected value in the dtype of actual, for
@@ -102,16 +102,16 @@ def assert_close(actual: Any, expected: Any, kind: str, name: str = "value") -> 
     """Assert that arrays, or tuples or mappings of arrays, agree within the tolerance that `kind` names."""
     if isinstance(expected, (tuple, list)):
         assert len(actual) == len(expected), f"{name}: {len(actual)} members instead of {len(expected)}"
-        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
-            assert_close(one, other, kind, f"{name}[{index}]")
+        for index, (first, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_close(first, other, kind, f"{name}[{index}]")
     elif hasattr(expected, "keys"):
         assert set(actual) == set(expected), f"{name}: names {sorted(actual)} instead of {sorted(expected)}"
         for key in expected:
             assert_close(actual[key], expected[key], kind, f"{name}[{key!r}]")
     else:
         limit, measure = TOLERANCES[kind]
-        found = error(actual, expected, measure)
-        assert found <= limit, (
-            f"{name}: {measure} error {found:.3g} above {limit:g} ({kind}), "
+        distance = error(actual, expected, measure)
+        assert distance <= limit, (
+            f"{name}: {measure} error {distance:.3g} above {limit:g} ({kind}), "
             f"shapes {np.shape(actual)} and {np.shape(expected)}"
         )

@@ -196,8 +196,8 @@ def lstm(
     return (h, c), (input_gate, forget_gate, candidate, output_gate, tanh_c)
 
 
-def lstm_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
-    input_gate, forget_gate, candidate, output_gate, tanh_c = kept
+def lstm_backward(intermediates: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
+    input_gate, forget_gate, candidate, output_gate, tanh_c = intermediates
     h_before, c_before = before
     grad_h, grad_c = grad_after
     grad_c = grad_c + tanh_backward(tanh_c, grad_h * output_gate)
@@ -219,8 +219,8 @@ def gru(f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, b
     return (h,), (reset, update, candidate, candidate_h)
 
 
-def gru_backward(kept: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
-    reset, update, candidate, candidate_h = kept
+def gru_backward(intermediates: Arrays, before: Arrays, grad_after: Arrays) -> tuple[Array, Array, Arrays]:
+    reset, update, candidate, candidate_h = intermediates
     (h_before,), (grad_h,) = before, grad_after
     grad_candidate = tanh_backward(candidate, grad_h * (1 - update))
     grad_reset = sigmoid_backward(reset, grad_candidate * candidate_h)
@@ -246,9 +246,9 @@ def rnn(f: Functions, weights: Weights, input_sums: Array, hidden_sums: Array, b
 
 
 def rnn_backward(
-    f_backward: Activation, kept: Arrays, before: Arrays, grad_after: Arrays
+    f_backward: Activation, intermediates: Arrays, before: Arrays, grad_after: Arrays
 ) -> tuple[Array, Array, Arrays]:
-    grad_sums = f_backward(kept[0], grad_after[0])
+    grad_sums = f_backward(intermediates[0], grad_after[0])
     return grad_sums, grad_sums, (np.zeros_like(before[0]),)
 
 
@@ -309,7 +309,7 @@ class Step(NamedTuple):
     x: Array  # [B, I], zero where a row has no step
     before: Arrays  # h [B, P], c [B, H]
     hidden: Array  # [B, H], h before its projection
-    kept: Arrays  # by the cell
+    intermediates: Arrays  # what the cell's backward needs
 
 
 class Schedule(NamedTuple):
@@ -318,13 +318,13 @@ class Schedule(NamedTuple):
 
     def reset_before(self, t: int, reverse: bool) -> Flags:
         """What separates the steps t - 1 and t separates them in the reverse direction, too."""
-        at = t + 1 if reverse else t
-        flags: Flags = self.resets[at] if at < len(self.resets) else np.zeros_like(self.resets[t])
+        boundary = t + 1 if reverse else t
+        flags: Flags = self.resets[boundary] if boundary < len(self.resets) else np.zeros_like(self.resets[t])
         return flags
 
 
 def select(which: Flags, ones: Arrays, others: Arrays) -> Arrays:
-    return tuple(np.where(which, one, other) for one, other in zip(ones, others, strict=True))
+    return tuple(np.where(which, *pair) for pair in zip(ones, others, strict=True))
 
 
 def zeros_like(arrays: Arrays) -> Arrays:
@@ -342,8 +342,8 @@ def sequence(
         state = select(reset, zeros_like(state), state)
         input_sums = product("ih", weights, x_t)
         hidden_sums = hidden_product(cell, weights, input_sums, state[0])
-        (hidden, *others), kept = cell.forward(cell.functions, weights, input_sums, hidden_sums, state)
-        steps.append(Step(t, active, reset, x_t, state, hidden, kept))
+        (hidden, *others), intermediates = cell.forward(cell.functions, weights, input_sums, hidden_sums, state)
+        steps.append(Step(t, active, reset, x_t, state, hidden, intermediates))
         h = product("hr", weights, hidden) if "weight_hr" in weights else hidden
         output[t] = np.where(active, h, 0)
         state = select(active, (h, *others), state)
@@ -353,16 +353,16 @@ def sequence(
 def sequence_backward(
     cell: Cell, weights: Weights, steps: list[Step], grad_output: Array, grad: Arrays, grad_weights: Weights
 ) -> tuple[Array, Arrays]:
-    """From the gradient of the state after the steps to that before them; add to grad_weights, in place."""
+    """From the gradient of the state after the steps to that before the steps; add to grad_weights, in place."""
     if cell.backward is None:
         raise ValueError("tape: expected a cell that trains")
     grad_x = np.empty((*grad_output.shape[:2], weights["weight_ih"].shape[1]), grad_output.dtype)  # [T, B, I]
-    for t, active, reset, x, before, hidden, kept in reversed(steps):
+    for t, active, reset, x, before, hidden, intermediates in reversed(steps):
         grad_h = np.where(active, grad[0] + grad_output[t], 0)  # [B, P]
         if "weight_hr" in weights:
             grad_h = product_backward("hr", weights, hidden, grad_h, grad_weights)  # [B, H]
         of_step = (grad_h, *select(active, grad[1:], zeros_like(grad[1:])))
-        grad_input_sums, grad_hidden_sums, direct = cell.backward(kept, before, of_step)
+        grad_input_sums, grad_hidden_sums, direct = cell.backward(intermediates, before, of_step)
         grad_x[t] = product_backward("ih", weights, x, grad_input_sums, grad_weights)
         through_sums = product_backward("hh", weights, before[0], grad_hidden_sums, grad_weights)  # [B, P]
         grad = select(active, (direct[0] + through_sums, *direct[1:]), grad)
@@ -483,21 +483,21 @@ def forward(
         kind = kind._replace(functions=functions or kind.functions, backward=None)
     starts = places("state", state, kind, weights, num_layers * directions, x.shape[1])
     schedule = schedule_of(x.shape[0], x.shape[1], lengths, resets)
-    ends: list[Arrays] = []
+    end_states: list[Arrays] = []
     steps, masks = [], []
     for layer in range(num_layers):
         outputs = []
         for reverse in (False, True)[:directions]:
-            own = of_place(weights, layer, reverse)
-            output, end, kept = sequence(kind, own, x, starts[len(ends)], schedule, reverse)
+            part, start = of_place(weights, layer, reverse), starts[len(end_states)]
+            output, end, direction_steps = sequence(kind, part, x, start, schedule, reverse)
             outputs.append(output)
-            ends.append(end)
-            steps.append(kept)
+            end_states.append(end)
+            steps.append(direction_steps)
         x = np.concatenate(outputs, axis=-1)  # [T, B, D*P], the input of the next layer
         if dropout and layer < num_layers - 1:
             masks.append(dropout_mask(dropout, seed, call_count, layer, *x.shape).astype(x.dtype))
             x = drop(x, masks[layer])
-    return x, joined(ends), Tape(kind, directions, weights, x, steps, masks)
+    return x, joined(end_states), Tape(kind, directions, weights, x, steps, masks)
 
 
 def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Array, Any, dict[str, Array]]:
@@ -525,21 +525,21 @@ def backward(tape: Tape, grad_output: Any, grad_state: Any = None) -> tuple[Arra
         grad_inputs = []
         for direction, grad_direction in enumerate(np.split(grad, directions, axis=-1)):
             place = layer * directions + direction
-            own, grad_own = (of_place(p, layer, direction == 1) for p in (parameters, grad_parameters))
-            grad_x, grads[place] = sequence_backward(cell, own, steps[place], grad_direction, grads[place], grad_own)
+            part, grad_part = (of_place(p, layer, direction == 1) for p in (parameters, grad_parameters))
+            grad_x, grads[place] = sequence_backward(cell, part, steps[place], grad_direction, grads[place], grad_part)
             grad_inputs.append(grad_x)
         grad = np.sum(grad_inputs, axis=0)  # [T, B, I of this layer]
     return grad, joined(grads), grad_parameters
 
 
 def schedule_of(steps: int, batch: int, lengths: npt.ArrayLike | None, resets: npt.ArrayLike | None) -> Schedule:
-    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    row_lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
     flags = np.zeros((steps, batch), np.bool_) if resets is None else np.asarray(resets, np.bool_)
-    if ends.shape != (batch,) or flags.shape != (steps, batch):
+    if row_lengths.shape != (batch,) or flags.shape != (steps, batch):
         raise ValueError(
-            f"lengths, resets: expected shapes {(batch,)}, {(steps, batch)}, got {ends.shape}, {flags.shape}"
+            f"lengths, resets: expected shapes {(batch,)}, {(steps, batch)}, got {row_lengths.shape}, {flags.shape}"
         )
-    active = np.arange(steps)[:, None] < ends
+    active = np.arange(steps)[:, None] < row_lengths
     return Schedule(active[:, :, None], (flags & active)[:, :, None])
 
 
@@ -611,13 +611,13 @@ def convolution(
     known = np.concatenate([past, np.where(schedule.active, x, 0), later])  # known[t + before] is x[t]
     # Which episode a step belongs to; what came before the first belongs to that of a first step without a reset.
     episode = np.cumsum(schedule.resets[..., 0], axis=0)  # [T, B]
-    ends = episode[-1:] if steps else np.zeros((1, batch), np.int64)
-    episodes = np.concatenate([np.zeros((before, batch), np.int64), episode, np.repeat(ends, len(later), axis=0)])
+    final = episode[-1:] if steps else np.zeros((1, batch), np.int64)
+    episodes = np.concatenate([np.zeros((before, batch), np.int64), episode, np.repeat(final, len(later), axis=0)])
     y = np.zeros((steps, batch, weight.shape[0]), x.dtype)
     for tap in range(taps):
-        at = np.arange(steps) + tap * dilation
-        seen = (episodes[at] == episode)[..., None]
-        y += np.where(seen, known[at], 0) @ weight[:, :, tap].T
+        times = np.arange(steps) + tap * dilation
+        seen = (episodes[times] == episode)[..., None]
+        y += np.where(seen, known[times], 0) @ weight[:, :, tap].T
     return y if bias is None else y + bias
 
 
@@ -649,15 +649,15 @@ def merge(x: Array, mode: str) -> Array:
 
 
 def last(x: Array, lengths: npt.ArrayLike | None = None, *, both_ends: bool = False) -> Array:
-    """The last step of each row, (B, units); zero where there is none.
+    """The last step of each row, (B, units); zero for a row without steps.
 
     both_ends : the second half of the units is a reverse direction's, whose last step is the first one
     """
     steps, batch, units = x.shape
-    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    row_lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
     y = np.zeros((batch, units), x.dtype)
-    for row in np.flatnonzero(ends):
-        y[row] = x[ends[row] - 1, row]
+    for row in np.flatnonzero(row_lengths):
+        y[row] = x[row_lengths[row] - 1, row]
         if both_ends:
             y[row, units // 2 :] = x[0, row, units // 2 :]
     return y
@@ -674,17 +674,17 @@ def reverse(x: Array, lengths: npt.ArrayLike | None = None) -> Array:
 
 def leave_out(x: Array, masked: Flags) -> tuple[Array, npt.NDArray[np.int64]]:
     """The sequence without the steps flagged in masked (T, B), zero after it; and how long each row is then."""
-    kept = ~masked
+    unmasked = ~masked
     y = np.zeros_like(x)
     for row in range(x.shape[1]):
-        y[: kept[:, row].sum(), row] = x[kept[:, row], row]
-    return y, kept.sum(axis=0)
+        y[: unmasked[:, row].sum(), row] = x[unmasked[:, row], row]
+    return y, unmasked.sum(axis=0)
 
 
 def put_back(y: Array, masked: Flags) -> Array:
-    """The inverse for what was made of it: each step at its time again, zero where one was left out."""
+    """The inverse of `leave_out`: each step is at its time again, and a step that was left out is zero."""
     x = np.zeros_like(y)
     for row in range(y.shape[1]):
-        kept = ~masked[:, row]
-        x[kept, row] = y[: kept.sum(), row]
+        unmasked = ~masked[:, row]
+        x[unmasked, row] = y[: unmasked.sum(), row]
     return x

@@ -312,8 +312,8 @@ class Chain:
     def window(self, weights: tuple[Weights[Any], ...]) -> tuple[_core.Network, _core.Network | None]:
         """The part of the chain that each step of a window runs on all its inputs, and the part before it, which runs
         once on each input."""
-        rest, *head = self._cached("window", weights, self._make_parts)
-        return rest, head[0] if head else None
+        tail, *head = self._cached("window", weights, self._make_parts)
+        return tail, head[0] if head else None
 
     def _cached(
         self,

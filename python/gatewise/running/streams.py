@@ -63,8 +63,8 @@ class Stream(_core.Stream):
             numbers = rows * window * (2 * max(chain.sizes) + sum(4 * units for _, units in chain.parts))
             if 8 * numbers > MAX_BYTES:
                 raise ValueError(f"window: expected one of at most {MAX_BYTES} bytes, got {8 * numbers}")
-            rest, head = chain.window(weights)
-            super().__init__(rest, rows, size is None, head, window, batch_first)
+            tail, head = chain.window(weights)
+            super().__init__(tail, rows, size is None, head, window, batch_first)
         self._chain = chain
         self._weights = weights
         self._batch_first = batch_first

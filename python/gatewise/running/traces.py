@@ -158,11 +158,11 @@ def _values(tape: Tape, layer: int, direction: int) -> dict[str, Array]:
         array[steps:] = 0
         return array
 
-    kept = [new(architecture.hidden_size) for _ in KEPT[architecture.cell]]
+    values = [new(architecture.hidden_size) for _ in KEPT[architecture.cell]]
     cell = new(architecture.hidden_size) if architecture.has_cell_state else None
     hidden = new(architecture.recurrent_size)
     tape._usable().trace(
-        layer, direction, [array[:steps] for array in kept], None if cell is None else cell[:steps], hidden[:steps]
+        layer, direction, [array[:steps] for array in values], None if cell is None else cell[:steps], hidden[:steps]
     )
-    named = {name: array for name, array in zip(KEPT[architecture.cell], kept, strict=True) if name is not None}
+    named = {name: array for name, array in zip(KEPT[architecture.cell], values, strict=True) if name is not None}
     return named | ({} if cell is None else {"cell": cell}) | {"hidden": hidden}

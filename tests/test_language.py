@@ -1,0 +1,55 @@
+"""Words that CONTRIBUTING.md asks to avoid, in names, comments and docstrings."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("python", "cpp", "tests", "benchmarks")
+
+# A variable is named by what it is: these say only that something happened to a thing, or where it is.
+NAMES = {"of", "found", "given", "wanted", "kept", "own", "one", "two", "at", "whole", "there", "what", "rest", "ends"}
+PHRASES = {
+    r"\bbehind\b": "after, or to the right of",
+    r"\balone\b": "only, or by itself",
+    r"\b(just )?so many\b": "that many, or the number's name",
+    r"\b(what|which) is (none|no)\b": "not a",
+    r"\bbe it\b": "even if",
+}
+
+
+def variables(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+
+
+def sentences(path):
+    """Comments and docstrings, each with the number of its line."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                yield ast.get_docstring(node), node.body[0].lineno
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.string, token.start[0]
+    else:
+        for number, line in enumerate(text.splitlines(), 1):
+            if comment := re.search(r"//.*", line):
+                yield comment[0], number
+
+
+def findings(path):
+    for text, line in sentences(path):
+        for phrase, better in PHRASES.items():
+            if match := re.search(phrase, text):
+                yield f"{path.relative_to(ROOT)}:{line}: {match[0]!r}; write {better}"
+    if path.suffix == ".py":
+        for name, line in variables(ast.parse(path.read_text())):
+            if name in NAMES:
+                yield f"{path.relative_to(ROOT)}:{line}: a variable {name!r}; name it by what it is"
