@@ -677,7 +677,7 @@ def test_what_does_not_fit_together():
         (TypeError, r"layers\[0\]: expected a layer, got Sequential", lambda: model_of([model_of([lstm])])),
         (ValueError, r"layers\[1\]: expected a layer of 6 input units", lambda: model_of([lstm, gw.Dense(5, 2)])),
         (ValueError, r"layers\[1\]: expected float32, as", lambda: model_of([lstm, gw.Dense(6, 2, dtype="float64")])),
-        (ValueError, r"layers\[2\]: expected no layer that needs time", lambda: model_of([lstm, gw.Last(), gw.GRU(6, 2)])),
+        (ValueError, r"layers\[2\]: expected no layer that needs", lambda: model_of([lstm, gw.Last(), gw.GRU(6, 2)])),
         (ValueError, r"layers\[1\]: expected an embedding only", lambda: model_of([lstm, gw.Embedding(9, 6)])),
         (ValueError, "layers: expected at least one layer that determines", lambda: model_of([gw.Activation("relu")])),
         (ValueError, r"layers\[2\]: expected another layer", lambda: model_of([both, lstm, both])),
