@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import gatewise as gw
 import numpy as np
 import pytest
-from gatewise import commands
 from gatewise.__main__ import main
+from gatewise.cli import commands
 
 COMMANDS = ("info", "convert", "verify", "run", "bench")
 SECRET = ".gatewise."  # how files begin that are not there yet
@@ -870,5 +870,5 @@ def test_without_rich(say, sequence, monkeypatch):
     assert "together" in say("info", "model").out
     said = say("run", "model", "--input", "x.npy", "--output", "y.npy")
     assert (said.status, said.err) == (0, "")
-    monkeypatch.delitem(sys.modules, "gatewise.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "gatewise.cli.demo", raising=False)
     refused(say("demo"), "gatewise demo: rich is missing; try: pip install 'gatewise[demo]'")

@@ -133,7 +133,7 @@ A character model learns a text, then writes. It reads the text as long rows
 side by side, a piece at a time, and learns to tell the next character; the
 state of the network goes on from one piece to the next (truncated
 backpropagation through time). The recurrent layers are gatewise; softmax, loss
-and optimiser are a page of NumPy: read gatewise/demo.py.
+and optimiser are a page of NumPy: read gatewise/cli/demo.py.
 
 The loss is in nats a character: 4.6 is guessing among 100 symbols, 3.2 is
 knowing how frequent each one is, and below 1.9 there are words. It is also
@@ -353,7 +353,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run `gatewise demo`; the exit status."""
-    from gatewise import demo
+    from gatewise.cli import demo
 
     if options.load is None:
         for name, size in SIZES.items():
@@ -371,7 +371,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run one of the commands on files; the exit status."""
-    from gatewise import commands
+    from gatewise.cli import commands
 
     values = {name: value for name, value in vars(options).items() if name != "command"}
     try:
