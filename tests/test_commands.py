@@ -14,7 +14,7 @@ import gatewise as gw
 import numpy as np
 import pytest
 from gatewise.__main__ import main
-from gatewise.cli import commands
+from gatewise.cli import bench, options
 
 COMMANDS = ("info", "convert", "verify", "run", "bench")
 SECRET = ".gatewise."  # how files begin that are not there yet
@@ -639,8 +639,8 @@ def test_ctrl_c(folder, ending):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(commands, "MOST_CALLS", 50)
-    monkeypatch.setattr(commands, "SECONDS", 0.01)
+    monkeypatch.setattr(bench, "MOST_CALLS", 50)
+    monkeypatch.setattr(bench, "SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("make", [stack, tokens, ends_at_last])
@@ -773,11 +773,9 @@ def test_help_names_the_endings_of_models(capsys):
 
 def test_examples_are_commands():
     """Each line of the examples is one that the parser takes."""
-    from gatewise import __main__
-
-    parser = __main__.make_parser()
+    parser = options.make_parser()
     for command in COMMANDS:
-        examples = getattr(__main__, f"{command.upper()}_EXAMPLES")
+        examples = getattr(options, f"{command.upper()}_EXAMPLES")
         for line in examples.splitlines()[1:]:
             for text in line.replace("||", "&&").split("&&"):
                 words = text.strip().split("   ")[0].split()
