@@ -18,6 +18,10 @@ from tolerances import assert_close
 jax = pytest.importorskip("jax")
 import gatewise.jax as gj  # noqa: E402 - needs jax
 import jax.numpy as jnp  # noqa: E402
+from gatewise.jax.equations import walk  # noqa: E402
+from gatewise.jax.functions import _architecture  # noqa: E402
+from gatewise.jax.options import Options, results_of_backward  # noqa: E402
+from gatewise.jax.primitives import _pack, byte_array  # noqa: E402
 
 # Of JAX below 0.8, by NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -511,10 +515,10 @@ def test_other_devices_get_jax_numpy(cell):
     assert "gatewise_forward" in function.trace(p).lower(lowering_platforms=("cpu",)).as_text()
     assert "@gatewise" not in function.trace(p).lower(lowering_platforms=("cuda",)).as_text()
     operands = [data.x, *members(data.state), np.array([6, 0, 4], "int32"), options["resets"], *p.values()]
-    architecture = gj._architecture(cell, np.dtype("float64"), tuple((name, one.shape) for name, one in p.items()))
-    of = gj._Options(architecture, False, True, True, 0, gw.backend())
+    architecture = _architecture(cell, np.dtype("float64"), tuple((name, one.shape) for name, one in p.items()))
+    of = Options(architecture, False, True, True, 0, gw.backend())
     expected = layer(data.x, data.state, **options)
-    assert_close(gj._walk(*operands, of=of), [expected[0], *members(expected[1])], "float64")
+    assert_close(walk(*operands, of=of), [expected[0], *members(expected[1])], "float64")
 
 
 SHARDED = """
@@ -625,36 +629,36 @@ def test_programs_that_nobody_should_write_are_refused():
     """The handlers are open to anyone: wrong sizes and foreign bytes are an error, not a crash."""
     layer = make_layer("lstm", 5, 9)
     p, x, h = parameters_of(layer), jnp.ones((4, 2, 5), "float32"), jnp.zeros((1, 2, 9), "float32")
-    of = gj._Options(
-        gj._architecture("lstm", np.dtype("float32"), tuple((name, value.shape) for name, value in p.items())),
+    of = Options(
+        _architecture("lstm", np.dtype("float32"), tuple((name, value.shape) for name, value in p.items())),
         False, False, False, 0, gw.backend(),
     )  # fmt: skip
     packed_bytes, tape_bytes = of.sizes(4, 2)
-    packed = gj._pack(of, list(p.values()))
+    packed = _pack(of, list(p.values()))
     weights, results = list(p.values()), of.results(x)
     tape = jnp.zeros(tape_bytes, "uint8")
     nothing = {"given": np.array([1, 0, 0]), "wanted": np.array([1, 1])}
-    out = gj._results_of_backward(of, x, [h, h], weights, (True, True))
+    out = results_of_backward(of, x, [h, h], weights, (True, True))
 
     def refused(target, results, *operands, **attributes):
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             jax.block_until_ready(jax.ffi.ffi_call(f"gatewise_{target}", results)(*operands, **attributes))
 
     own, to_pack = of.attributes(), of.attributes(weights_only=True)
-    refused("pack", gj._bytes(packed_bytes), *weights[:-1], **to_pack)
-    refused("pack", gj._bytes(packed_bytes), *weights, x, **to_pack)
-    refused("pack", gj._bytes(packed_bytes - 64), *weights, **to_pack)
-    refused("pack", gj._bytes(packed_bytes), weights[0][:-1], *weights[1:], **to_pack)
-    refused("pack", gj._bytes(packed_bytes), *weights, **{**to_pack, "backend": "abacus"})
-    refused("pack", gj._bytes(packed_bytes), *weights, **{**to_pack, "cell": "abacus"})
-    refused("pack", gj._bytes(packed_bytes), *weights, **{**to_pack, "numbers": np.zeros(11, np.int64)})
-    refused("pack", gj._bytes(packed_bytes), *weights, **{**to_pack, "numbers": np.full(11, -1)})
-    refused("pack", gj._bytes(packed_bytes), *weights, **{**to_pack, "numbers": np.ones(3, np.int64)})
-    refused("pack", gj._bytes(packed_bytes), *weights)
+    refused("pack", byte_array(packed_bytes), *weights[:-1], **to_pack)
+    refused("pack", byte_array(packed_bytes), *weights, x, **to_pack)
+    refused("pack", byte_array(packed_bytes - 64), *weights, **to_pack)
+    refused("pack", byte_array(packed_bytes), weights[0][:-1], *weights[1:], **to_pack)
+    refused("pack", byte_array(packed_bytes), *weights, **{**to_pack, "backend": "abacus"})
+    refused("pack", byte_array(packed_bytes), *weights, **{**to_pack, "cell": "abacus"})
+    refused("pack", byte_array(packed_bytes), *weights, **{**to_pack, "numbers": np.zeros(11, np.int64)})
+    refused("pack", byte_array(packed_bytes), *weights, **{**to_pack, "numbers": np.full(11, -1)})
+    refused("pack", byte_array(packed_bytes), *weights, **{**to_pack, "numbers": np.ones(3, np.int64)})
+    refused("pack", byte_array(packed_bytes), *weights)
     nothing_of_it = jnp.zeros(0, "float32")
     for huge in ([2**62, 2**62, 0, 1, 1, 0], [5, 9, 0, 2**33, 1, 0], [1, 1, 0, 2**30, 2, 0], [2**31, 1, 0, 1, 1, 0]):
         numbers = np.array([*huge, 0, 0, 0, 0, 0])
-        refused("pack", gj._bytes(packed_bytes), nothing_of_it, nothing_of_it, **{**to_pack, "numbers": numbers})
+        refused("pack", byte_array(packed_bytes), nothing_of_it, nothing_of_it, **{**to_pack, "numbers": numbers})
     refused("forward", results, x, h, h, jnp.zeros(packed_bytes, "uint8"), **own)
     refused("forward", results, x, h, h, packed[:-64], **own)
     refused("forward", results, x, h, packed, **own)
@@ -663,7 +667,7 @@ def test_programs_that_nobody_should_write_are_refused():
     refused("forward", results, x, h[..., :4], h, packed, **own)
     refused("forward", results, x, h.astype("float64"), h, packed, **own)
     refused("forward", results[:1], x, h, h, packed, **own)
-    refused("forward", [*results, gj._bytes(64)], x, h, h, packed, **of.attributes(record=True))
+    refused("forward", [*results, byte_array(64)], x, h, h, packed, **of.attributes(record=True))
     y = jnp.asarray(layer(np.asarray(x))[0])
     refused("backward", out[:-1], x, h, h, y, tape, y, packed, **own, **nothing)
     refused("backward", out, x, h, h, y, tape, packed, **own, **nothing)
