@@ -1,4 +1,8 @@
-"""The same in jax.numpy: what derivatives of derivatives, forward mode and other devices use."""
+"""The equations of the cells in jax.numpy, for other devices, forward mode, and derivatives of derivatives.
+
+`recurrent`, `recorded`, `tangent` and `backward` take the operands and give the results of the primitives of these
+names.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatewise.jax.options import Options, split_backward, split_tangent
+from gatewise.jax.options import Flags, Options, split_backward, split_tangent
 from gatewise.weights.architecture import Architecture
 
 
@@ -33,91 +37,121 @@ def _rnn(activation: Any, input_sums: Any, hidden_sums: Any, state: tuple[Any, .
 
 
 _CELLS: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "lstm": _lstm, "gru": _gru, "rnn_tanh": partial(_rnn, jnp.tanh), "rnn_relu": partial(_rnn, jax.nn.relu),
-}  # fmt: skip
+    "lstm": _lstm,
+    "gru": _gru,
+    "rnn_tanh": partial(_rnn, jnp.tanh),
+    "rnn_relu": partial(_rnn, jax.nn.relu),
+}
 
 
-def _sequence(
-    of: Architecture, weights: Sequence[Any], x: Any, state: tuple[Any, ...], active: Any, restart: Any, reverse: bool
+def _run_sequence(
+    architecture: Architecture,
+    weights: Sequence[Any],
+    x: Any,
+    state: tuple[Any, ...],
+    active: Any,
+    restart: Any,
+    reverse: bool,
 ) -> tuple[Any, tuple[Any, ...]]:
-    """One layer in one direction: x [T, B, I], h [B, R], c [B, H], flags [T, B, 1] -> y [T, B, R], state after."""
-    weight_ih, weight_hh = weights[:2]
-    bias_ih, bias_hh = (weights[2][None, None], weights[3][None]) if of.bias else (0, 0)
-    weight_hr = weights[-1] if of.proj_size else None
+    """Run one layer in one direction.
 
-    def step(before: tuple[Any, ...], at: tuple[Any, Any, Any]) -> tuple[tuple[Any, ...], Any]:
-        input_sums, active, restart = at
-        state = tuple(jnp.where(restart, 0, part) for part in before)
-        h, *others = _CELLS[of.cell](input_sums, state[0] @ weight_hh.T + bias_hh, state)
+    x [T, B, I], h [B, R], c [B, H], active and restart [T, B, 1] -> y [T, B, R] and the state after.
+    """
+    weight_ih, weight_hh = weights[:2]
+    bias_ih, bias_hh = (weights[2][None, None], weights[3][None]) if architecture.bias else (0, 0)
+    weight_hr = weights[-1] if architecture.proj_size else None
+
+    def step(state: tuple[Any, ...], inputs: tuple[Any, Any, Any]) -> tuple[tuple[Any, ...], Any]:
+        input_sums, active, restart = inputs
+        before = tuple(jnp.where(restart, 0, part) for part in state)
+        h, *c = _CELLS[architecture.cell](input_sums, before[0] @ weight_hh.T + bias_hh, before)
         h = h if weight_hr is None else h @ weight_hr.T
-        after = tuple(jnp.where(active, new, old) for new, old in zip((h, *others), state, strict=True))
+        after = tuple(jnp.where(active, new, old) for new, old in zip((h, *c), before, strict=True))
         return after, jnp.where(active, h, 0)
 
     after, y = jax.lax.scan(step, state, (x @ weight_ih.T + bias_ih, active, restart), reverse=reverse)
     return y, after
 
 
-def walk(*operands: Any, of: Options) -> list[Any]:
-    """y, h and c after."""
-    x, states, extras, weights = of.split(operands)
-    steps, batch = of.extent(x)
-    x = x.swapaxes(0, 1) if of.batch_first else x
+def _active_and_restarts(options: Options, x: Any, extras: Sequence[Any]) -> tuple[Any, tuple[Any, Any]]:
+    """Which steps are within their row's length, and where each direction begins again with zeros: [T, B, 1]."""
+    steps, batch = options.steps_and_batch(x)
     active = jnp.ones((steps, batch, 1), bool)
     restart = jnp.zeros((steps, batch, 1), bool)
-    if of.lengths:
+    if options.has_lengths:
         active = jnp.arange(steps)[:, None, None] < extras[0][None, :, None]
-    if of.resets:
-        restart = (extras[-1].T if of.batch_first else extras[-1])[..., None] & active
-    # What separates two steps separates them in the reverse direction, too.
-    restarts = restart, jnp.concatenate([restart[1:], jnp.zeros_like(restart[:1])])
-    after: list[tuple[Any, ...]] = []
-    x = jnp.where(active, x, 0)
-    for _ in range(of.architecture.num_layers):
+    if options.has_resets:
+        restart = (extras[-1].T if options.batch_first else extras[-1])[..., None] & active
+    # A reset between two steps separates them in the reverse direction, too, where the earlier step comes second.
+    return active, (restart, jnp.concatenate([restart[1:], jnp.zeros_like(restart[:1])]))
+
+
+def recurrent(*operands: Any, options: Options) -> list[Any]:
+    """Compute y, and h and c after the last step."""
+    x, states, extras, weights = options.split(operands)
+    active, restarts = _active_and_restarts(options, x, extras)
+    layer_input = jnp.where(active, x.swapaxes(0, 1) if options.batch_first else x, 0)
+    sequence_weights = options.by_sequence(weights)
+    states_after: list[tuple[Any, ...]] = []
+    for _ in range(options.architecture.num_layers):
         outputs = []
-        for direction in range(of.architecture.directions):
-            place = len(after)
-            y, end = _sequence(
-                of.architecture, of.weights_of(weights)[place], x, tuple(part[place] for part in states), active,
-                restarts[direction], direction == 1,
-            )  # fmt: skip
+        for direction in range(options.architecture.directions):
+            sequence = len(states_after)
+            y, after = _run_sequence(
+                options.architecture,
+                sequence_weights[sequence],
+                layer_input,
+                tuple(part[sequence] for part in states),
+                active,
+                restarts[direction],
+                reverse=direction == 1,
+            )
             outputs.append(y)
-            after.append(end)
-        x = jnp.concatenate(outputs, -1)
-    return [x.swapaxes(0, 1) if of.batch_first else x, *(jnp.stack(parts) for parts in zip(*after, strict=True))]
+            states_after.append(after)
+        layer_input = jnp.concatenate(outputs, -1)
+    y = layer_input.swapaxes(0, 1) if options.batch_first else layer_input
+    return [y, *(jnp.stack(parts) for parts in zip(*states_after, strict=True))]
 
 
-def walk_recorded(*operands: Any, of: Options, tape_bytes: int, **_: Any) -> list[Any]:
-    return [*walk(*operands, of=of), jnp.zeros(tape_bytes, np.uint8)]
+def recorded(*operands: Any, options: Options, tape_bytes: int, **_: Any) -> list[Any]:
+    """The same with a tape of zeros: the equations need none."""
+    return [*recurrent(*operands, options=options), jnp.zeros(tape_bytes, np.uint8)]
 
 
-def walk_tangent(*operands: Any, of: Options, linear: tuple[bool, ...]) -> list[Any]:
-    """Operands: those of forward, y, tape, and tangents of those of x, states and weights that `linear` flags."""
-    forward, tangents = split_tangent(operands, linear)
-    x, states, extras, weights = of.split(forward)
-    given = iter(tangents)
+def tangent(*operands: Any, options: Options, nonzero_tangents: Flags) -> list[Any]:
+    """Compute the tangents of y, h and c after, from the nonzero tangents of x, states and weights."""
+    forward, tangents = split_tangent(operands, nonzero_tangents)
+    x, states, extras, weights = options.split(forward)
     variables = [x, *states, *weights]
-    dots = [next(given) if flag else jnp.zeros_like(one) for flag, one in zip(linear, variables, strict=True)]
 
-    def rerun(x: Any, *others: Any) -> list[Any]:
-        return walk(x, *others[: of.states], *extras, *others[of.states :], of=of)
+    def function(x: Any, *states_and_weights: Any) -> list[Any]:
+        states, weights = states_and_weights[: options.num_states], states_and_weights[options.num_states :]
+        return recurrent(x, *states, *extras, *weights, options=options)
 
-    found: list[Any] = jax.jvp(rerun, variables, dots)[1]
-    return found
-
-
-def walk_backward(*operands: Any, of: Options, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> list[Any]:
-    forward, _, _, grads = split_backward(operands, given)
-    x, states, extras, weights = of.split(forward)
-
-    def rerun(x: Any, states: Any, weights: Any) -> list[Any]:
-        return walk(x, *states, *extras, *weights, of=of)
-
-    outputs, undo = jax.vjp(rerun, x, states, weights)
-    found = iter(grads)
-    grad_x, grad_states, grad_weights = undo(
-        [next(found) if flag else jnp.zeros_like(one) for flag, one in zip(given, outputs, strict=True)]
-    )
-    results = [grad_x] * wanted[0] + list(grad_states)
-    for own in compress(of.weights_of(grad_weights), wanted[1:]):
-        results += own
+    results: list[Any] = jax.jvp(function, variables, _with_zeros(tangents, nonzero_tangents, variables))[1]
     return results
+
+
+def backward(*operands: Any, options: Options, nonzero_grads: Flags, needed_grads: Flags) -> list[Any]:
+    """Compute the gradients of x if needed, of the states, and of the weights as needed."""
+    forward, _, _, grads = split_backward(operands, nonzero_grads)
+    x, states, extras, weights = options.split(forward)
+
+    def function(x: Any, states: Any, weights: Any) -> list[Any]:
+        return recurrent(x, *states, *extras, *weights, options=options)
+
+    outputs, transposed = jax.vjp(function, x, states, weights)
+    grad_x, grad_states, grad_weights = transposed(_with_zeros(grads, nonzero_grads, outputs))
+    results = [grad_x] * needed_grads[0] + list(grad_states)
+    for sequence_grads in compress(options.by_sequence(grad_weights), needed_grads[1:]):
+        results += sequence_grads
+    return results
+
+
+def _with_zeros(nonzero: Sequence[Any], is_nonzero: Flags, variables: Sequence[Any]) -> list[Any]:
+    """A tangent or gradient for every variable: the next nonzero one, or zeros."""
+    following = iter(nonzero)
+    return [
+        next(following) if flag else jnp.zeros_like(variable)
+        for flag, variable in zip(is_nonzero, variables, strict=True)
+    ]

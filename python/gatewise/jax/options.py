@@ -1,11 +1,11 @@
-"""What a call is beside its arrays, and which of these is which."""
+"""The options of a call, and the order of the operands and results of the primitives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -13,96 +13,118 @@ import numpy as np
 import gatewise._core as _core
 from gatewise.weights.architecture import Architecture
 
-Operands = Sequence[Any]
+Operands: TypeAlias = Sequence[Any]
+Flags: TypeAlias = tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class Options:
-    """JAX compiles once for each."""
+    """All that a call depends on besides its arrays; JAX compiles once for each value."""
 
     architecture: Architecture
     batch_first: bool
-    lengths: bool
-    resets: bool
+    has_lengths: bool
+    has_resets: bool
     checkpoint_every: int
     backend: str
 
     @property
     def state_sizes(self) -> list[int]:
-        """Of h, and of c where there is one."""
-        of = self.architecture
-        return [of.recurrent_size, of.hidden_size] if of.has_cell_state else [of.recurrent_size]
+        """The size of h, and of c if there is one."""
+        architecture = self.architecture
+        sizes = [architecture.recurrent_size, architecture.hidden_size]
+        return sizes if architecture.has_cell_state else sizes[:1]
 
     @property
-    def states(self) -> int:
+    def num_states(self) -> int:
         return len(self.state_sizes)
 
     @property
-    def sequences(self) -> int:
+    def num_sequences(self) -> int:
+        """The number of layers times directions, L*D."""
         return self.architecture.num_layers * self.architecture.directions
 
-    def extent(self, x: Any) -> tuple[int, int]:
-        """Steps and rows of x."""
+    def steps_and_batch(self, x: Any) -> tuple[int, int]:
         return (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
 
     def split(self, operands: Operands) -> tuple[Any, list[Any], list[Any], list[Any]]:
-        """x, states, lengths and resets as far as there are any, weights."""
+        """Split the operands of a forward call into x, states, extras (lengths and resets, if any) and weights."""
         x, *others = operands
-        extras = self.states + self.lengths + self.resets
-        return x, others[: self.states], others[self.states : extras], others[extras:]
+        first_weight = self.num_states + self.has_lengths + self.has_resets
+        return x, others[: self.num_states], others[self.num_states : first_weight], others[first_weight:]
 
     @property
-    def axes(self) -> list[int]:
-        """The axis of rows of each operand before the weights."""
-        rows = 0 if self.batch_first else 1
-        return [rows] + [1] * self.states + [0] * self.lengths + [rows] * self.resets
+    def batch_axes(self) -> list[int]:
+        """The batch axis of each operand before the weights."""
+        axis = 0 if self.batch_first else 1
+        return [axis] + [1] * self.num_states + [0] * self.has_lengths + [axis] * self.has_resets
 
-    def weights_of(self, weights: Sequence[Any]) -> list[list[Any]]:
-        """Those of each layer and direction."""
-        count = len(weights) // self.sequences
+    def by_sequence(self, weights: Sequence[Any]) -> list[list[Any]]:
+        """Group what belongs to the weights by layer and direction."""
+        count = len(weights) // self.num_sequences
         return [list(weights[first : first + count]) for first in range(0, len(weights), count)]
 
-    def results(self, x: Any) -> list[jax.ShapeDtypeStruct]:
-        """y, h and c after."""
-        of, (steps, batch) = self.architecture, self.extent(x)
-        rows = (batch, steps) if self.batch_first else (steps, batch)
-        shapes = [(*rows, of.output_size), *((self.sequences, batch, size) for size in self.state_sizes)]
+    def result_shapes(self, x: Any) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of y, and of h and c after the last step."""
+        steps, batch = self.steps_and_batch(x)
+        leading = (batch, steps) if self.batch_first else (steps, batch)
+        state_shapes = [(self.num_sequences, batch, size) for size in self.state_sizes]
+        shapes = [(*leading, self.architecture.output_size), *state_shapes]
         return [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
 
-    def sizes(self, steps: int, batch: int) -> tuple[int, int]:
-        """Bytes of the packed weights and of a tape."""
-        of = self.architecture
+    def gradient_shapes(self, forward_operands: Operands, needed_grads: Flags) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of what `backward` gives: gradients of x if needed, of the states, of the weights as needed."""
+        x, states, _, weights = self.split(forward_operands)
+        differentiated = [x] * needed_grads[0] + states
+        for sequence_weights in compress(self.by_sequence(weights), needed_grads[1:]):
+            differentiated += sequence_weights
+        return [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in differentiated]
+
+    def packed_and_tape_bytes(self, steps: int, batch: int) -> tuple[int, int]:
+        """The sizes of the packed weights and of a tape."""
+        architecture = self.architecture
         if not isinstance(steps * batch, int):
             raise NotImplementedError(
                 f"x: expected sizes that are numbers where a derivative is to follow, got ({steps}, {batch})"
             )
         return _core.xla_sizes(
-            self.backend, of.cell, of.dtype.itemsize, of.input_size, of.hidden_size, of.proj_size, of.num_layers,
-            of.directions, steps, batch, min(self.checkpoint_every, steps),
-        )  # fmt: skip
+            self.backend,
+            architecture.cell,
+            architecture.dtype.itemsize,
+            architecture.input_size,
+            architecture.hidden_size,
+            architecture.proj_size,
+            architecture.num_layers,
+            architecture.directions,
+            steps,
+            batch,
+            min(self.checkpoint_every, steps),
+        )
 
     def attributes(self, *, weights_only: bool = False, record: bool = False) -> dict[str, Any]:
-        """As the handlers ask for them; see Numbers in cpp/bindings/xla.cpp."""
-        of = self.architecture
-        numbers = [of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions, of.bias]
-        others = [self.batch_first, self.lengths, self.resets, self.checkpoint_every, record]
-        numbers += [0] * len(others) if weights_only else others
-        return {"numbers": np.array(numbers, np.int64), "backend": self.backend, "cell": of.cell}
+        """The attributes that every handler of the core reads; see Numbers in cpp/bindings."""
+        architecture = self.architecture
+        stack = [
+            architecture.input_size,
+            architecture.hidden_size,
+            architecture.proj_size,
+            architecture.num_layers,
+            architecture.directions,
+            architecture.bias,
+        ]
+        call = [self.batch_first, self.has_lengths, self.has_resets, self.checkpoint_every, record]
+        numbers = stack + ([0] * len(call) if weights_only else call)
+        return {"numbers": np.array(numbers, np.int64), "backend": self.backend, "cell": architecture.cell}
 
 
-def split_backward(operands: Operands, given: tuple[bool, ...]) -> tuple[Operands, Any, Any, Operands]:
-    end = len(operands) - sum(given)
-    *forward, y, tape = operands[:end]
-    return forward, y, tape, operands[end:]
+def split_tangent(operands: Operands, nonzero_tangents: Flags) -> tuple[Operands, Operands]:
+    """Split the operands of `tangent` into those of forward and the tangents; y and the tape between are left out."""
+    first_tangent = len(operands) - sum(nonzero_tangents)
+    return operands[: first_tangent - 2], operands[first_tangent:]
 
 
-def results_of_backward(of: Options, x: Any, states: Any, weights: Any, wanted: tuple[bool, ...]) -> list[Any]:
-    like = [x] * wanted[0] + list(states)
-    for own in compress(of.weights_of(weights), wanted[1:]):
-        like += own
-    return [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in like]
-
-
-def split_tangent(operands: Operands, linear: tuple[bool, ...]) -> tuple[Operands, Operands]:
-    end = len(operands) - sum(linear)
-    return operands[: end - 2], operands[end:]
+def split_backward(operands: Operands, nonzero_grads: Flags) -> tuple[Operands, Any, Any, Operands]:
+    """Split the operands of `backward` into those of forward, y, the tape, and the gradients of y, h and c."""
+    first_grad = len(operands) - sum(nonzero_grads)
+    *forward, y, tape = operands[:first_grad]
+    return forward, y, tape, operands[first_grad:]

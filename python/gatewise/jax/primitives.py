@@ -1,4 +1,4 @@
-"""The primitives, and their derivatives."""
+"""The primitives of JAX: how a CPU runs them, and their derivatives."""
 
 from __future__ import annotations
 
@@ -14,143 +14,179 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 import gatewise._core as _core
-from gatewise.jax.equations import walk, walk_backward, walk_recorded, walk_tangent
-from gatewise.jax.options import Operands, Options, results_of_backward, split_backward
-from gatewise.jax.sharding import abstract
+import gatewise.jax.equations as equations
+from gatewise.jax.options import Flags, Operands, Options, split_backward
+from gatewise.jax.sharding import abstract_result
 
 for _name, _handler in _core.xla_handlers().items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+
+
+# ---- calls of the core's handlers
 
 
 def byte_array(count: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((count,), np.uint8)
 
 
-def _pack(of: Options, weights: Sequence[Any]) -> Any:
-    """A step of its own, which XLA takes out of loops, and makes once for forward and backward."""
-    return jax.ffi.ffi_call("gatewise_pack", byte_array(of.sizes(0, 0)[0]))(
-        *weights, **of.attributes(weights_only=True)
-    )
+def pack(options: Options, weights: Sequence[Any]) -> Any:
+    """Pack the weights in a call of its own, which XLA moves out of loops and shares by forward and backward."""
+    packed_bytes, _ = options.packed_and_tape_bytes(0, 0)
+    call = jax.ffi.ffi_call("gatewise_pack", byte_array(packed_bytes))
+    return call(*weights, **options.attributes(weights_only=True))
 
 
-def _call_forward(*operands: Any, of: Options, tape_bytes: int = 0) -> list[Any]:
-    x, states, extras, weights = of.split(operands)
-    results = of.results(x) + [byte_array(tape_bytes)] * (tape_bytes > 0)
-    call = jax.ffi.ffi_call("gatewise_forward", results)
-    return list(call(x, *states, *extras, _pack(of, weights), **of.attributes(record=tape_bytes > 0)))
+def _run_forward(*operands: Any, options: Options, tape_bytes: int = 0, **_: Any) -> list[Any]:
+    x, states, extras, weights = options.split(operands)
+    is_recorded = tape_bytes > 0
+    call = jax.ffi.ffi_call("gatewise_forward", options.result_shapes(x) + [byte_array(tape_bytes)] * is_recorded)
+    return list(call(x, *states, *extras, pack(options, weights), **options.attributes(record=is_recorded)))
 
 
-def _call_backward(*operands: Any, of: Options, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> list[Any]:
-    """Operands: those of forward, y, tape, and those gradients of y, h and c after that are `given`.
+def _run_backward(*operands: Any, options: Options, nonzero_grads: Flags, needed_grads: Flags) -> list[Any]:
+    forward, y, tape, grads = split_backward(operands, nonzero_grads)
+    x, states, extras, weights = options.split(forward)
+    call = jax.ffi.ffi_call("gatewise_backward", options.gradient_shapes(forward, needed_grads))
+    flags = {
+        "given": np.array([*nonzero_grads, False][:3], np.int64),  # for c, too, if there is none
+        "wanted": np.array(needed_grads, np.int64),
+    }
+    return list(call(x, *states, y, tape, *grads, *extras, pack(options, weights), **flags, **options.attributes()))
 
-    Results: gradients of x if that is `wanted`, of the states, of the weights of each layer and direction that is.
-    """
-    forward, y, tape, grads = split_backward(operands, given)
-    x, states, extras, weights = of.split(forward)
-    call = jax.ffi.ffi_call("gatewise_backward", results_of_backward(of, x, states, weights, wanted))
-    flags = {"given": np.array([*given, False][:3], np.int64), "wanted": np.array(wanted, np.int64)}
-    return list(call(x, *states, y, tape, *grads, *extras, _pack(of, weights), **flags, **of.attributes()))
+
+# ---- the primitives
 
 
-def _primitive(name: str, shapes: Callable[..., list[Any]], on_cpu: Any, elsewhere: Any) -> Any:
+# What the primitives take besides their operands.
+_PARAMETERS = ("options", "tape_bytes", "nonzero_tangents", "nonzero_grads", "needed_grads")
+
+
+def _make_primitive(name: str, shapes: Callable[..., list[Any]], on_cpu: Any, elsewhere: Any) -> Any:
     primitive = Primitive(f"gatewise_{name}")
     primitive.multiple_results = True
 
-    def run(*operands: Any, **options: Any) -> Any:
+    def run(*operands: Any, **parameters: Any) -> Any:
         return jax.lax.platform_dependent(
-            *operands, cpu=partial(on_cpu, **options), default=partial(elsewhere, **options)
+            *operands, cpu=partial(on_cpu, **parameters), default=partial(elsewhere, **parameters)
         )
 
-    primitive.def_impl(jax.jit(run, static_argnames=("of", "tape_bytes", "wanted", "given", "linear")))
-    primitive.def_abstract_eval(
-        lambda *operands, **options: [abstract(one, operands[0]) for one in shapes(*operands, **options)]
-    )
+    def abstract_results(*operands: Any, **parameters: Any) -> list[Any]:
+        return [abstract_result(shape, operands[0]) for shape in shapes(*operands, **parameters)]
+
+    primitive.def_impl(jax.jit(run, static_argnames=_PARAMETERS))
+    primitive.def_abstract_eval(abstract_results)
     if on_cpu is not elsewhere:
         mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=True), platform="cpu")
     mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=True))
     return primitive
 
 
-def _shapes_of_recorded(x: Any, *_: Any, of: Options, tape_bytes: int, wanted: Any) -> list[Any]:
-    return [*of.results(x), byte_array(tape_bytes)]
+def _forward_shapes(x: Any, *_: Any, options: Options, **__: Any) -> list[Any]:
+    return options.result_shapes(x)
 
 
-def _shapes_of_backward(*operands: Any, of: Options, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> list[Any]:
-    x, states, _, weights = of.split(split_backward(operands, given)[0])
-    return results_of_backward(of, x, states, weights, wanted)
+def _recorded_shapes(x: Any, *_: Any, options: Options, tape_bytes: int, needed_grads: Flags) -> list[Any]:
+    return [*options.result_shapes(x), byte_array(tape_bytes)]
 
 
-def _call_recorded(*operands: Any, of: Options, tape_bytes: int, wanted: Any) -> list[Any]:
-    return _call_forward(*operands, of=of, tape_bytes=tape_bytes)
+def _backward_shapes(*operands: Any, options: Options, nonzero_grads: Flags, needed_grads: Flags) -> list[Any]:
+    return options.gradient_shapes(split_backward(operands, nonzero_grads)[0], needed_grads)
 
 
-# `wanted` says whether anyone will ask for the gradients of x, and of the weights of each layer and direction. Of a
-# recorded call only the rule of vmap reads it.
-recurrent = _primitive("recurrent", lambda x, *_, of: of.results(x), _call_forward, walk)
-recorded = _primitive("recorded", _shapes_of_recorded, _call_recorded, walk_recorded)
-tangent = _primitive("tangent", lambda x, *_, of, linear: of.results(x), walk_tangent, walk_tangent)
-backward = _primitive("backward", _shapes_of_backward, _call_backward, walk_backward)
+# recurrent: x, states, lengths, resets, weights -> y, h and c after.
+# recorded: the same -> the same, and the tape. `needed_grads` says whether anyone will ask for the gradients of x, and
+#     of the weights of each layer and direction; only the rule for vmap reads it.
+# tangent: operands of recorded, y, tape, nonzero tangents of x, states and weights -> tangents of y, h and c after.
+# backward: operands of recorded, y, tape, nonzero gradients of y, h and c after -> gradients of x if needed, of the
+#     states, and of the weights of each layer and direction as needed.
+recurrent = _make_primitive("recurrent", _forward_shapes, _run_forward, equations.recurrent)
+recorded = _make_primitive("recorded", _recorded_shapes, _run_forward, equations.recorded)
+tangent = _make_primitive("tangent", _forward_shapes, equations.tangent, equations.tangent)
+backward = _make_primitive("backward", _backward_shapes, _run_backward, equations.backward)
 
 
-def _wanted(of: Options, linear: tuple[bool, ...]) -> tuple[bool, ...]:
-    return linear[0], *(any(own) for own in of.weights_of(linear[1 + of.states :]))
+# ---- derivatives
 
 
-def _recorded_with_tangents(
-    operands: Operands, tangents: Operands, of: Options, tape_bytes: int
+def _nonzero(tangents: Operands) -> Flags:
+    return tuple(type(tangent) is not ad.Zero for tangent in tangents)
+
+
+def _needed_grads(options: Options, nonzero_tangents: Flags) -> Flags:
+    """Of x, and of the weights of each layer and direction."""
+    of_weights = options.by_sequence(nonzero_tangents[1 + options.num_states :])
+    return nonzero_tangents[0], *(any(flags) for flags in of_weights)
+
+
+def _record_with_tangents(
+    operands: Operands, tangents: Operands, options: Options, tape_bytes: int
 ) -> tuple[list[Any], list[Any]]:
-    """y, h and c after, the tape; and the tangents of all but the tape."""
-    x, states, _, weights = of.split(tangents)
-    variables = [x, *states, *weights]
-    linear = tuple(type(one) is not ad.Zero for one in variables)
-    wanted = _wanted(of, linear)
-    results = recorded.bind(*operands, of=of, tape_bytes=tape_bytes, wanted=wanted)
-    dots = tangent.bind(*operands, results[0], results[-1], *compress(variables, linear), of=of, linear=linear)
-    return results, dots
+    """Compute y, h and c after, and the tape; and the tangents of all but the tape."""
+    x, states, _, weights = options.split(tangents)
+    variable_tangents = [x, *states, *weights]
+    flags = _nonzero(variable_tangents)
+    results = recorded.bind(
+        *operands, options=options, tape_bytes=tape_bytes, needed_grads=_needed_grads(options, flags)
+    )
+    y, tape = results[0], results[-1]
+    nonzero = compress(variable_tangents, flags)
+    return results, tangent.bind(*operands, y, tape, *nonzero, options=options, nonzero_tangents=flags)
 
 
-def _recurrent_jvp(operands: Operands, tangents: Operands, *, of: Options) -> tuple[Any, Any]:
-    results, dots = _recorded_with_tangents(operands, tangents, of, of.sizes(*of.extent(operands[0]))[1])
-    return results[:-1], dots
+def _recurrent_jvp(operands: Operands, tangents: Operands, *, options: Options) -> tuple[Any, Any]:
+    _, tape_bytes = options.packed_and_tape_bytes(*options.steps_and_batch(operands[0]))
+    results, result_tangents = _record_with_tangents(operands, tangents, options, tape_bytes)
+    return results[:-1], result_tangents
 
 
-def _recorded_jvp(operands: Operands, tangents: Operands, *, of: Options, tape_bytes: int, wanted: Any) -> Any:
-    results, dots = _recorded_with_tangents(operands, tangents, of, tape_bytes)
-    return results, [*dots, ad.Zero(jax.core.ShapedArray((tape_bytes,), jax.dtypes.float0))]
+def _recorded_jvp(
+    operands: Operands, tangents: Operands, *, options: Options, tape_bytes: int, needed_grads: Flags
+) -> tuple[Any, Any]:
+    results, result_tangents = _record_with_tangents(operands, tangents, options, tape_bytes)
+    return results, [*result_tangents, ad.Zero(jax.core.ShapedArray((tape_bytes,), jax.dtypes.float0))]
 
 
-def _tangent_transpose(grads: Operands, *operands: Any, of: Options, linear: tuple[bool, ...]) -> list[Any]:
-    end = len(operands) - sum(linear)
-    given = tuple(type(grad) is not ad.Zero for grad in grads)
-    if not any(given):
+def _tangent_transpose(grads: Operands, *operands: Any, options: Options, nonzero_tangents: Flags) -> list[Any]:
+    """The gradients of the tangents, by `backward`; the other operands have none."""
+    first_tangent = len(operands) - sum(nonzero_tangents)
+    nonzero_grads = _nonzero(grads)
+    if not any(nonzero_grads):
         return [None] * len(operands)
-    wanted = _wanted(of, linear)
-    found = iter(backward.bind(*operands[:end], *compress(grads, given), of=of, given=given, wanted=wanted))
-    gradients = [next(found) if linear[0] else None, *(next(found) for _ in range(of.states))]
-    for own in of.weights_of(linear[1 + of.states :]):
-        gradients += [next(found) if any(own) else None for _ in own]
-    return [*([None] * end), *compress(gradients, linear)]
+    results = iter(
+        backward.bind(
+            *operands[:first_tangent],
+            *compress(grads, nonzero_grads),
+            options=options,
+            nonzero_grads=nonzero_grads,
+            needed_grads=_needed_grads(options, nonzero_tangents),
+        )
+    )
+    gradients = [next(results) if nonzero_tangents[0] else None, *(next(results) for _ in range(options.num_states))]
+    for flags in options.by_sequence(nonzero_tangents[1 + options.num_states :]):
+        gradients += [next(results) if any(flags) else None for _ in flags]
+    return [*([None] * first_tangent), *compress(gradients, nonzero_tangents)]
 
 
-def _jvp_by(primitive: Any, function: Any) -> Callable[..., Any]:
-    """The derivative of a primitive by that of the function that says the same in jax.numpy."""
+def _jvp_of_equations(primitive: Any, function: Any) -> Callable[..., Any]:
+    """The derivative of a primitive, by differentiating the same function in jax.numpy."""
 
-    def jvp(operands: Operands, tangents: Operands, **options: Any) -> tuple[Any, Any]:
-        moving = [type(one) is not ad.Zero for one in tangents]
+    def jvp(operands: Operands, tangents: Operands, **parameters: Any) -> tuple[Any, Any]:
+        flags = _nonzero(tangents)
 
-        def of_moving(*given: Any) -> list[Any]:
-            each = iter(given)
-            own = [next(each) if moves else one for moves, one in zip(moving, operands, strict=True)]
-            return list(function(*own, **options))
+        def function_of_variables(*variables: Any) -> list[Any]:
+            following = iter(variables)
+            completed = [next(following) if flag else operand for flag, operand in zip(flags, operands, strict=True)]
+            return list(function(*completed, **parameters))
 
-        results = primitive.bind(*operands, **options)
-        return results, jax.jvp(of_moving, list(compress(operands, moving)), list(compress(tangents, moving)))[1]
+        results = primitive.bind(*operands, **parameters)
+        variables, nonzero_tangents = list(compress(operands, flags)), list(compress(tangents, flags))
+        return results, jax.jvp(function_of_variables, variables, nonzero_tangents)[1]
 
     return jvp
 
 
 ad.primitive_jvps[recurrent] = _recurrent_jvp
 ad.primitive_jvps[recorded] = _recorded_jvp
-ad.primitive_jvps[tangent] = _jvp_by(tangent, walk_tangent)
-ad.primitive_jvps[backward] = _jvp_by(backward, walk_backward)
+ad.primitive_jvps[tangent] = _jvp_of_equations(tangent, equations.tangent)
+ad.primitive_jvps[backward] = _jvp_of_equations(backward, equations.backward)
 ad.primitive_transposes[tangent] = _tangent_transpose

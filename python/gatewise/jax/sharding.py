@@ -1,4 +1,9 @@
-"""Which operands and results vary over the devices of a mesh."""
+"""Which arrays vary over the devices of a mesh.
+
+Inside shard_map an array either varies over axes of the mesh or is the same on all devices. All operands of a call must
+be alike in this, as those of an addition must, and so are its results. Where weights are made to vary, JAX sums their
+gradients over the devices.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +15,31 @@ import numpy as np
 
 from gatewise.jax.options import Operands
 
-# Inside shard_map an array may vary over the axes of a mesh or be the same on all its devices. All operands of a call
-# must be of one kind, as those of an addition must, and their results are; where the weights are made to vary, their
-# gradients are summed over the devices.
+
+def _varying_axes(abstract_value: Any) -> frozenset[Any]:
+    if hasattr(abstract_value, "mat"):  # JAX 0.10
+        return frozenset(getattr(abstract_value.mat, "varying", ()))
+    return frozenset(getattr(abstract_value, "vma", ()))
 
 
-def _varying(abstract: Any) -> frozenset[Any]:
-    of = getattr(abstract, "mat", abstract)  # JAX 0.10; before that, the abstract value itself
-    return frozenset(getattr(of, "varying" if of is not abstract else "vma", ()))
-
-
-def alike(operands: Operands) -> list[Any]:
-    if not hasattr(jax, "typeof"):  # JAX 0.5, which does not tell them apart
+def make_varying_alike(operands: Operands) -> list[Any]:
+    """Let all operands vary over the axes that any of them varies over."""
+    if not hasattr(jax, "typeof"):  # JAX 0.5, which makes no difference between them
         return list(operands)
-    own = [_varying(jax.typeof(one)) for one in operands]
-    axes = frozenset().union(*own)
+    varying = [_varying_axes(jax.typeof(operand)) for operand in operands]
+    all_axes = frozenset().union(*varying)
     vary = partial(jax.lax.pcast, to="varying") if hasattr(jax.lax, "pcast") else getattr(jax.lax, "pvary", None)
     return [
-        vary(one, tuple(axes - varying)) if vary and axes - varying else one
-        for one, varying in zip(operands, own, strict=True)
+        vary(operand, tuple(all_axes - axes)) if vary and all_axes - axes else operand
+        for operand, axes in zip(operands, varying, strict=True)
     ]
 
 
-def abstract(one: jax.ShapeDtypeStruct, like: Any) -> Any:
-    if not _varying(like):
-        return jax.core.ShapedArray(one.shape, one.dtype)
-    spec = jax.sharding.PartitionSpec(*(None for _ in one.shape))
-    return like.update(
-        shape=one.shape, dtype=np.dtype(one.dtype), weak_type=False, sharding=like.sharding.update(spec=spec)
+def abstract_result(result: jax.ShapeDtypeStruct, operand: Any) -> Any:
+    """The abstract value of a result, which varies over the axes that an operand varies over."""
+    if not _varying_axes(operand):
+        return jax.core.ShapedArray(result.shape, result.dtype)
+    spec = jax.sharding.PartitionSpec(*(None for _ in result.shape))
+    return operand.update(
+        shape=result.shape, dtype=np.dtype(result.dtype), weak_type=False, sharding=operand.sharding.update(spec=spec)
     )
