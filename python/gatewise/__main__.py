@@ -1,6 +1,6 @@
 """The command line: `gatewise demo`, `info`, `convert`, `verify`, `run`, `bench`; the same as `python -m gatewise`.
 
-What a command needs is imported when it runs, so that `gatewise --help` works without any extra.
+Here stands what must happen before a command runs; each command is imported only when it does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        What follows the program's name; `sys.argv[1:]` by default.
+        The words after the program's name; `sys.argv[1:]` by default.
 
     Returns
     -------
     int
-        The exit status: 0, 1 if `verify` finds too large a difference, 2 for an error of use, 130 after Ctrl-C.
+        The exit status: 0 for success, 1 if `verify` finds too large a difference, 2 for an error, 130 after Ctrl-C.
     """
     _prepare_streams()
     parser = make_parser()
@@ -32,29 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    from gatewise.cli.commands import missing, refuse, run_command, run_demo
-
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by gatewise.startup
+        from gatewise.cli.commands import run_command
+
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by gatewise.startup
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return run_demo(options) if options.command == "demo" else run_command(options)
-    except ModuleNotFoundError as error:
-        if (error.name or "gatewise").partition(".")[0] == "gatewise":
-            raise
-        return refuse(options.command, missing(error))
+        return run_command(options)
     except KeyboardInterrupt:
         print("gatewise: interrupted", file=sys.stderr)
         return 130
 
 
 def _prepare_streams() -> None:
-    """Make sure that whatever is printed goes somewhere, and raises nothing."""
+    """Make sure that every message can be printed, whatever stdout and stderr are."""
     for name in ("stdout", "stderr"):
-        file = getattr(sys, name)
-        if file is None:  # closed, as `2>&-` does: what is opened next must not take its place and get the messages
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
-        elif hasattr(file, "reconfigure"):
-            file.reconfigure(errors="replace")  # a terminal that lacks a character gets a question mark
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by `2>&-`: the next file to be opened must not take its descriptor
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # stays open until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a question mark for a character that the terminal lacks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a command, and says in one line what it cannot do."""
+"""Run a command, and say in one line why it cannot run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from gatewise.cli.options import SIZES
+from gatewise.cli.options import DEFAULT_SIZES
 
-# What brings a package that a command asks for; any other one is brought by its own name.
+# The extra that brings a package; any other package has to be installed by its own name.
 EXTRAS = {
     "jax": "'gatewise[jax]'",
     "matplotlib": "'gatewise[plot]'",
@@ -19,48 +20,59 @@ EXTRAS = {
 }
 
 
-def run_demo(options: argparse.Namespace) -> int:
-    """Run `gatewise demo`; the exit status."""
+def run_command(options: argparse.Namespace) -> int:
+    """Import and run the command that the options name, and return its exit status."""
+    try:
+        return _run_demo(options) if options.command == "demo" else _run_on_files(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "gatewise").partition(".")[0] == "gatewise":
+            raise
+        return _refuse(options.command, _how_to_install(error))
+
+
+def _run_demo(options: argparse.Namespace) -> int:
     from gatewise.cli import demo
 
     if options.load is None:
-        for name, size in SIZES.items():
+        for name, default in DEFAULT_SIZES.items():
             if getattr(options, name) is None:
-                setattr(options, name, size)
-    values = {name: value for name, value in vars(options).items() if name != "command"}
+                setattr(options, name, default)
     try:
-        demo.run(demo.Settings(**values))
+        demo.run(demo.Settings(**_arguments(options)))
     except demo.DemoError as error:
-        return refuse("demo", str(error))
+        return _refuse("demo", str(error))
     except MemoryError:
-        return refuse("demo", "not enough memory for this text and network")
+        return _refuse("demo", "not enough memory for this text and network")
     return 0
 
 
-def run_command(options: argparse.Namespace) -> int:
-    """Run one of the commands on files; the exit status."""
+def _run_on_files(options: argparse.Namespace) -> int:
+    """Run one of the commands info, convert, verify, run and bench: a function in the module of its name."""
     command: Callable[..., int] = getattr(import_module(f"gatewise.cli.{options.command}"), options.command)
-    values = {name: value for name, value in vars(options).items() if name != "command"}
     try:
-        return command(**values)
+        return command(**_arguments(options))
     except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        return refuse(options.command, f"{where}{error.strerror or error}")
+        file = "" if error.filename is None else f"{error.filename}: "
+        return _refuse(options.command, f"{file}{error.strerror or error}")
     except (ValueError, TypeError) as error:  # FormatError is a ValueError
-        return refuse(options.command, str(error))
+        return _refuse(options.command, str(error))
     except MemoryError as error:
-        return refuse(options.command, f"not enough memory {error}".strip())
+        return _refuse(options.command, f"not enough memory {error}".strip())
 
 
-def refuse(command: str, reason: str) -> int:
-    """Say in one line why a command does nothing; the exit status."""
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name != "command"}
+
+
+def _refuse(command: str, reason: str) -> int:
+    """Print in one line why a command cannot run, and return the exit status for that."""
     print(f"gatewise {command}: {' '.join(reason.split())}", file=sys.stderr)
     return 2
 
 
-def missing(error: ImportError) -> str:
-    """What brings a package that is not there."""
-    package = (error.name or "").partition(".")[0]
-    if not str(error).startswith(("No module named", "import of")):  # who raised it said more
+def _how_to_install(error: ModuleNotFoundError) -> str:
+    """How to install a missing package, unless the error has a message of its own."""
+    if not str(error).startswith(("No module named", "import of")):
         return str(error)
+    package = (error.name or "").partition(".")[0]
     return f"{package} is missing; try: pip install {EXTRAS.get(package, package)}"

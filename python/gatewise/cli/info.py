@@ -1,4 +1,4 @@
-"""`gatewise info`: what this installation is, or a model in a file."""
+"""`gatewise info`: say what this installation is, or a model in a file."""
 
 from __future__ import annotations
 
@@ -9,79 +9,82 @@ import numpy as np
 
 import gatewise as gw
 from gatewise.arguments.arrays import describe
-from gatewise.cli.models import described, load, why_not_in_pieces
+from gatewise.cli.models import load_model, streaming_obstacles, summary
 from gatewise.cli.tables import print_table
 from gatewise.layers.activation import Activation
 from gatewise.layers.blocks import Bidirectional
 from gatewise.layers.recurrent import Layer
 from gatewise.running.network import Chain
 
+HEADER = ("layer", "input", "output", "parameters", "multiply-adds", "state bytes", "streams")
+
 
 def info(file: str | None) -> int:
-    """Print what a file holds; without one, what this installation is."""
+    """Print the model in a file; without a file, this installation."""
     if file is None:
         gw.show_config()
         return 0
-    model = load(file)
-    of = model._chain
-    print(f"{file}: {described(of)}, {'batch' if model.batch_first else 'time'} first\n")
-    header = ("layer", "input", "output", "parameters", "multiply-adds", "state bytes", "streams")
-    print_table(
-        header, [*_layer_lines(model), ("together", "", "", *_counts(model.layers, of.dtype), _yes(of.looks_ahead))]
-    )
-    rows = ["B", "T"] if model.batch_first else ["T", "B"]
-    units = of.output_size
-    print(f"\ninput   {describe([*rows, *of.units])} or {describe(['T', *of.units])}, {_input_kind(of)}")
-    if of.ends_at_last:
-        print(f"output  {describe(['B', units])} or {describe([units])}: of the last step")
-    else:
-        print(f"output  {describe([*rows, units])} or {describe(['T', units])}")
-    if (reason := why_not_in_pieces(of)) is None:
+    model = load_model(file)
+    chain = model._chain
+    print(f"{file}: {summary(chain)}, {'batch' if model.batch_first else 'time'} first\n")
+    total = ("together", "", "", *_counts(model.layers, chain.dtype), _yes_or_no(chain.looks_ahead))
+    print_table(HEADER, [*_layer_lines(model), total])
+    print()
+    _print_shapes(chain, model.batch_first)
+    obstacles = streaming_obstacles(chain)
+    if obstacles is None:
         print("stream  yes: step by step, with the bits of a whole sequence")
     else:
-        print(
-            f"stream  no: {reason}\n        stream(window=k) gives at each step what a call on the last k inputs gives"
-        )
+        print(f"stream  no: {obstacles}")
+        print("        stream(window=k) gives at each step what a call on the last k inputs gives")
     print("multiply-adds: of one step of one row, in matrix products; state: of one row")
     return 0
 
 
+def _print_shapes(chain: Chain, batch_first: bool) -> None:
+    leading = ["B", "T"] if batch_first else ["T", "B"]
+    numbers = "floating numbers" if chain.vocabulary is None else f"whole numbers from 0 to {chain.vocabulary - 1}"
+    print(f"input   {describe([*leading, *chain.units])} or {describe(['T', *chain.units])}, {numbers}")
+    size = chain.output_size
+    if chain.ends_at_last:
+        print(f"output  {describe(['B', size])} or {describe([size])}: of the last step")
+    else:
+        print(f"output  {describe([*leading, size])} or {describe(['T', size])}")
+
+
 def _layer_lines(model: gw.Sequential) -> Iterator[tuple[str, ...]]:
-    of = model._chain
+    chain = model._chain
     for i, layer in enumerate(model):
         stage = layer._stage
-        units = "token" if stage.vocabulary is not None else str(of.sizes[i])
-        yield (f"{i} {_name(layer)}", units, str(of.sizes[i + 1]), *_counts([layer], of.dtype), _yes(stage.looks_ahead))
+        input_size = "token" if stage.vocabulary is not None else str(chain.sizes[i])
+        counts = _counts([layer], chain.dtype)
+        yield f"{i} {_name(layer)}", input_size, str(chain.sizes[i + 1]), *counts, _yes_or_no(stage.looks_ahead)
 
 
 def _name(layer: Any) -> str:
-    """A layer in a few words; its sizes stand beside them."""
+    """The kind of a layer and its options, but not its sizes, which have columns of their own."""
     if isinstance(layer, (Layer, Bidirectional)):
         return repr(layer)
     options = layer._options()
-    shown = [f"{name}={options[name]!r}" for name in ("kernel_size", "dilation", "padding") if name in options]
-    kind = layer if isinstance(layer, Activation) else options.get("activation")
-    if kind is not None and kind.name != "linear":
-        shown.append(kind.name)
-    return f"{type(layer).__name__}({', '.join(shown)})"
+    parts = [f"{name}={options[name]!r}" for name in ("kernel_size", "dilation", "padding") if name in options]
+    function = layer if isinstance(layer, Activation) else options.get("activation")
+    if function is not None and function.name != "linear":
+        parts.append(function.name)
+    return f"{type(layer).__name__}({', '.join(parts)})"
 
 
-def _yes(reason: str | None) -> str:
-    return "yes" if reason is None else "no"
+def _yes_or_no(obstacle: str | None) -> str:
+    return "yes" if obstacle is None else "no"
 
 
 def _counts(layers: Iterable[Any], dtype: np.dtype[Any]) -> tuple[str, str, str]:
     """Parameters, multiply-adds and bytes of state of some layers together."""
-    parameters = products = state = 0
+    num_parameters = multiply_adds = state_bytes = 0
     for layer in layers:
         stage, arrays = layer._stage, layer._holder.weights.arrays.values()
-        parameters += layer.num_parameters
-        if stage.vocabulary is None:  # of which rows are looked up
-            products += sum(array.size for array in arrays if array.ndim > 1)  # each number of a matrix once a step
+        num_parameters += layer.num_parameters
+        if stage.vocabulary is None:  # an embedding looks its rows up
+            multiply_adds += sum(array.size for array in arrays if array.ndim > 1)  # each entry of a matrix once a step
         if stage.state is not None:
-            state += sum(parts * units for parts, units in stage.state.parts()) * dtype.itemsize
-    return f"{parameters:,}", f"{products:,}", f"{state:,}"
-
-
-def _input_kind(of: Chain) -> str:
-    return "floating numbers" if of.vocabulary is None else f"whole numbers from 0 to {of.vocabulary - 1}"
+            state_bytes += sum(count * units for count, units in stage.state.parts()) * dtype.itemsize
+    return f"{num_parameters:,}", f"{multiply_adds:,}", f"{state_bytes:,}"

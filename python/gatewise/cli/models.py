@@ -1,4 +1,4 @@
-"""What several commands do with a model."""
+"""What the commands share that load a model and run it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import gatewise as gw
 from gatewise.running.network import Chain
 
 
-def load(path: str) -> gw.Sequential:
-    """The model in a file; a layer alone is a model of one."""
-    made = gw.load(path)
-    return made if isinstance(made, gw.Sequential) else gw.Sequential([made])
+def load_model(path: str) -> gw.Sequential:
+    """Load a model; a layer by itself becomes a model of one layer."""
+    model = gw.load(path)
+    return model if isinstance(model, gw.Sequential) else gw.Sequential([model])
 
 
-def described(of: Chain) -> str:
-    layers = "1 layer" if len(of.stages) == 1 else f"{len(of.stages)} layers"
-    return f"{layers}, {'tokens' if of.vocabulary is not None else of.sizes[0]} to {of.output_size}, {of.dtype}"
+def summary(chain: Chain) -> str:
+    """The number of layers, the sizes of input and output, and the dtype."""
+    layers = "1 layer" if len(chain.stages) == 1 else f"{len(chain.stages)} layers"
+    input_size = "tokens" if chain.vocabulary is not None else chain.sizes[0]
+    return f"{layers}, {input_size} to {chain.output_size}, {chain.dtype}"
 
 
-def why_not_in_pieces(of: Chain) -> str | None:
-    """The layers that keep a model from streaming, and why; None if nothing does."""
-    reasons = [f"layers[{i}]: {stage.looks_ahead}" for i, stage in enumerate(of.stages) if stage.looks_ahead]
+def streaming_obstacles(chain: Chain) -> str | None:
+    """The layers that keep a model from streaming, each with its reason; None if there are none."""
+    reasons = [f"layers[{i}]: {stage.looks_ahead}" for i, stage in enumerate(chain.stages) if stage.looks_ahead]
     return "; ".join(reasons) or None
 
 
 @contextmanager
-def threads_set(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Set the number of threads; None leaves it as it is."""
     before = gw.get_num_threads()
     if count is not None:
         gw.set_num_threads(count)

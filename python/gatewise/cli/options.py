@@ -1,9 +1,11 @@
-"""The options of every command, their limits and their help."""
+"""The parser of the command line: the options of every command, their limits and their help.
+
+It imports nothing that a command needs to run, so that `gatewise --help` is quick and needs no extra.
+"""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,19 +24,19 @@ examples:
                              then write some of it
   gatewise demo --help       what else the demo can do
   gatewise info              version, backends, threads: for a bug report
-  gatewise info model.keras  what a model is
+  gatewise info model.keras  the layers of a model and their sizes
   gatewise run model.keras --input x.npy --output y.npy
-                             what a model gives for a sequence
+                             the output of a model for a sequence
   gatewise COMMAND --help    more, with examples
 """
 
-# The files that the commands take.
+# The help of each argument that is a model.
 MODEL = "a model: .safetensors, .keras, .h5, .hdf5, .onnx, .pt, .pth, .ckpt, .bin or .json"
 
 INFO_DESCRIPTION = """\
-Without FILE: version, processor backends and threads, what to paste into a
-bug report. With FILE: the layers of a model, their sizes, parameters, state
-and multiply-adds, and what can stream and what cannot.
+Without FILE: version, processor backends and threads, to paste into a bug
+report. With FILE: the layers of a model, their sizes, parameters, state and
+multiply-adds, and which of them can stream.
 """
 
 INFO_EXAMPLES = """\
@@ -45,9 +47,9 @@ examples:
 """
 
 CONVERT_DESCRIPTION = """\
-Read the model in IN and write it to OUT, in the format that the end of OUT's
-name says: .onnx for ONNX, .json for RTNeural, .safetensors for gatewise's own.
-OUT appears as a whole or not at all.
+Read the model in IN and write it to OUT. The ending of OUT selects the format:
+.onnx for ONNX, .json for RTNeural, .safetensors for gatewise's own. OUT is
+never left half written.
 """
 
 CONVERT_EXAMPLES = """\
@@ -59,9 +61,9 @@ examples:
 """
 
 VERIFY_DESCRIPTION = """\
-Run a model and the one that it was made from over the same random sequences
-and windows, and print the largest differences, relative to the largest output
-(or to 1). The exit status is 0 if they are within the tolerance, 1 if they are
+Run a model and the one that it was made from on the same random sequences and
+windows, and print the largest differences, relative to the largest output (or
+to 1). The exit status is 0 if they are within the tolerance, 1 if they are
 above it, 2 if the two could not be compared.
 """
 
@@ -72,19 +74,19 @@ examples:
 """
 
 RUN_DESCRIPTION = """\
-Run a model over the sequence in one file and write what it gives to another
-one, in chunks of some steps, so that a sequence may be longer than memory. The
-results have the same bits as those of one call.
+Run a model over the sequence in one file and write its output to another one,
+in chunks of some steps, so that a sequence may be larger than memory. The
+output has the same bits as that of one call.
 
 .npy: an array (T, I) or, of tokens, (T,); with a batch (T, B, I), or (B, T, I)
       if the model is batch first.
-.csv: a line a step, without a header: I numbers with commas between them, or
-      one token.
+.csv: a line for each step, without a header: I numbers with commas between
+      them, or one token.
 
-A model that ends in Last gives one row: that of the last step. One that needs
-the end of the sequence first (two directions, padding="same") cannot run in
-chunks: --whole takes the sequence at once, and --window N gives at each step
-what the model gives on the last N inputs alone.
+A model that ends in Last gives one row, that of the last step. A model that
+needs the end of the sequence first (two directions, padding="same") cannot run
+in chunks: --whole runs the sequence in one call, and --window N runs the model
+at each step on only the last N inputs.
 """
 
 RUN_EXAMPLES = """\
@@ -97,29 +99,29 @@ examples:
 """
 
 BENCH_DESCRIPTION = """\
-Time single steps of one row (stream.step(x, out), one call after the other),
+Time single steps of one row (stream.step(x, out), one call after another),
 blocks of some steps of one row (stream.run(block, out)) and calls over a whole
-sequence: half of them take at most p50, 99 of 100 at most p99. ONNX Runtime
-runs the same model with the same number of threads, where it is installed and
-the model can be saved for it.
+sequence. Half of the calls take at most p50, 99 of 100 at most p99. If ONNX
+Runtime is installed and the model can be saved for it, it runs the same model
+with the same number of threads.
 """
 
 BENCH_EXAMPLES = """\
 examples:
   gatewise bench model.keras
   gatewise bench model.keras --threads 1 --steps 1000 --batch 1
-  gatewise bench model.keras --block 128    as an audio callback gets them
+  gatewise bench model.keras --block 128    as in an audio callback
   gatewise bench both-ways.keras --window 30
 """
 
 DEMO_DESCRIPTION = """\
 A character model learns a text, then writes. It reads the text as long rows
-side by side, a piece at a time, and learns to tell the next character; the
-state of the network goes on from one piece to the next (truncated
-backpropagation through time). The recurrent layers are gatewise; softmax, loss
-and optimiser are a page of NumPy: read gatewise/cli/demo.py.
+side by side, a piece at a time, and learns to predict the next character; the
+state of the network continues from one piece to the next (truncated
+backpropagation through time). The recurrent layers are gatewise's; softmax,
+loss and optimiser are a page of NumPy: read gatewise/cli/demo.py.
 
-The loss is in nats a character: 4.6 is guessing among 100 symbols, 3.2 is
+The loss is in nats per character: 4.6 is guessing among 100 symbols, 3.2 is
 knowing how frequent each one is, and below 1.9 there are words. It is also
 measured on the last sixteenth of the text, which is never learned ("held
 out"). Ctrl-C ends the learning, not the demo: what was learned is kept, saved
@@ -130,7 +132,7 @@ DEMO_EXAMPLES = """\
 examples:
   gatewise demo           one minute with the Python language reference
   gatewise demo --text novel.txt --seconds 600
-                          ten minutes with a text of yours (UTF-8)
+                          ten minutes with your own text (UTF-8)
   gatewise demo --cell gru --hidden 256 --threads 4
                           another network, more threads
   gatewise demo --text novel.txt --save novel.npz
@@ -141,14 +143,14 @@ examples:
                           no learning, only writing, and more carefully
 """
 
-# A network's own sizes. They are no argparse defaults, because a loaded network brings its own.
-SIZES = {"cell": "lstm", "hidden": 128, "layers": 2}
+# The default sizes of the network in the demo. They are not defaults of argparse, since a loaded network has its own.
+DEFAULT_SIZES = {"cell": "lstm", "hidden": 128, "layers": 2}
 
 
 def number(
     kind: type, low: float, high: float, *, open_below: bool = False, open_above: bool = False
 ) -> Callable[[str], Any]:
-    """Make an argparse type: a number of a kind within limits, and an error that says which."""
+    """Make a type for argparse: a number within limits, which the error for any other value names."""
     name = "a whole number" if kind is int else "a number"
     from_low = "above" if open_below else "from"
     to_high = "to below" if open_above else "to"
@@ -160,28 +162,33 @@ def number(
             value = math.nan
         above_low = value > low if open_below else value >= low
         below_high = value < high if open_above else value <= high
-        if not (above_low and below_high):  # also for NaN
+        if not (above_low and below_high):  # NaN is neither
             raise argparse.ArgumentTypeError(f"expected {name} {from_low} {low:g} {to_high} {high:g}, got {text!r}")
         return value
 
     return convert
 
 
+demo_size = number(int, 1, 4096)  # of the demo's network and batches
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses what it does not know itself, with its own usage: the parser above says only its own."""
+    """A parser that refuses unknown options itself, with the usage of its command instead of that of `gatewise`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown)}")
         return options, unknown
 
-    def _meant(self, unknown: Sequence[str]) -> str:
-        """A question that names the options that are nearest to the unknown ones."""
+    def _suggestion(self, unknown: Sequence[str]) -> str:
+        """A question that names the known options that are closest to the unknown ones."""
+        from difflib import get_close_matches
+
         known = re.findall(r"--[a-z-]+", self.format_usage())
-        names = [word.partition("=")[0] for word in unknown if word.startswith("--")]
-        near = [name for word in names for name in difflib.get_close_matches(word, known, n=1)]
-        return f"; did you mean {' '.join(near)}?" if near else ""
+        names = [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]
+        closest = [option for name in names for option in get_close_matches(name, known, n=1)]
+        return f"; did you mean {' '.join(closest)}?" if closest else ""
 
 
 def add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -189,27 +196,48 @@ def add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     demo = add_command(
         commands, "demo", "learn a text character by character, then write", DEMO_DESCRIPTION, DEMO_EXAMPLES
     )
-    count = number(int, 1, 4096)
-
     data = demo.add_argument_group("data")
     data.add_argument("--text", metavar="FILE", help="text to learn, UTF-8 (default: Python's language reference)")
     data.add_argument("--save", metavar="FILE", help="write the network to FILE (.npz) after learning")
     data.add_argument("--load", metavar="FILE", help="start from a network that --save wrote")
 
     network = demo.add_argument_group("network (with --load, the file's)")
-    network.add_argument("--cell", choices=("lstm", "gru", "rnn"), help=f"default: {SIZES['cell']}")
-    network.add_argument("--hidden", type=count, metavar="N", help=f"units a layer (default: {SIZES['hidden']})")
-    network.add_argument("--layers", type=number(int, 1, 16), metavar="N", help=f"layers (default: {SIZES['layers']})")
+    network.add_argument("--cell", choices=("lstm", "gru", "rnn"), help=f"default: {DEFAULT_SIZES['cell']}")
+    network.add_argument(
+        "--hidden", type=demo_size, metavar="N", help=f"units per layer (default: {DEFAULT_SIZES['hidden']})"
+    )
+    network.add_argument(
+        "--layers", type=number(int, 1, 16), metavar="N", help=f"layers (default: {DEFAULT_SIZES['layers']})"
+    )
 
-    learning = demo.add_argument_group("learning")
+    _add_learning(demo.add_argument_group("learning"))
+
+    writing = demo.add_argument_group("writing")
+    writing.add_argument(
+        "--temperature",
+        type=number(float, 0, 10),
+        default=0.7,
+        metavar="X",
+        help="0 always takes the likeliest character, 1 draws as learned (default: %(default)s)",
+    )
+    writing.add_argument(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=1,
+        metavar="N",
+        help="seed of all random numbers (default: %(default)s)",
+    )
+
+
+def _add_learning(learning: argparse._ArgumentGroup) -> None:
     learning.add_argument(
         "--seconds", type=number(float, 0, 1e6), default=60.0, metavar="S", help="time limit (default: 60)"
     )
     learning.add_argument(
-        "--batch", type=count, default=32, metavar="B", help="rows read side by side (default: %(default)s)"
+        "--batch", type=demo_size, default=32, metavar="B", help="rows read side by side (default: %(default)s)"
     )
     learning.add_argument(
-        "--steps", type=count, default=64, metavar="T", help="characters a piece (default: %(default)s)"
+        "--steps", type=demo_size, default=64, metavar="T", help="characters per piece (default: %(default)s)"
     )
     learning.add_argument(
         "--learning-rate",
@@ -227,27 +255,11 @@ def add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     learning.add_argument("--threads", type=number(int, 1, 1024), metavar="N", help="default: the library's choice")
 
-    writing = demo.add_argument_group("writing")
-    writing.add_argument(
-        "--temperature",
-        type=number(float, 0, 10),
-        default=0.7,
-        metavar="X",
-        help="0 always takes the likeliest character, 1 draws as it learned (default: %(default)s)",
-    )
-    writing.add_argument(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        default=1,
-        metavar="N",
-        help="of every draw (default: %(default)s)",
-    )
-
 
 def add_command(
     commands: argparse._SubParsersAction[Parser], name: str, help: str, description: str, examples: str
 ) -> argparse.ArgumentParser:
-    """A command whose help teaches with examples."""
+    """Add a command whose help ends in examples."""
     return commands.add_parser(
         name,
         help=help,
@@ -278,7 +290,7 @@ def add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
         commands, "verify", "compare a model with the one it was made from", VERIFY_DESCRIPTION, VERIFY_EXAMPLES
     )
     verify.add_argument("file", metavar="FILE", help=MODEL)
-    verify.add_argument("original", metavar="ORIGINAL", help="what it was made from: an ONNX or Keras file")
+    verify.add_argument("original", metavar="ORIGINAL", help="the model it was made from: an ONNX or Keras file")
 
 
 def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -287,12 +299,12 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     run.add_argument("file", metavar="FILE", help=MODEL)
     run.add_argument("--input", required=True, metavar="X", help="the sequence, .npy or .csv")
     run.add_argument("--output", required=True, metavar="Y", help="the file to write, .npy or .csv")
-    run.add_argument(
-        "--chunk", type=number(int, 1, 2**40), metavar="N", help="steps at a time (default: a few MB of them)"
+    run.add_argument("--chunk", type=number(int, 1, 2**40), metavar="N", help="steps at a time (default: a few MB)")
+    mode = run.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--window", type=number(int, 1, 2**20), metavar="N", help="run each step on only the last N inputs"
     )
-    how = run.add_mutually_exclusive_group()
-    how.add_argument("--window", type=number(int, 1, 2**20), metavar="N", help="each step on the last N inputs alone")
-    how.add_argument("--whole", action="store_true", help="the whole sequence at once, in memory")
+    mode.add_argument("--whole", action="store_true", help="run the whole sequence in one call, in memory")
     add_threads(run)
 
 
@@ -301,14 +313,16 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     bench = add_command(commands, "bench", "time a model", BENCH_DESCRIPTION, BENCH_EXAMPLES)
     bench.add_argument("file", metavar="FILE", help=MODEL)
     size = number(int, 1, 2**24)
-    bench.add_argument("--steps", type=size, default=100, metavar="T", help="of the sequence (default: %(default)s)")
+    bench.add_argument(
+        "--steps", type=size, default=100, metavar="T", help="steps of the sequence (default: %(default)s)"
+    )
     bench.add_argument(
         "--batch", type=size, default=32, metavar="B", help="rows of the sequence (default: %(default)s)"
     )
+    bench.add_argument("--block", type=size, default=64, metavar="N", help="steps of a block (default: %(default)s)")
     bench.add_argument(
-        "--block", type=size, default=64, metavar="N", help="steps of a block of one row (default: %(default)s)"
+        "--window", type=number(int, 1, 2**20), metavar="N", help="run each step on only the last N inputs"
     )
-    bench.add_argument("--window", type=number(int, 1, 2**20), metavar="N", help="steps on the last N inputs alone")
     add_threads(bench)
 
 
@@ -317,7 +331,7 @@ def add_threads(command: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Describe the whole command line."""
+    """Make the parser of the whole command line."""
     parser = Parser(
         prog="gatewise",
         description=DESCRIPTION,

@@ -1,4 +1,4 @@
-"""Files that commands write."""
+"""The files that commands write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,17 @@ from numpy.lib.format import open_memmap
 from gatewise.arguments.arrays import Array
 
 
-def check_other(output: str, *inputs: str) -> None:
-    """No file is overwritten by what is made from it."""
+def check_is_other(output: str, *inputs: str) -> None:
+    """Refuse to overwrite a file with what is made from it."""
     for path in inputs:
-        with suppress(FileNotFoundError):  # said later, by who reads it
+        with suppress(FileNotFoundError):  # whoever reads the file reports it
             if os.path.samefile(path, output):
                 raise ValueError(f"{output}: expected another file than {path}")
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A file to write, in the folder of `path`, that takes its place at the end; on any exception it is gone."""
+def replacing(path: str) -> Iterator[BufferedWriter]:
+    """Open a new file that takes the place of `path` when the block ends, and is removed if the block raises."""
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{path}: expected a file, or nothing yet")
@@ -33,14 +34,13 @@ def replacing(path: str) -> Iterator[str]:
     temporary = os.path.join(os.path.dirname(target), f".gatewise.{secrets.token_hex(8)}")
     try:
         try:
-            with open(temporary, "xb"):
-                pass
-            with suppress(FileNotFoundError):
-                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-            yield temporary
+            with open(temporary, "xb") as file:
+                with suppress(FileNotFoundError):
+                    os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+                yield file
             os.replace(temporary, target)
         except OSError as error:
-            if error.filename == temporary:  # which nobody knows
+            if error.filename == temporary:  # a name that nobody knows
                 error.filename = path
             raise
     finally:
@@ -49,24 +49,24 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_npy(
-    path: str, shape: tuple[int, ...], dtype: np.dtype[Any], axis: int | None, results: Iterable[Array]
+    path: str, shape: tuple[int, ...], dtype: np.dtype[Any], time_axis: int | None, results: Iterable[Array]
 ) -> None:
-    """Results one after the other along the axis of time; axis None: one for all."""
+    """Write results one after another along the time axis, or the only result if there is no time axis."""
     target = open_memmap(path, "w+", dtype, shape)
-    _reserve(path)
-    first = 0
+    _allocate(path)
+    start = 0
     for y in results:
-        if axis is None:
+        if time_axis is None:
             target[...] = y
         else:
-            last = first + y.shape[axis]
-            target[(slice(None),) * axis + (slice(first, last),)] = y
-            first = last
+            stop = start + y.shape[time_axis]
+            target[(slice(None),) * time_axis + (slice(start, stop),)] = y
+            start = stop
     target.flush()
 
 
-def _reserve(path: str) -> None:
-    """Space for all of a file: a full disk is an error here, and would be a crash where its memory is written."""
+def _allocate(path: str) -> None:
+    """Allocate the whole file: a full disk is an error here, and would be a crash when the mapped memory is written."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             try:
@@ -76,7 +76,7 @@ def _reserve(path: str) -> None:
 
 
 def write_csv(path: str, results: Iterable[Array]) -> None:
-    """A line a step, with as many digits as give the same numbers again."""
+    """Write a line for each step, with enough digits to read the same numbers again."""
     with open(path, "w", encoding="ascii", newline="\n") as file:
         for y in results:
             file.writelines(",".join(map(str, row)) + "\n" for row in np.atleast_2d(y))

@@ -1,4 +1,9 @@
-"""`gatewise run`: a model over the sequence in a file."""
+"""`gatewise run`: run a model over the sequence in a file.
+
+The sequence goes from file to file in chunks of some steps, so that its length costs no memory:
+
+    x.npy or x.csv -> chunks (T, I) -> model.stream().run -> (T, O) -> a new file, which takes the output's place
+"""
 
 from __future__ import annotations
 
@@ -11,90 +16,79 @@ import numpy as np
 
 import gatewise as gw
 from gatewise.arguments.arrays import Array
-from gatewise.arguments.axes import Axes
-from gatewise.cli.inputs import Input, ending_of, open_input, time_axis
-from gatewise.cli.models import load, threads_set, why_not_in_pieces
-from gatewise.cli.outputs import check_other, replacing, write_csv, write_npy
+from gatewise.cli.inputs import SequenceFile, ending_of, open_sequence, time_axis
+from gatewise.cli.models import load_model, streaming_obstacles, using_threads
+from gatewise.cli.outputs import check_is_other, replacing, write_csv, write_npy
 from gatewise.formats.errors import at
 
-PIECE = 2**20  # numbers in the widest place of a piece: a few MB
+CHUNK_NUMBERS = 2**20  # in the widest layer of a chunk: a few MB
+MAX_CHUNK = 4096  # steps, by default
 
 
 def run(
     file: str, input: str, output: str, chunk: int | None, window: int | None, whole: bool, threads: int | None
 ) -> int:
-    """Run a model over the sequence in one file, and write what it gives to another one."""
-    check_other(output, input, file)
+    """Run a model over the sequence in one file, and write its output to another one."""
+    check_is_other(output, input, file)
     is_csv = ending_of(output) == ".csv"
-    model = load(file)
-    of = model._chain
-    reason = why_not_in_pieces(of)
-    if reason and not whole and window is None:
-        raise ValueError(f"{file}: cannot run in pieces: {reason}; try --whole or --window N")
-    given = open_input(input, of, model.batch_first)
-    if is_csv and given.batch is not None:
+    model = load_model(file)
+    chain = model._chain
+    obstacles = streaming_obstacles(chain)
+    if obstacles and not whole and window is None:
+        raise ValueError(f"{file}: cannot run in chunks: {obstacles}; try --whole or --window N")
+    sequence = open_sequence(input, chain, model.batch_first)
+    axes = sequence.axes
+    if is_csv and not axes.unbatched:
         raise ValueError(f"{output}: expected a name that ends in .npy, since {input} holds several rows")
-    with threads_set(threads), _progress(given.steps) as advance:
-        results = _whole(model, given) if whole else _in_pieces(model, given, chunk, window, advance)
+    with using_threads(threads), _progress(axes.steps) as advance:
+        results = _run_whole(model, sequence) if whole else _run_in_chunks(model, sequence, chunk, window, advance)
         with replacing(output) as temporary:
             if is_csv:
-                write_csv(temporary, results)
+                write_csv(temporary.name, results)
+            elif chain.ends_at_last:
+                write_npy(temporary.name, (*axes.rows, chain.output_size), chain.dtype, None, results)
             else:
-                rows = () if given.batch is None else (given.batch,)
-                axes = Axes(
-                    model.batch_first, given.batch is None, given.steps, 1 if given.batch is None else given.batch
-                )
-                shape = (*rows, of.output_size) if of.ends_at_last else axes.shape(of.output_size)
-                axis = None if of.ends_at_last else time_axis(model.batch_first, axes.unbatched)
-                write_npy(temporary, shape, of.dtype, axis, results)
+                write_npy(temporary.name, axes.shape(chain.output_size), chain.dtype, time_axis(axes), results)
     return 0
 
 
-def _whole(model: gw.Sequential, given: Input) -> Iterator[Array]:
-    if given.steps:
-        piece = next(given.pieces(given.steps))
+def _run_whole(model: gw.Sequential, sequence: SequenceFile) -> Iterator[Array]:
+    chain, axes = model._chain, sequence.axes
+    if axes.steps:
+        x = next(sequence.chunks(axes.steps))
     else:
-        rows = () if given.batch is None else (given.batch,)
-        piece = _nothing(model, rows)
-    with at(given.path):
-        y = model(piece)
+        x = np.empty((*axes.leading, *chain.units), chain.dtype if chain.units else np.int64)
+    with at(sequence.path):
+        y = model(x)
     yield y
 
 
-def _nothing(model: gw.Sequential, rows: tuple[int, ...]) -> Array:
-    """A sequence without steps."""
-    of = model._chain
-    axes = Axes(model.batch_first, not rows, 0, rows[0] if rows else 1)
-    return np.empty((*axes.leading, *of.units), of.dtype if of.units else np.int64)
-
-
-def _in_pieces(
-    model: gw.Sequential, given: Input, chunk: int | None, window: int | None, advance: Callable[[int], None]
+def _run_in_chunks(
+    model: gw.Sequential, sequence: SequenceFile, size: int | None, window: int | None, advance: Callable[[int], None]
 ) -> Iterator[Array]:
-    """The outputs of piece after piece; of a model that ends at the last step, that one alone."""
-    of = model._chain
-    if given.steps == 0 or given.batch == 0:  # what the last step gives then, the call knows
-        yield from _whole(model, given)
+    """The output of each chunk; of a model that ends at the last step, only the output of that step."""
+    chain, axes = model._chain, sequence.axes
+    if axes.steps == 0 or axes.batch == 0:  # only the model's call says what a sequence without steps gives
+        yield from _run_whole(model, sequence)
         return
-    stream = model.stream(given.batch, window=window)
-    widest = max(*of.sizes, *(units for _, units in of.parts), 1) * (given.batch or 1)
-    size = chunk or min(max(PIECE // widest, 1), 4096)
-    axis, first = time_axis(model.batch_first, given.batch is None), 0
-    for piece in given.pieces(size):
-        steps = piece.shape[axis]
-        with at(f"{given.path}: steps {first} to {first + steps - 1}"):
-            y = stream.run(piece)
-        if not of.ends_at_last:
+    stream = model.stream(None if axes.unbatched else axes.batch, window=window)
+    widest = max(*chain.sizes, *(units for _, units in chain.parts), 1) * axes.batch
+    axis, start = time_axis(axes), 0
+    for x in sequence.chunks(size or min(max(CHUNK_NUMBERS // widest, 1), MAX_CHUNK)):
+        steps = x.shape[axis]
+        with at(f"{sequence.path}: steps {start} to {start + steps - 1}"):
+            y = stream.run(x)
+        if not chain.ends_at_last:
             yield y
-        first += steps
+        start += steps
         advance(steps)
-    if of.ends_at_last:
+    if chain.ends_at_last:
         yield y[(slice(None),) * axis + (-1,)]
 
 
 @contextmanager
 def _progress(steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal; what comes is told of each piece's steps."""
+    """Show a bar on stderr if that is a terminal and Rich is installed; the function moves it on by some steps."""
     try:
         if not sys.stderr.isatty():
             raise ModuleNotFoundError
