@@ -268,6 +268,20 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
     assert max(map(len, capsys.readouterr().out.splitlines())) < 80
 
 
+def test_help_imports_no_command():
+    code = """
+import sys
+from gatewise.__main__ import main
+
+try:
+    main(["--help"])
+except SystemExit:
+    print(sorted(name for name in sys.modules if name.startswith(("gatewise.cli", "gatewise.formats"))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "['gatewise.cli', 'gatewise.cli.options']"
+
+
 def test_help_names_the_endings_of_models(capsys):
     from gatewise import formats
 
