@@ -28,7 +28,7 @@ def bidirectional_model(**options):
 
 @pytest.fixture(autouse=True)
 def in_own_folder(tmp_path, monkeypatch):
-    """Each test runs in a folder of its own, where files have short names."""
+    """Run each test in its own folder, where files have short names."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -102,7 +102,7 @@ def weighted_sum(results, weights):
 
 
 def loss_of(call, data):
-    """A function that gives a loss, to which each number of the outputs adds with its own weight, and the outputs."""
+    """A function that gives the outputs of a call, and a loss in which each number of them has its own weight."""
     weights = [data.grad_output, *members(data.grad_state)]
 
     def loss(p, x, state):
@@ -121,7 +121,7 @@ def gradients(call, layer, data):
 
 
 def core_gradients(layer, data, **options):
-    """The same by the layer's own call."""
+    """Outputs and all gradients of the layer's own call, as one list."""
     tape = layer.record(data.x, data.state, **options)
     grads = tape.backward(data.grad_output, data.grad_state)
     return [tape.output, *members(tape.state), grads.input, *members(grads.state), *grads.parameters.values()]

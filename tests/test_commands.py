@@ -341,7 +341,7 @@ def test_bad_options(capsys, arguments):
         (["--versoin"], ["usage: gatewise [-h]", "did you mean --version?"]),
         (["info", "--nothing-like-it"], ["usage: gatewise info", "unrecognized arguments: --nothing-like-it\n"]),
     ],
-)  # fmt: skip
+)
 def test_misspelt_options(capsys, arguments, texts):
     with pytest.raises(SystemExit) as system_exit:
         main(arguments)

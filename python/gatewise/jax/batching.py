@@ -21,7 +21,7 @@ ExampleAxes: TypeAlias = Sequence[int | None]
 
 
 def _merge_into_batch(array: Any, example_axis: int | None, batch_axis: int, examples: int) -> Any:
-    """Merge the axis of examples, which is made of copies if there is none, into the batch axis."""
+    """Merge the axis of examples into the batch axis; examples that share the array get copies of it."""
     if example_axis is None:
         separate = jnp.repeat(jnp.expand_dims(array, batch_axis), examples, batch_axis)
     else:

@@ -30,7 +30,7 @@ def byte_array(count: int) -> jax.ShapeDtypeStruct:
 
 
 def pack(options: Options, weights: Sequence[Any]) -> Any:
-    """Pack the weights in a call of its own, which XLA moves out of loops and shares by forward and backward."""
+    """Pack the weights in a call of its own, which XLA moves out of loops and shares between forward and backward."""
     packed_bytes, _ = options.packed_and_tape_bytes(0, 0)
     call = jax.ffi.ffi_call("gatewise_pack", byte_array(packed_bytes))
     return call(*weights, **options.attributes(weights_only=True))
@@ -48,7 +48,7 @@ def _run_backward(*operands: Any, options: Options, nonzero_grads: Flags, needed
     x, states, extras, weights = options.split(forward)
     call = jax.ffi.ffi_call("gatewise_backward", options.gradient_shapes(forward, needed_grads))
     flags = {
-        "given": np.array([*nonzero_grads, False][:3], np.int64),  # for c, too, if there is none
+        "given": np.array([*nonzero_grads, False][:3], np.int64),  # always three flags: y, h and c
         "wanted": np.array(needed_grads, np.int64),
     }
     return list(call(x, *states, y, tape, *grads, *extras, pack(options, weights), **flags, **options.attributes()))
