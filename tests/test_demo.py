@@ -1,4 +1,4 @@
-"""The command line and the demo, as a user runs them: in processes of their own, on a small text."""
+"""The demo as a user runs it: each test in its own process, on a small text."""
 
 import signal
 import subprocess
@@ -38,7 +38,7 @@ def test_learn_save_load_write(folder, cell):
 
 
 def test_learns(folder):
-    """A text of one sentence is learned by heart in no time."""
+    """A text of one sentence is soon learned by heart."""
     learned = gatewise("demo", "--text", "text", "--seconds", 5, "--temperature", 0.1, *SMALL, cwd=folder)
     assert learned.returncode == 0, learned.stderr
     last = [line for line in learned.stdout.splitlines() if line.startswith("held out")][-1]
@@ -46,7 +46,7 @@ def test_learns(folder):
 
 
 def test_ctrl_c(folder):
-    """It ends the learning, keeps what was learned, and goes on to the writing."""
+    """Ctrl-C ends the learning; the demo saves what was learned, and writes."""
     command = [sys.executable, "-m", "gatewise", "demo", "--text", "text", "--seconds", "60", "--save", "m.npz", *SMALL]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(8)

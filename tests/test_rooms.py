@@ -16,7 +16,8 @@ FLOORS = (
     {"layers", "plot"},
     {"formats"},
     {"torch", "jax"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = "__init__"  # of the package: it imports everything, and only the command line imports it
@@ -25,6 +26,8 @@ FACE = "__init__"  # of the package: it imports everything, and only the command
 def modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "benchmarks":  # a program of its own, which a wheel puts here
+            continue
         yield path, ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
