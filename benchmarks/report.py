@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .peers import PEERS
 from .workloads import (
     CELL,
     FORWARD,
@@ -92,7 +93,7 @@ def misses_share(row: Row, target: Target) -> bool:
 
 
 def missed(document: Document) -> list[str]:
-    """A line for each target that is not reached, and for each failure of gatewise itself."""
+    """A line for each target that is not reached."""
     lines = []
     for row, _, target in known(document):
         where, best = f"{row['name']}, {threads_of(row)}", best_peer(row)
@@ -103,8 +104,16 @@ def missed(document: Document) -> list[str]:
                 lines.append(f"{where}: ratio to {name} {row['peers'][name]['ratio']:.2f}, target {least:.2f}")
         if misses_share(row, target):
             lines.append(f"{where}: {row['share']:.0%} of the peak, target {target.share:.0%}")
-        if "gatewise" in row["failed"]:
-            lines.append(f"{where}: {row['failed']['gatewise']}")
+    return lines
+
+
+def failed(document: Document) -> list[str]:
+    """A line for each measurement that failed; earlier results also hold failures of what peers refuse today."""
+    lines = []
+    for row, workload, _ in known(document):
+        for name, reason in row["failed"].items():
+            if name == "gatewise" or (name in PEERS and not PEERS[name].refusal(workload)):
+                lines.append(f"{row['name']}, {threads_of(row)}: {name}: {reason}")
     return lines
 
 

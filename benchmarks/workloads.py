@@ -24,11 +24,11 @@ PROGRAM = "program"
 POOL = "pool"
 # One step of several layers in a row, not only recurrent ones.
 NETWORK = "network"
-# Some steps of a stream in one call, which goes on where the last one ended: what an audio callback gets.
+# Some steps of a stream in one call, which continues where the last one ended: what an audio callback gets.
 RUN = "run"
-# ONE_STEP: of a single layer, outside of frameworks. GOES_ON: a call starts from the state that the last one left.
+# ONE_STEP: of a single layer, outside frameworks. CONTINUES: a call starts from the state that the last one left.
 TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, LAYER, POOL, NETWORK), (STEP, POOL)
-GOES_ON = (*STEPPING, RUN)
+CONTINUES = (*STEPPING, RUN)
 # Where both parties of a row run inside a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", LAYER: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
@@ -37,8 +37,6 @@ PACKED = "packed"
 # gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or a block
 # step by step; or only the recurrent layers of a network.
 PLAIN = "gatewise plain"
-# Parties that compute all steps of all rows, whatever their lengths.
-PADDED = (PLAIN, "PyTorch padded")
 # Layers of a network, beside the cells.
 DENSE, EMBEDDING = "Dense", "Embedding"
 
