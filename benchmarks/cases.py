@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .workloads import DENSE, EMBEDDING, GATES, ONE_STEP, RUN, Workload
+from .workloads import DENSE, EMBEDDING, ONE_STEP, RUN, Workload, gate_count
 
 Array = npt.NDArray[Any]
 # A model of one call takes the state as an input, and gives it back as an output.
@@ -134,7 +134,7 @@ def _network_weights(random: np.random.Generator, workload: Workload) -> dict[st
 def _recurrent_weights(
     random: np.random.Generator, cell: str, inputs: int, hidden: int, suffix: str
 ) -> dict[str, Array]:
-    rows = GATES[cell] * hidden
+    rows = gate_count(cell) * hidden
     shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
     return _uniform(random, hidden, {f"{kind}_{suffix}": shape for kind, shape in shapes.items()})
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from .report import Document, best_peer, known, threads_of
-from .workloads import FORWARD, GATES, STEP, TRAIN
+from .workloads import CELLS, FORWARD, STEP, TRAIN
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first
@@ -159,7 +159,7 @@ def latency(document: Document) -> Any:
     rows = [(row, workload) for row, workload, _ in known(document) if row["latency"] and workload.mode == STEP]
     if not rows:
         return None
-    cells = [cell for cell in GATES if any(workload.cell == cell for _, workload in rows)]
+    cells = [cell for cell in CELLS if any(workload.cell == cell for _, workload in rows)]
     sizes = sorted({workload.hidden for _, workload in rows})
     shades = dict(zip(sizes, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(sizes))), strict=True))
     figure, panels = plt.subplots(1, len(cells), figsize=(10, 3.8), squeeze=False, sharey=True, sharex=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-GATES = {"LSTM": 4, "GRU": 3}
+CELLS = ("LSTM", "GRU")
 FORWARD, TRAIN, STEP = "forward", "train", "step"
 # In PyTorch: a training step of a module, zero_grad to backward; one step of a cell, or of a layer, without gradients.
 MODULE, CELL, LAYER = "module", "cell", "layer"
@@ -41,6 +41,12 @@ PLAIN = "gatewise plain"
 DENSE, EMBEDDING = "Dense", "Embedding"
 
 
+def gate_count(cell: str) -> int:
+    from gatewise.weights.architecture import GATES  # only here: a cold start times the first import of gatewise
+
+    return len(GATES[cell.lower()])
+
+
 class Block(NamedTuple):
     """A layer of a network; an embedding has as many inputs as there are tokens."""
 
@@ -51,7 +57,7 @@ class Block(NamedTuple):
 
     @property
     def is_recurrent(self) -> bool:
-        return self.kind in GATES
+        return self.kind in CELLS
 
     @property
     def name(self) -> str:
@@ -116,7 +122,7 @@ class Workload:
         for i, block in enumerate(self.blocks):
             inputs = 0 if i and self.blocks[i - 1].kind == EMBEDDING else block.inputs
             if block.is_recurrent:
-                count += GATES[block.kind] * block.outputs * (inputs + block.outputs)
+                count += gate_count(block.kind) * block.outputs * (inputs + block.outputs)
             elif block.kind == DENSE:
                 count += block.outputs * inputs
         return count
@@ -126,7 +132,7 @@ class Workload:
         """Multiplications and additions of the products; backward has two products for each of forward's."""
         if self.blocks:
             return 2 * self.network_weights
-        of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
+        of_row = sum(2 * gate_count(self.cell) * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
         lengths = self.lengths
         rows = self.steps * self.batch if lengths is None else int(lengths.sum())
         return of_row * rows * (3 if self.mode in TRAINING else 1)
@@ -154,7 +160,7 @@ class Workload:
         if self.blocks:
             return self.network_weights * item
         return sum(
-            GATES[self.cell] * hidden * (inputs + self.steps * hidden) * item for inputs, hidden in self.sequences
+            gate_count(self.cell) * hidden * (inputs + self.steps * hidden) * item for inputs, hidden in self.sequences
         )
 
 
@@ -202,32 +208,32 @@ def network(*blocks: Block) -> Workload:
 
 
 def _all() -> Iterator[Workload]:
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in SINGLE + BATCHES + DEEP_BENCH + ODD:
             yield Workload(FORWARD, cell, *sizes)
         yield Workload(FORWARD, cell, 100, 16, 64, 128, layers=2, directions=2)
         yield Workload(FORWARD, cell, 50, 32, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in TRAINED:
             yield Workload(TRAIN, cell, *sizes)
         yield Workload(TRAIN, cell, 100, 16, 64, 128, layers=2, directions=2)
         yield Workload(TRAIN, cell, 50, 32, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in SCHEDULED:
             for rows in (RAGGED, ONE_LONG, RESETS):
                 for mode in (FORWARD, TRAIN):
                     yield Workload(mode, cell, *sizes, rows=rows)
         for every in CHECKPOINTS:
             yield Workload(TRAIN, cell, *LONG, checkpoint_every=every)
-    for cell in GATES:
+    for cell in CELLS:
         for size in STEPS:
             yield Workload(STEP, cell, 1, 1, size, size)
         yield Workload(STEP, cell, 1, 8, 128, 128)
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in BLOCKS:
             yield Workload(RUN, cell, *sizes)
-    for cell in GATES:
+    for cell in CELLS:
         for size in (64, 128):
             for streams in (1, 100, 1000):
                 yield Workload(POOL, cell, 1, streams, size, size)
@@ -236,7 +242,7 @@ def _all() -> Iterator[Workload]:
 
 
 def _in_frameworks() -> Iterator[Workload]:
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in TRAINED:
             yield Workload(MODULE, cell, *sizes)
         for rows in (RAGGED, PACKED, ONE_LONG):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import gatewise as gw
 import numpy as np
@@ -79,6 +81,7 @@ SMALL += [
     network(Block("GRU", 5, 6), Block("LSTM", 6, 7), Block(DENSE, 7, 4, "relu"), Block(DENSE, 4, 1, "sigmoid")),
     network(Block(EMBEDDING, 9, 5), Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
 ]
+ROOT = Path(__file__).parent.parent
 FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
 
 
@@ -273,6 +276,13 @@ def test_the_check_sees_a_missing_result_and_a_wrong_shape():
 
 
 # ---- the worker
+
+
+def test_a_cold_start_begins_before_gatewise_is_imported():
+    """Each number of the harness that is gatewise's own is read where it is used."""
+    code = "import sys, benchmarks.worker; assert 'numpy' in sys.modules; print('gatewise' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
 
 
 def test_a_job_is_answered_line_by_line(monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cases import WITH_STATES, Array, Case
-from ..workloads import GATES, Workload
+from ..workloads import Workload, gate_count
 from . import pytorch, refusals
 
 # The gates of PyTorch in ONNX's order: i o f c; z r h.
@@ -123,6 +123,6 @@ def _stacked_gates(case: Case, kind: str, layer: int) -> Array:
     cell = case.workload.cell
     directions = []
     for suffix in case.suffixes[layer]:
-        gates = np.split(case.parameters[f"{kind}_{suffix}"], GATES[cell])
+        gates = np.split(case.parameters[f"{kind}_{suffix}"], gate_count(cell))
         directions.append(np.concatenate([gates[gate] for gate in GATE_ORDERS[cell]]))
     return np.stack(directions)

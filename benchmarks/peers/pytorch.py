@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any
 
 from ..cases import Case, Party, numpy_copy
-from ..workloads import CELL, DENSE, EMBEDDING, FORWARD, GATES, HOMES, LAYER, NETWORK, ONE_STEP, PACKED, RUN, Workload
+from ..workloads import CELL, CELLS, DENSE, EMBEDDING, FORWARD, HOMES, LAYER, NETWORK, ONE_STEP, PACKED, RUN, Workload
 from . import refusals
 
 
@@ -270,7 +270,7 @@ def make_network_module(case: Case, *, is_eager: bool) -> Any:
 
     blocks = case.workload.blocks
     suffix = "Cell" if is_eager else ""
-    names = {DENSE: "Linear", EMBEDDING: "Embedding", **{cell: f"{cell}{suffix}" for cell in GATES}}
+    names = {DENSE: "Linear", EMBEDDING: "Embedding", **{cell: f"{cell}{suffix}" for cell in CELLS}}
 
     class Network(torch.nn.ModuleList):  # type: ignore[misc]  # its base is Any, since mypy does not look at PyTorch
         def forward(self, x: Any, *states: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cases import Array, Case, Party
-from ..workloads import FORWARD, GATES, ONE_STEP, Workload
+from ..workloads import FORWARD, ONE_STEP, Workload, gate_count
 from . import refusals
 
 # The gates of PyTorch in Keras' order: i f c o, as in PyTorch; z r h.
@@ -82,7 +82,7 @@ def _keras_weights(case: Case, suffix: str) -> list[Array]:
 
 def _reordered(value: Array, cell: str, order: Any) -> Array:
     """The rows (G * H, ...) of a weight or bias, gate by gate in another order."""
-    gates = np.split(value, GATES[cell])
+    gates = np.split(value, gate_count(cell))
     return np.concatenate([gates[gate] for gate in order])
 
 
