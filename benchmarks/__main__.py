@@ -10,32 +10,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .measurement import measure
+from .measurement import find_peers, measure
 from .peers import PEERS
-from .workloads import QUICK, WORKLOADS, threads_text
+from .workloads import PLAIN, QUICK, WORKLOADS, threads_text
 
 RESULTS = Path(__file__).parent / "results"
+if not RESULTS.is_dir():  # the harness is installed
+    RESULTS = Path("gatewise-results")
+INSTALL = "pip install 'gatewise[bench]'"
+PROGRAM = "python -m benchmarks"
 EXAMPLES = """\
 examples:
   %(prog)s --quick                      under a minute: five workloads on one thread
   %(prog)s --plot                       everything, with figures: about half an hour
   %(prog)s --only "GRU forward" --peers "ONNX Runtime" OpenVINO --threads 2
-  %(prog)s --against benchmarks/results/old.json
-  %(prog)s --show benchmarks/results/old.json --plot
+  %(prog)s --against old.json           what became slower, by ratio to a peer
+  %(prog)s --show old.json --plot       earlier results again, with figures
 
 The exit status is 1 if a measurement fails or does not reach its target, 2 if
 the arguments are wrong; that of --show is 0.
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
+        prog=program,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
@@ -48,7 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="default: 1, 2 and all")
     parser.add_argument("--seconds", type=float, help="for each pair of a workload and a peer (default: 1.5)")
     parser.add_argument("--calls", type=int, help="single steps for the distribution (default: a million)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go (default: benchmarks/results)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help=f"where the results go (default: {RESULTS.name}/DATE.json)"
+    )
     parser.add_argument("--plot", action="store_true", help="draw PNG figures beside the JSON")
     parser.add_argument("--against", type=Path, metavar="FILE", help="say what became slower than in these results")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show these results again")
@@ -56,8 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser()
+def parse(arguments: Sequence[str] | None, program: str = PROGRAM) -> argparse.Namespace:
+    parser = make_parser(program)
     options = parser.parse_args(arguments)
     for name in options.peers or ():
         if name not in PEERS:
@@ -80,23 +88,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Run the harness; `program` is how its user started it. Return the exit status."""
+    options = parse(arguments, program)
     if options.list:
         print("\n".join(WORKLOADS))
         return 0
-    try:
-        from rich.console import Console
-    except ImportError:
-        print("python -m benchmarks needs rich: pip install '.[bench]'", file=sys.stderr)
-        return 2
+    for package in ("rich", "matplotlib") if options.plot else ("rich",):
+        if find_spec(package) is None:
+            print(f"{program}: {package} is missing; try: {INSTALL}", file=sys.stderr)
+            return 2
+    from rich.console import Console
 
     complete = True
     if options.show:
         document, file = json.loads(options.show.read_text()), options.show
     else:
         warn_of_load(max(options.threads))
-        document, complete = measure(options, " ".join(["python -m benchmarks", *(arguments or sys.argv[1:])]))
+        warn_of_missing_peers(options.peers)
+        words = sys.argv[1:] if arguments is None else arguments
+        document, complete = measure(options, f"{program} {shlex.join(words)}".strip())
         file = write_results(document, options, complete)
     # Wide enough for the tables where the output is not a terminal.
     console = Console() if sys.stdout.isatty() else Console(width=140)
@@ -156,6 +167,13 @@ def warn_of_load(threads: int) -> None:
             f"{threads_text(threads)}. Leave the machine alone, or expect wide spreads.",
             file=sys.stderr,
         )
+
+
+def warn_of_missing_peers(names: Sequence[str] | None) -> None:
+    """Warn if gatewise is measured without a peer, although some were asked for."""
+    peers, skipped, _ = find_peers(names)
+    if skipped and not any(name != PLAIN for name in peers):
+        print(f"none of the peers is installed; try: {INSTALL}", file=sys.stderr)
 
 
 if __name__ == "__main__":

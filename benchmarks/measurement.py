@@ -93,8 +93,7 @@ def work(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
     unanswered = list(job["workloads"])
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker"],
-        cwd=Path(__file__).parent.parent,
+        [sys.executable, str(Path(__file__).parent / "start_worker.py")],
         env=environment,
         text=True,
         stdin=subprocess.PIPE,

@@ -279,7 +279,3 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
     answers.flush()
     os._exit(0)  # without what libraries do at the end of a process
-
-
-if __name__ == "__main__":
-    main()
