@@ -14,6 +14,7 @@ from pathlib import Path
 import gatewise as gw
 import numpy as np
 import pytest
+from gatewise.__main__ import main as gatewise_main
 from rich.console import Console
 
 from benchmarks import __main__ as command
@@ -467,6 +468,74 @@ def test_one_thread_is_no_threads(monkeypatch):
     measurement.measure(command.parse(["--quick", "--peers"]), "a test")
     assert shown
     assert all(text.endswith(", 1 thread") for text in shown)
+
+
+def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert command.main(["--quick"], "gatewise bench --peers") == 2
+    said = capsys.readouterr().err
+    assert said == "gatewise bench --peers: rich is missing; try: pip install 'gatewise[bench]'\n"
+    monkeypatch.setattr(command, "find_spec", lambda name: name != "matplotlib" or None)
+    assert command.main(["--quick", "--plot"]) == 2
+    assert "matplotlib is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("peers", "warns"), [([], True), ([PLAIN], True), ([PLAIN, "PyTorch"], False)])
+def test_a_measurement_without_peers_is_said(monkeypatch, capsys, peers, warns):
+    monkeypatch.setattr(command, "find_peers", lambda names: (peers, {"JAX": "jax is not installed"}, {}))
+    command.warn_of_missing_peers(None)
+    assert ("none of the peers is installed; try: pip install 'gatewise[bench]'" in capsys.readouterr().err) == warns
+
+
+# Makes the harness a part of gatewise, as a wheel does.
+INSTALLED = f"""
+import sys, gatewise, gatewise.__main__
+gatewise.__path__.append({str(ROOT)!r})
+sys.exit(gatewise.__main__.main(sys.argv[1:]))
+"""
+
+
+def gatewise_bench(*arguments, **options):
+    command = [sys.executable, "-c", INSTALLED, "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_an_installed_harness_measures(tmp_path):
+    file = tmp_path / "results.json"
+    name = "LSTM run 64x1x16"
+    arguments = ("--only", name, "--threads", "1", "--seconds", "0.01", "--calls", "1000", "--json", str(file))
+    run = gatewise_bench("--peers", PLAIN, *arguments, cwd=tmp_path)
+    assert run.returncode in (0, 1), run.stderr  # 1: a target is not reached
+    results = json.loads(file.read_text())
+    assert results["made"]["command"].startswith("gatewise bench --peers --peers 'gatewise plain' --only 'LSTM run")
+    assert [(row["name"], list(row["peers"]), row["failed"]) for row in results["rows"]] == [(name, [PLAIN], {})]
+    assert [start["who"] for start in results["cold"]] == ["gatewise"]
+    assert results["cold"][0]["import"] > 1e-3  # it was not imported before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("--peers", "--list"), 0, FIRST),
+        (("--peers", "--help"), 0, 'gatewise bench --peers --only "GRU forward"'),
+        (("--peers", "Nobody"), 2, "gatewise bench --peers: error: --peers: expected some of gatewise plain, PyTorch"),
+        (("--peers", "--window", "3"), 2, "gatewise bench --peers: error: unrecognized arguments: --window 3"),
+        (("model.keras", "--peers"), 2, "argument --peers: not allowed with argument FILE"),
+        ((), 2, "one of the arguments FILE --peers is required"),
+        (("--help",), 0, "gatewise bench --peers --help"),
+    ],
+)
+def test_the_command_line_of_an_installed_harness(arguments, status, text):
+    run = gatewise_bench(*arguments)
+    assert run.returncode == status
+    assert text in " ".join((run.stdout + run.stderr).split())
+
+
+def test_an_installation_without_the_benchmarks(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gatewise.benchmarks", None)
+    assert gatewise_main(["bench", "--peers"]) == 2
+    assert "there are no benchmarks in this installation; try: python -m benchmarks" in capsys.readouterr().err
 
 
 def install(folder, module, distribution, number):

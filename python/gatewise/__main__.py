@@ -117,6 +117,11 @@ examples:
   gatewise bench model.keras --threads 1 --steps 1000 --batch 1
   gatewise bench model.keras --block 128    as an audio callback gets them
   gatewise bench both-ways.keras --window 30
+  gatewise bench --peers    gatewise against PyTorch, ONNX Runtime, OpenVINO,
+                            JAX and TensorFlow, as far as they are installed:
+                            pip install 'gatewise[bench]'
+  gatewise bench --peers --help
+                            what else this can do
 """
 
 # What brings a package that a command asks for; any other one is brought by its own name.
@@ -314,8 +319,17 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     """Describe `gatewise bench`."""
-    bench = add_command(commands, "bench", "time a model", BENCH_DESCRIPTION, BENCH_EXAMPLES)
-    bench.add_argument("file", metavar="FILE", help=MODEL)
+    bench = add_command(
+        commands, "bench", "time a model, or gatewise against its peers", BENCH_DESCRIPTION, BENCH_EXAMPLES
+    )
+    subject = bench.add_mutually_exclusive_group(required=True)
+    subject.add_argument("file", nargs="?", metavar="FILE", help=MODEL)
+    subject.add_argument(
+        "--peers",
+        nargs=argparse.REMAINDER,
+        metavar="NAME",
+        help="run gatewise's own benchmarks, against these peers or all of them; what follows are their options",
+    )
     size = number(int, 1, 2**24)
     bench.add_argument("--steps", type=size, default=100, metavar="T", help="of the sequence (default: %(default)s)")
     bench.add_argument(

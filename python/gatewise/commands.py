@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter, perf_counter_ns
 from typing import Any, TextIO
 
@@ -483,8 +485,18 @@ def _write_csv(path: str, results: Iterable[Array]) -> None:
 # ---- bench
 
 
-def bench(file: str, steps: int, batch: int, block: int, window: int | None, threads: int | None) -> int:
-    """Time a step, a block of steps and a sequence, here and in ONNX Runtime."""
+def bench(
+    file: str | None,
+    peers: Sequence[str] | None,
+    steps: int,
+    batch: int,
+    block: int,
+    window: int | None,
+    threads: int | None,
+) -> int:
+    """Time a step, a block of steps and a sequence, here and in ONNX Runtime; without a file, run the benchmarks."""
+    if file is None:
+        return _bench_peers(peers or ())
     with _threads(threads):
         model = load(file)
         of = model._chain
@@ -506,6 +518,16 @@ def bench(file: str, steps: int, batch: int, block: int, window: int | None, thr
         print(f"ONNX Runtime: {why}")
     print(f"the clock's own {clock} ns are subtracted")
     return PASSED
+
+
+def _bench_peers(arguments: Sequence[str]) -> int:
+    """Run the benchmarks that are installed with gatewise; the first arguments may be names of peers."""
+    if find_spec("gatewise.benchmarks") is None:  # gatewise comes from a source tree
+        raise ValueError("--peers: there are no benchmarks in this installation; try: python -m benchmarks")
+    harness = import_module("gatewise.benchmarks.__main__")
+    has_names = bool(arguments) and not arguments[0].startswith("-")
+    status: int = harness.main(["--peers", *arguments] if has_names else list(arguments), "gatewise bench --peers")
+    return status
 
 
 def _step_lines(model: gw.Sequential, window: int | None, clock: int, peer: Peer | None) -> Iterator[tuple[str, ...]]:
