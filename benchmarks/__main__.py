@@ -111,10 +111,10 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         file = write_results(document, options, complete)
     # Wide enough for the tables where the output is not a terminal.
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    is_good = print_results(document, options, file, console)
+    has_passed = print_results(document, options, file, console)
     if not complete:
         return 130
-    return 0 if is_good or options.show else 1
+    return 0 if has_passed or options.show else 1
 
 
 def write_results(document: dict[str, Any], options: argparse.Namespace, complete: bool) -> Path | None:
