@@ -1,4 +1,4 @@
-"""The benchmark harness: every party computes the same, targets and comparisons say what they should. No times."""
+"""The benchmarks: all peers compute the same, targets and comparisons are right. No test depends on times."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
 
 
 @pytest.fixture(autouse=True)
-def threads_as_before():
-    """A party sets the number of threads for its whole process."""
+def same_number_of_threads():
+    """A peer sets the number of threads of its whole process."""
     threads = gw.get_num_threads()
     yield
     gw.set_num_threads(threads)
@@ -96,13 +96,22 @@ def threads_as_before():
 
 def row(name=FIRST, threads=1, share=0.9, **ratios):
     """A row with peers and their ratios, each with quartiles 1 % around it."""
-    found = {
-        p.replace("_", " "): {"seconds": 1.0, "ratio": r, "low": r * 0.99, "high": r * 1.01} for p, r in ratios.items()
-    }
     return {
-        "name": name, "threads": threads, "seconds": 2e-4, "gflops": 33.0, "share": share, "share_best": share,
-        "bandwidth_share": None, "peers": found, "failed": {}, "memory": None, "latency": None,
-    }  # fmt: skip
+        "name": name,
+        "threads": threads,
+        "seconds": 2e-4,
+        "gflops": 33.0,
+        "share": share,
+        "share_best": share,
+        "bandwidth_share": None,
+        "peers": {
+            peer.replace("_", " "): {"seconds": 1.0, "ratio": ratio, "low": ratio * 0.99, "high": ratio * 1.01}
+            for peer, ratio in ratios.items()
+        },
+        "failed": {},
+        "memory": None,
+        "latency": None,
+    }
 
 
 def document(*rows):
@@ -183,7 +192,7 @@ def test_operations_and_bytes_of_a_stack():
     assert Workload(STEP, "GRU", 1, 1, 3, 4).weight_bytes == 3 * 4 * (3 + 4) * 4
 
 
-# ---- every party computes what the reference does
+# ---- every peer computes what the reference computes
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -267,20 +276,23 @@ def test_the_check_sees_a_missing_result_and_a_wrong_shape():
     case = cases.make_case(Workload(TRAIN, "GRU", 4, 3, 5, 6), 1)
     party, expected = peers.GATEWISE.make(case), checks.reference_results(case)
 
-    def collecting(change):
+    def changed(change):
         return party._replace(collect=lambda result: change(party.collect(result)))
 
+    def without_recurrent_weights(results):
+        return {name: value for name, value in results.items() if name != "weight_hh_l0"}
+
     with pytest.raises(ValueError, match="no weight_hh_l0 among the results"):
-        checks.check(case, collecting(lambda found: {n: v for n, v in found.items() if n != "weight_hh_l0"}), expected)
+        checks.check(case, changed(without_recurrent_weights), expected)
     with pytest.raises(ValueError, match=r"wrong output: shape \(1, 3, 6\), expected \(4, 3, 6\)"):
-        checks.check(case, collecting(lambda found: found | {"output": found["output"][:1]}), expected)
+        checks.check(case, changed(lambda results: results | {"output": results["output"][:1]}), expected)
 
 
 # ---- the worker
 
 
 def test_a_cold_start_begins_before_gatewise_is_imported():
-    """Each number of the harness that is gatewise's own is read where it is used."""
+    """The harness imports gatewise where it uses it."""
     code = "import sys, benchmarks.worker; assert 'numpy' in sys.modules; print('gatewise' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
@@ -332,7 +344,7 @@ def test_missed_targets():
     assert report.missed(document(slow)) == [f"{FIRST}, 1 thread: ratio to OpenVINO 1.50, target 1.9"]
     below = row(SECOND, share=0.8, JAX=2.0)
     assert report.missed(document(below)) == [f"{SECOND}, 1 thread: 80% of the peak, target 82%"]
-    assert report.missed(document(row("LSTM of another time", PyTorch=0.1))) == []
+    assert report.missed(document(row("LSTM of an earlier version", PyTorch=0.1))) == []
 
 
 def test_a_failure_of_gatewise_or_a_peer_is_reported():
@@ -422,15 +434,15 @@ def test_list_and_show(tmp_path, capsys):
     assert command.main(["--show", str(file)]) == 0
     file.write_text(json.dumps(document(row(PyTorch=1.0))))
     assert command.main(["--show", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "1 target is not reached:" in said
-    assert "target 1.9" in said
-    assert "target: the ratio" in said
+    output = capsys.readouterr().out
+    assert "1 target is not reached:" in output
+    assert "target 1.9" in output
+    assert "target: the ratio" in output
 
 
 @pytest.mark.parametrize("file", sorted(command.RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_published_results_are_shown(file):
-    """Their exit status says nothing of the machine that they come from."""
+    """The exit status is 0, whatever their targets."""
     assert command.main(["--show", str(file)]) == 0
 
 
@@ -445,22 +457,22 @@ def test_the_exit_status_of_measurements(monkeypatch, capsys, ratio, failures, s
 
 
 @pytest.mark.parametrize(("load", "threads", "busy"), [(0.4, 1, False), (1.6, 1, True), (1.6, 2, False)])
-def test_a_busy_machine_is_said(monkeypatch, capsys, load, threads, busy):
+def test_a_warning_of_a_busy_machine(monkeypatch, capsys, load, threads, busy):
     monkeypatch.setattr(command.os, "getloadavg", lambda: (load, 0.0, 0.0))
     command.warn_of_load(threads)
-    said = capsys.readouterr().err
-    assert ("this machine is busy: its load average is 1.6, the measurements use 1 thread." in said) == busy
+    warning = "this machine is busy: its load average is 1.6, the measurements use 1 thread."
+    assert (warning in capsys.readouterr().err) == busy
 
 
-def test_a_busy_machine_is_said_before_anything_is_measured(monkeypatch):
-    done = []
-    monkeypatch.setattr(command, "warn_of_load", lambda threads: done.append(threads))
-    monkeypatch.setattr(command, "measure", lambda *_: done.append("measured") or (document(), True))
+def test_the_warning_comes_before_anything_is_measured(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command, "warn_of_load", lambda threads: calls.append(threads))
+    monkeypatch.setattr(command, "measure", lambda *_: calls.append("measured") or (document(), True))
     assert command.main(["--quick"]) == 0
-    assert done == [1, "measured"]
+    assert calls == [1, "measured"]
 
 
-def test_one_thread_is_no_threads(monkeypatch):
+def test_progress_says_one_thread_in_the_singular(monkeypatch):
     rich = pytest.importorskip("rich.progress")
     shown = []
     monkeypatch.setattr(rich.Progress, "update", lambda self, *_, description, **__: shown.append(description))
@@ -474,21 +486,21 @@ def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch, cap
     monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.main(["--quick"], "gatewise bench --peers") == 2
-    said = capsys.readouterr().err
-    assert said == "gatewise bench --peers: rich is missing; try: pip install 'gatewise[bench]'\n"
+    message = capsys.readouterr().err
+    assert message == "gatewise bench --peers: rich is missing; try: pip install 'gatewise[bench]'\n"
     monkeypatch.setattr(command, "find_spec", lambda name: name != "matplotlib" or None)
     assert command.main(["--quick", "--plot"]) == 2
     assert "matplotlib is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("peers", "warns"), [([], True), ([PLAIN], True), ([PLAIN, "PyTorch"], False)])
-def test_a_measurement_without_peers_is_said(monkeypatch, capsys, peers, warns):
+def test_a_warning_of_a_measurement_without_peers(monkeypatch, capsys, peers, warns):
     monkeypatch.setattr(command, "find_peers", lambda names: (peers, {"JAX": "jax is not installed"}, {}))
     command.warn_of_missing_peers(None)
     assert ("none of the peers is installed; try: pip install 'gatewise[bench]'" in capsys.readouterr().err) == warns
 
 
-# Makes the harness a part of gatewise, as a wheel does.
+# The harness as a part of gatewise, as in a wheel.
 INSTALLED = f"""
 import sys, gatewise, gatewise.__main__
 gatewise.__path__.append({str(ROOT)!r})
@@ -539,7 +551,7 @@ def test_an_installation_without_the_benchmarks(capsys, monkeypatch):
 
 
 def install(folder, module, distribution, number):
-    """What pip leaves of a distribution."""
+    """Write the files by which Python knows an installed distribution."""
     (folder / module).mkdir()
     (folder / module / "__init__.py").touch()
     about = folder / f"{distribution.replace('-', '_')}-{number}.dist-info"
@@ -549,7 +561,7 @@ def install(folder, module, distribution, number):
 
 
 @pytest.mark.parametrize("distribution", ["tensorflow", "tensorflow-cpu", "intel-tensorflow", "tf-nightly"])
-def test_tensorflow_by_any_of_its_names(monkeypatch, tmp_path, distribution):
+def test_tensorflow_is_found_under_all_its_names(monkeypatch, tmp_path, distribution):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
     for name in ("tensorflow", "keras"):
@@ -564,7 +576,7 @@ def test_tensorflow_by_any_of_its_names(monkeypatch, tmp_path, distribution):
     peers._distributions.cache_clear()
 
 
-def test_jobs_cover_every_workload_and_leave_out_what_no_peer_can():
+def test_jobs_cover_every_workload_that_a_peer_does_not_refuse():
     options = command.parse(["--threads", "1", "--seconds", "1"])
     jobs = list(measurement.jobs(options, ["gatewise plain", "PyTorch", "OpenVINO"]))
     limits = next(job for job in jobs if job["task"] == "limits")

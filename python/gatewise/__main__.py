@@ -109,6 +109,10 @@ blocks of some steps of one row (stream.run(block, out)) and calls over a whole
 sequence: half of them take at most p50, 99 of 100 at most p99. ONNX Runtime
 runs the same model with the same number of threads, where it is installed and
 the model can be saved for it.
+
+With --peers in place of FILE: the benchmarks of gatewise itself, each against
+PyTorch, ONNX Runtime, OpenVINO, JAX and TensorFlow, as far as they are
+installed. pip install 'gatewise[bench]' brings them.
 """
 
 BENCH_EXAMPLES = """\
@@ -117,11 +121,9 @@ examples:
   gatewise bench model.keras --threads 1 --steps 1000 --batch 1
   gatewise bench model.keras --block 128    as an audio callback gets them
   gatewise bench both-ways.keras --window 30
-  gatewise bench --peers    gatewise against PyTorch, ONNX Runtime, OpenVINO,
-                            JAX and TensorFlow, as far as they are installed:
-                            pip install 'gatewise[bench]'
-  gatewise bench --peers --help
-                            what else this can do
+  gatewise bench --peers --quick            gatewise against its peers
+  gatewise bench --peers PyTorch --only "LSTM step" --threads 1
+  gatewise bench --peers --help             what else this can do
 """
 
 # What brings a package that a command asks for; any other one is brought by its own name.
@@ -328,7 +330,7 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
         "--peers",
         nargs=argparse.REMAINDER,
         metavar="NAME",
-        help="run gatewise's own benchmarks, against these peers or all of them; what follows are their options",
+        help="compare gatewise with these peers, or with all; options that follow are those of --peers --help",
     )
     size = number(int, 1, 2**24)
     bench.add_argument("--steps", type=size, default=100, metavar="T", help="of the sequence (default: %(default)s)")
