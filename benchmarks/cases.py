@@ -1,4 +1,4 @@
-"""What a peer is given, a workload with its data, and what it gives back."""
+"""The data of a workload, which all peers get, and what a peer makes of it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Party(NamedTuple):
     """A peer, or gatewise, ready to work on a case. Only `run` is timed; single steps keep their state across calls."""
 
     run: Callable[[], Any]
-    # From the result of `run`: "output" (T, B, D * H); after training also "input" and the parameters, their gradients.
+    # Of the result of `run`: "output" (T, B, D * H), and after training the gradients of "input" and the parameters.
     collect: Callable[[Any], dict[str, Array]]
 
 
@@ -118,7 +118,7 @@ def make_case(workload: Workload, threads: int) -> Case:
 
 
 def _network_weights(random: np.random.Generator, workload: Workload) -> dict[str, Array]:
-    """With the number of the layer before each name."""
+    """The weights of a network, each name after the number of its layer."""
     parameters: dict[str, Array] = {}
     for i, (kind, inputs, outputs, _) in enumerate(workload.blocks):
         if kind == EMBEDDING:

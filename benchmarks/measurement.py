@@ -38,7 +38,7 @@ def find_peers(names: Sequence[str] | None) -> tuple[list[str], dict[str, str], 
 
 
 def jobs(options: argparse.Namespace, peers: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """In the order in which they run. Single steps are measured on one thread."""
+    """All jobs, in the order in which they run. Single steps are measured on one thread."""
     processors = sorted(os.sched_getaffinity(0))
 
     def job(task: str, threads: int, workloads: Sequence[str], **more: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import matplotlib
 import numpy as np
 
 from .report import Document, Row, best_peer, known, threads_of
-from .workloads import CELLS, FORWARD, STEP, TRAIN, Target, Workload
+from .targets import Target
+from .workloads import CELLS, FORWARD, STEP, TRAIN, Workload
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of the backend

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from .peers import PEERS
+from .targets import Target, target_of
 from .workloads import (
     CELL,
     FORWARD,
@@ -22,9 +23,7 @@ from .workloads import (
     STEP,
     TRAIN,
     WORKLOADS,
-    Target,
     Workload,
-    target_of,
     threads_text,
 )
 

@@ -1,4 +1,4 @@
-"""What runs in a process of its own: gatewise and one peer in turns, or gatewise beside the machine's limits.
+"""A worker process: it measures gatewise and one peer in turns, or gatewise and the machine's limits.
 
 A job comes as JSON on the standard input; a line of JSON goes out for each workload. A process knows only one peer, so
 that no two peers' thread pools meet (PyTorch exports networks for ONNX Runtime, but on one thread). It is pinned to as
@@ -40,7 +40,7 @@ START_AFTER_REST, TURN_AFTER_REST = 0.005, 0.02
 
 
 def calls_per_turn(run: Callable[[], Any], least: float) -> int:
-    """The number of calls that take at least so many seconds."""
+    """The number of calls that take at least `least` seconds."""
     calls = 1
     while (seconds := time_of(run, calls)) < least:
         calls = max(2 * calls, int(1.2 * calls * least / max(seconds, 1e-7)))

@@ -1,4 +1,4 @@
-"""The workloads and their targets, as data. Many of the targets are not reached yet.
+"""The workloads, as data.
 
 Sizes: T steps, B batch, I input, H hidden. A workload is one call: a whole sequence forward, a training step on it
 (forward with a tape, and all gradients, after a change of the weights), a single step of a layer or a network from
@@ -7,8 +7,8 @@ Python, or a block of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -261,69 +261,3 @@ def _in_frameworks() -> Iterator[Workload]:
 
 
 WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_frameworks())}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a row should reach."""
-
-    ratio: float  # the best peer's time / ours
-    share: float | None = None  # of the machine's limit; None: no target
-    others: Mapping[str, float] = field(default_factory=dict)  # ratios to single peers, PLAIN among them
-
-
-def _ratio_table() -> dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]]:
-    """The ratios for one row (B = 1) by hidden size: on one thread, and on two or more."""
-    return {
-        (FORWARD, "LSTM"): ({64: 1.9, 128: 1.4, 256: 1.2, 512: 1.15}, {64: 2.5, 128: 2.0, 256: 1.6, 512: 1.2}),
-        (FORWARD, "GRU"): ({64: 2.5, 128: 1.7, 256: 1.5, 512: 1.2}, {64: 2.8, 128: 2.0, 256: 1.6, 512: 1.2}),
-        (STEP, "LSTM"): ({16: 25, 64: 7, 128: 3.5, 256: 1.9, 512: 1.35}, {}),
-        (STEP, "GRU"): ({16: 25, 64: 8, 128: 4}, {}),
-    }
-
-
-_SINGLE_ROW = _ratio_table()
-# Each pair: on one thread, and on two or more.
-_BATCH_TARGETS = {"LSTM": (Target(1.05, 0.88), Target(1.05, 0.85)), "GRU": (Target(1.15, 0.88), Target(1.05, 0.82))}
-_TRAIN_RATIOS = {"LSTM": (1.25, 1.4), "GRU": (1.35, 1.5)}
-_TRAIN_SINGLE_RATIOS = {"LSTM": (3.0, 2.5), "GRU": (2.5, 1.5)}
-_TRAIN_SHARES = {"LSTM": 0.85, "GRU": 0.82}
-
-
-def target_of(workload: Workload, threads: int) -> Target:
-    """The target of a workload on a number of threads: the tables above, and 1 for everything else."""
-    w, several = workload, int(threads > 1)
-    sizes = (w.steps, w.batch, w.input, w.hidden)
-    lengths = w.lengths
-    if w.mode in (CELL, LAYER):
-        return Target(2.5)
-    if w.mode == MODULE:  # PyTorch's own overhead takes a tenth
-        usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0
-        return Target(3.0 if w.rows else max(1.0, 0.9 * usual))
-    if w.mode == PROGRAM:
-        return Target(1.0)
-    if w.mode == POOL:
-        return Target(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
-    if w.mode == RUN:
-        return Target(1.0, others={PLAIN: 1.0})
-    if w.mode == NETWORK:
-        # With tokens a step may take 1.3 times as long as its recurrent layer.
-        ratios = {PLAIN: 1 / 1.3, "ONNX Runtime": 5.0, "ONNX Runtime bound": 5.0}
-        return Target(1.0, others=ratios if w.takes_tokens else {})
-    if lengths is not None:
-        return Target(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
-    if w.rows == RESETS:
-        return Target(1.0, others={PLAIN: 0.97})
-    if w.checkpoint_every:
-        return Target(1.0)
-    if w.dtype != "float32" or w.layers > 1:
-        return Target(1.0)
-    if w.mode == FORWARD and sizes in BATCHES:
-        return _BATCH_TARGETS[w.cell][several]
-    if w.mode == TRAIN:
-        if w.batch == 1:
-            return Target(_TRAIN_SINGLE_RATIOS[w.cell][several])
-        return Target(_TRAIN_RATIOS[w.cell][several], _TRAIN_SHARES[w.cell] if w.batch >= 8 and not several else None)
-    if w.batch == 1 and (w.mode == STEP or sizes in SINGLE):
-        return Target(_SINGLE_ROW[w.mode, w.cell][several].get(w.hidden, 1.0))
-    return Target(1.0)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as command
 from benchmarks import cases, checks, measurement, peers, report, worker
+from benchmarks.targets import Target, target_of
 from benchmarks.workloads import (
     CELL,
     DENSE,
@@ -41,10 +42,8 @@ from benchmarks.workloads import (
     TRAIN,
     WORKLOADS,
     Block,
-    Target,
     Workload,
     network,
-    target_of,
 )
 
 SMALL = [

@@ -38,7 +38,7 @@ def _export_network(case: Case) -> bytes:
     """PyTorch's export. The inputs are x and the states, the outputs y and the states after the step."""
     import torch
 
-    torch.set_num_threads(1)  # so that PyTorch has no threads beside those of the runtime that is measured
+    torch.set_num_threads(1)  # so that only the runtime that is measured has more
     states = {name: torch.from_numpy(value) for name, value in case.zero_states().items()}
     file = BytesIO()
     torch.onnx.export(

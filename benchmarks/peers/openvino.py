@@ -12,7 +12,7 @@ from . import onnx_models, refusals
 
 
 def make(case: Case) -> Party:
-    """A model compiled with the latency hint and float32 kept, tensors shared with NumPy, InferRequest.infer."""
+    """A model compiled with the latency hint and in float32, tensors shared with NumPy, InferRequest.infer."""
     import openvino as ov
 
     core = ov.Core()

@@ -1,4 +1,4 @@
-"""Reasons why a peer takes no part in a workload. Each function gives one, or None where it has none."""
+"""Reasons why a peer takes no part in a workload. Each function returns one, or None if it does not apply."""
 
 from __future__ import annotations
 
