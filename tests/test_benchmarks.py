@@ -533,6 +533,7 @@ def test_an_installed_harness_measures(tmp_path):
         (("--peers", "Nobody"), 2, "gatewise bench --peers: error: --peers: expected some of gatewise plain, PyTorch"),
         (("--peers", "--window", "3"), 2, "gatewise bench --peers: error: unrecognized arguments: --window 3"),
         (("model.keras", "--peers"), 2, "argument --peers: not allowed with argument FILE"),
+        (("--threads", "1", "--peers"), 2, "argument --peers: expected --threads after it, got it before"),
         ((), 2, "one of the arguments FILE --peers is required"),
         (("--help",), 0, "gatewise bench --peers --help"),
     ],

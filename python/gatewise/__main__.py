@@ -319,6 +319,22 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     add_threads(run)
 
 
+class PeersAction(argparse.Action):
+    """Takes all that follows `--peers`, and refuses options before it, which would be ignored."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for name, value in vars(namespace).items():
+            if name not in ("file", self.dest) and value != parser.get_default(name):
+                parser.error(f"argument --peers: expected --{name} after it, got it before")
+        setattr(namespace, self.dest, values)
+
+
 def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     """Describe `gatewise bench`."""
     bench = add_command(
@@ -328,6 +344,7 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     subject.add_argument("file", nargs="?", metavar="FILE", help=MODEL)
     subject.add_argument(
         "--peers",
+        action=PeersAction,
         nargs=argparse.REMAINDER,
         metavar="NAME",
         help="compare gatewise with these peers, or with all; options that follow are those of --peers --help",
