@@ -81,7 +81,7 @@ SMALL += [
     network(Block("GRU", 5, 6), Block("LSTM", 6, 7), Block(DENSE, 7, 4, "relu"), Block(DENSE, 4, 1, "sigmoid")),
     network(Block(EMBEDDING, 9, 5), Block("LSTM", 5, 6), Block(DENSE, 6, 3)),
 ]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(measurement.__file__).parents[1]
 FIRST, SECOND = "LSTM forward 100x1x64", "GRU train 100x32x128"
 
 
