@@ -54,9 +54,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="default: 1, 2 and all")
     parser.add_argument("--seconds", type=float, help="for each pair of a workload and a peer (default: 1.5)")
     parser.add_argument("--calls", type=int, help="single steps for the distribution (default: a million)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help=f"where the results go (default: {RESULTS.name}/DATE.json)"
-    )
+    folder = "/".join(RESULTS.parts[-2:])
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write results here (default: {folder}/DATE.json)")
     parser.add_argument("--plot", action="store_true", help="draw PNG figures beside the JSON")
     parser.add_argument("--against", type=Path, metavar="FILE", help="say what became slower than in these results")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show these results again")

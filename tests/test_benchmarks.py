@@ -236,8 +236,6 @@ VARIETIES = {
 }
 IN_FRAMEWORKS = {"module", "cell", "layer", "program"}
 NO_ONNX = {"float64", "ragged", "ragged both ways", "resets", "train", "checkpoint", *IN_FRAMEWORKS}
-
-
 REFUSED = {
     "gatewise": set(),
     PLAIN: {"forward", "both ways", "float64", "train", "step", *IN_FRAMEWORKS},
