@@ -1,4 +1,4 @@
-"""Results as tables: on the terminal, in the README, and against earlier ones."""
+"""Results as tables for the terminal and the README, and compared with earlier results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from .peers import PEERS
+from .targets import Target, target_of
 from .workloads import (
     CELL,
     FORWARD,
@@ -21,9 +23,7 @@ from .workloads import (
     STEP,
     TRAIN,
     WORKLOADS,
-    Target,
     Workload,
-    target_of,
     threads_text,
 )
 
@@ -52,16 +52,16 @@ TITLES = {
     CELL: "cell: one step of a cell in PyTorch, without gradients",
     LAYER: "layer: one step of a layer in PyTorch, without gradients",
 }
-# So many of the other peers fit into a line of 140 columns; the results hold them all.
+# The number of slower peers that fit into a line of 140 columns; the JSON has all of them.
 NEXT = 3
-# The few names that are longer are folded.
+# Longer names are wrapped.
 NAME_WIDTH = 24
 CAPTION = (
     "ratio: a peer's time / ours, median of pairs in turns (and its quartiles); above 1 gatewise is faster. "
-    "peak, cache: share of what these processors reach at that moment with multiply-adds, or with reads, alone. "
-    "target: the ratio, and with it the share of the peak, that is aimed at; !: not reached yet. "
-    "ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets, checkpoints, pool, a block step by step, "
-    "or a network's recurrent layers alone"
+    "peak, cache: share of what these processors reach at that moment when they only multiply and add, or only read. "
+    "target: the ratio to reach, and with it the share of the peak; !: not reached yet. "
+    "ort, tf: ONNX Runtime, TensorFlow; plain: ours without lengths, resets and checkpoints, separate streams for a "
+    "pool, single steps for a block, only the recurrent layers for a network"
 )
 
 
@@ -69,13 +69,13 @@ CAPTION = (
 
 
 def best_peer(row: Row) -> tuple[str, dict[str, float]] | None:
-    """The fastest peer of a row but gatewise itself, None where there was none."""
+    """The fastest peer of a row, gatewise itself excepted; None if the row has no peer."""
     others = (item for item in row["peers"].items() if item[0] != PLAIN)
     return min(others, key=lambda item: float(item[1]["ratio"]), default=None)
 
 
 def known(document: Document) -> Iterator[tuple[Row, Workload, Target]]:
-    """Rows whose workload still exists, with it and its target."""
+    """The rows whose workload still exists, each with its workload and its target."""
     for row in document["rows"]:
         workload = WORKLOADS.get(row["name"])
         if workload:
@@ -92,40 +92,48 @@ def misses_share(row: Row, target: Target) -> bool:
 
 
 def missed(document: Document) -> list[str]:
-    """A line for each target that is not reached, and for each failure of gatewise itself."""
+    """A line for each target that is not reached."""
     lines = []
     for row, _, target in known(document):
-        where, best = f"{row['name']}, {threads_of(row)}", best_peer(row)
+        title, best = f"{row['name']}, {threads_of(row)}", best_peer(row)
         if best and misses_ratio(row, target):
-            lines.append(f"{where}: ratio to {best[0]} {best[1]['ratio']:.2f}, target {target.ratio:g}")
+            lines.append(f"{title}: ratio to {best[0]} {best[1]['ratio']:.2f}, target {target.ratio:g}")
         for name, least in target.others.items():
             if row["peers"].get(name, {}).get("ratio", least) < least:
-                lines.append(f"{where}: ratio to {name} {row['peers'][name]['ratio']:.2f}, target {least:.2f}")
+                lines.append(f"{title}: ratio to {name} {row['peers'][name]['ratio']:.2f}, target {least:.2f}")
         if misses_share(row, target):
-            lines.append(f"{where}: {row['share']:.0%} of the peak, target {target.share:.0%}")
-        if "gatewise" in row["failed"]:
-            lines.append(f"{where}: {row['failed']['gatewise']}")
+            lines.append(f"{title}: {row['share']:.0%} of the peak, target {target.share:.0%}")
     return lines
 
 
-def against(document: Document, old: Document) -> list[str]:
-    """A line for each row that became slower, by ratio to its peers and not by absolute time; the worst first.
+def failed(document: Document) -> list[str]:
+    """A line for each measurement that failed; in earlier results, except for what peers refuse today."""
+    lines = []
+    for row, workload, _ in known(document):
+        for name, reason in row["failed"].items():
+            if name == "gatewise" or (name in PEERS and not PEERS[name].refusal(workload)):
+                lines.append(f"{row['name']}, {threads_of(row)}: {name}: {reason}")
+    return lines
 
-    That is where the median over the peers in both of new ratio / old ratio fell by more than 5 %, and for one peer at
-    least the quartiles do not overlap.
+
+def against(document: Document, earlier: Document) -> list[str]:
+    """A line for each row that became slower, by the ratios to its peers and not by absolute time; the worst first.
+
+    A row is slower if new ratio / old ratio, as the median over the peers in both, is below 0.95, and if for at least
+    one peer the quartiles do not overlap.
     """
-    before = {(row["name"], row["threads"]): row["peers"] for row in old["rows"]}
-    found = []
+    old_rows = {(row["name"], row["threads"]): row["peers"] for row in earlier["rows"]}
+    slower = []
     for row in document["rows"]:
-        then = before.get((row["name"], row["threads"]), {})
-        common = {name: (then[name], now) for name, now in row["peers"].items() if name in then}
-        if not common:
+        old_peers = old_rows.get((row["name"], row["threads"]), {})
+        pairs = {name: (old_peers[name], new) for name, new in row["peers"].items() if name in old_peers}
+        if not pairs:
             continue
-        change = median(now["ratio"] / was["ratio"] for was, now in common.values())
-        if change < 0.95 and any(now["high"] < was["low"] for was, now in common.values()):
-            ratios = ", ".join(f"{n} {was['ratio']:.2f} -> {now['ratio']:.2f}" for n, (was, now) in common.items())
-            found.append((change, f"{row['name']}, {threads_of(row)}: {change:.2f} of before ({ratios})"))
-    return [line for _, line in sorted(found)]
+        change = median(new["ratio"] / old["ratio"] for old, new in pairs.values())
+        if change < 0.95 and any(new["high"] < old["low"] for old, new in pairs.values()):
+            ratios = ", ".join(f"{name} {old['ratio']:.2f} -> {new['ratio']:.2f}" for name, (old, new) in pairs.items())
+            slower.append((change, f"{row['name']}, {threads_of(row)}: {change:.2f} of before ({ratios})"))
+    return [line for _, line in sorted(slower)]
 
 
 # ---- numbers as text
@@ -136,7 +144,7 @@ def threads_of(row: Row) -> str:
 
 
 def three_digits(number: float) -> str:
-    """Three digits that count, more before the point where there are more, and never an exponent."""
+    """Three significant digits, all digits of a larger whole number, and never an exponent."""
     return f"{number:#.3g}".rstrip(".") if 0.001 <= number < 999.5 else f"{number:.0f}"
 
 
@@ -209,7 +217,7 @@ def memory_table(rows: Iterable[Row]) -> Table:
 
 
 def latency_table(rows: Iterable[Row]) -> Table:
-    """Of single calls in microseconds, the clock's two readings included; of an empty call in brackets."""
+    """Times of single calls in microseconds, with the clock's two readings; in brackets those of an empty call."""
     points = ("p50", "p99", "p99.9", "max")
     table = new_table(
         "single steps, us: the clock's own time included; in brackets an empty call's", "", "calls", *points
@@ -231,35 +239,35 @@ def cold_table(starts: Iterable[dict[str, Any]]) -> Table:
 
 def tables(document: Document) -> list[Table]:
     """All results, for rich's console."""
-    rows, found = list(known(document)), []
+    rows, result = list(known(document)), []
     for threads in sorted({row["threads"] for row, _, _ in rows}):
         for mode in TITLES:
-            of_mode = [each for each in rows if each[0]["threads"] == threads and each[1].mode == mode]
-            if of_mode:
-                found.append(ratio_table(mode, of_mode))
-    if found:
-        found[-1].caption, found[-1].caption_justify = CAPTION, "left"
+            rows_of_mode = [row for row in rows if row[0]["threads"] == threads and row[1].mode == mode]
+            if rows_of_mode:
+                result.append(ratio_table(mode, rows_of_mode))
+    if result:
+        result[-1].caption, result[-1].caption_justify = CAPTION, "left"
     if with_memory := [row for row, _, _ in rows if row["memory"]]:
-        found.append(memory_table(with_memory))
+        result.append(memory_table(with_memory))
     if with_latency := [row for row, _, _ in rows if row["latency"]]:
-        found.append(latency_table(with_latency))
+        result.append(latency_table(with_latency))
     if document["cold"]:
-        found.append(cold_table(document["cold"]))
-    return found
+        result.append(cold_table(document["cold"]))
+    return result
 
 
 # ---- the README's table
 
 
 def markdown(document: Document) -> str:
-    """Ratios to the best peer, a line for each workload: on one thread, and on two where that was measured."""
-    of = {(row["name"], row["threads"]): row for row, _, _ in known(document)}
-    names = list(dict.fromkeys(name for name, _ in of))
-    several = any(threads == 2 for _, threads in of)
+    """Ratios to the best peer, a line for each workload: on one thread, and on two if that was measured."""
+    rows = {(row["name"], row["threads"]): row for row, _, _ in known(document)}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    several = any(threads == 2 for _, threads in rows)
     lines = ["| T x B x H | time | peak | best peer | ratio |" + (" 2 threads |" if several else "")]
     lines.append("|---" * (6 if several else 5) + "|")
     for name in names:
-        row = of.get((name, 1))
+        row = rows.get((name, 1))
         best = best_peer(row) if row else None
         if not row or not best or "seconds" not in row:
             continue
@@ -271,7 +279,7 @@ def markdown(document: Document) -> str:
             f"{best[1]['ratio']:.2f}",
         ]
         if several:
-            on_two = of.get((name, 2))
+            on_two = rows.get((name, 2))
             best_on_two = best_peer(on_two) if on_two else None
             cells.append(f"{best_on_two[1]['ratio']:.2f} ({best_on_two[0]})" if best_on_two else "")
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,20 +1,20 @@
-"""What is measured, as data: the workloads, and the targets, which are aimed at and often not reached yet.
+"""The workloads, as data.
 
-Sizes: T steps, B batch, I input, H hidden. One workload is one call: a whole sequence forward, one training step of it
-(forward with a tape, and all gradients, after a change of the weights), one single step from Python, of a layer or of a
-network, or a block of steps.
+Sizes: T steps, B batch, I input, H hidden. A workload is one call: a whole sequence forward, a training step on it
+(forward with a tape, and all gradients, after a change of the weights), a single step of a layer or a network from
+Python, or a block of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-GATES = {"LSTM": 4, "GRU": 3}
+CELLS = ("LSTM", "GRU")
 FORWARD, TRAIN, STEP = "forward", "train", "step"
 # In PyTorch: a training step of a module, zero_grad to backward; one step of a cell, or of a layer, without gradients.
 MODULE, CELL, LAYER = "module", "cell", "layer"
@@ -24,27 +24,31 @@ PROGRAM = "program"
 POOL = "pool"
 # One step of several layers in a row, not only recurrent ones.
 NETWORK = "network"
-# Some steps of a stream in one call, which goes on where the last one ended: what an audio callback gets.
+# Some steps of a stream in one call, as in an audio callback; a call continues where the last one ended.
 RUN = "run"
-# ONE_STEP: of a single layer, outside of frameworks. GOES_ON: a call starts from the state that the last one left.
+# ONE_STEP: a step of a single layer, outside frameworks. CONTINUES: a call starts from the state of the last one.
 TRAINING, STEPPING, ONE_STEP = (TRAIN, MODULE, PROGRAM), (STEP, CELL, LAYER, POOL, NETWORK), (STEP, POOL)
-GOES_ON = (*STEPPING, RUN)
-# Where both parties of a row run inside a framework.
+CONTINUES = (*STEPPING, RUN)
+# The framework in which gatewise and its peer run, for modes that belong to a framework.
 HOMES = {MODULE: "PyTorch", CELL: "PyTorch", LAYER: "PyTorch", PROGRAM: "JAX"}
 RAGGED, ONE_LONG, RESETS = "ragged", "one long", "resets"
-# RAGGED for a module that is given a PackedSequence and returns one; else packing and padding are timed with it.
+# RAGGED for a module that takes and returns a PackedSequence; with RAGGED itself, packing and padding are timed too.
 PACKED = "packed"
-# gatewise on the same sizes as if there were no lengths, resets or checkpoints; or each stream on its own; or a block
-# step by step; or only the recurrent layers of a network.
+# gatewise with the same sizes, but without lengths, resets and checkpoints; in place of a pool separate streams, in
+# place of a block single steps, in place of a network only its recurrent layers.
 PLAIN = "gatewise plain"
-# Parties that compute all steps of all rows, whatever their lengths.
-PADDED = (PLAIN, "PyTorch padded")
-# Layers of a network, beside the cells.
+# The other layers of a network.
 DENSE, EMBEDDING = "Dense", "Embedding"
 
 
+def gate_count(cell: str) -> int:
+    from gatewise.weights.architecture import GATES  # only here: a cold start times the first import of gatewise
+
+    return len(GATES[cell.lower()])
+
+
 class Block(NamedTuple):
-    """A layer of a network; an embedding has as many inputs as there are tokens."""
+    """A layer of a network; the inputs of an embedding are its tokens."""
 
     kind: str
     inputs: int
@@ -53,7 +57,7 @@ class Block(NamedTuple):
 
     @property
     def is_recurrent(self) -> bool:
-        return self.kind in GATES
+        return self.kind in CELLS
 
     @property
     def name(self) -> str:
@@ -72,14 +76,14 @@ class Workload:
     layers: int = 1
     directions: int = 1
     dtype: str = "float32"
-    rows: str = ""  # RAGGED: T / 4 to T steps; ONE_LONG: one of T steps, the others T / 8; RESETS: one in 50 steps
+    rows: str = ""  # RAGGED: rows of T / 4 to T steps; ONE_LONG: one of T, the others of T / 8; RESETS: at 1 step in 50
     checkpoint_every: int = 0
-    frozen: bool = False  # gatewise does not look at the weights of a module in PyTorch at each call
-    blocks: tuple[Block, ...] = ()  # of a network; cell, input and hidden are then those of its first recurrent layer
+    frozen: bool = False  # gatewise does not check at each call whether a module in PyTorch has new weights
+    blocks: tuple[Block, ...] = ()  # a network's; cell, input and hidden are then those of its first recurrent layer
 
     @property
     def name(self) -> str:
-        """`LSTM train 100x32x128`: T x B x H, then what is not as usual; `network LSTM 64 + Dense 8`."""
+        """`LSTM train 100x32x128`: T x B x H, then whatever is not the default; `network LSTM 64 + Dense 8`."""
         if self.blocks:
             return f"{self.mode} " + " + ".join(block.name for block in self.blocks)
         sizes = f"{self.batch}x{self.hidden}" if self.mode in STEPPING else f"{self.steps}x{self.batch}x{self.hidden}"
@@ -113,29 +117,32 @@ class Workload:
 
     @property
     def network_weights(self) -> int:
-        """That a step of a network must multiply: no input weights behind an embedding, whose products can be kept."""
+        """The weights that a step of a network must multiply.
+
+        The input weights after an embedding are not among them, since their products with each token can be stored.
+        """
         count = 0
         for i, block in enumerate(self.blocks):
             inputs = 0 if i and self.blocks[i - 1].kind == EMBEDDING else block.inputs
             if block.is_recurrent:
-                count += GATES[block.kind] * block.outputs * (inputs + block.outputs)
+                count += gate_count(block.kind) * block.outputs * (inputs + block.outputs)
             elif block.kind == DENSE:
                 count += block.outputs * inputs
         return count
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of the products; backward has two products for each of forward's."""
+        """The multiplications and additions of matrix products; backward has two products for each in forward."""
         if self.blocks:
             return 2 * self.network_weights
-        of_row = sum(2 * GATES[self.cell] * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
+        per_step = sum(2 * gate_count(self.cell) * hidden * (inputs + hidden) for inputs, hidden in self.sequences)
         lengths = self.lengths
-        rows = self.steps * self.batch if lengths is None else int(lengths.sum())
-        return of_row * rows * (3 if self.mode in TRAINING else 1)
+        steps = self.steps * self.batch if lengths is None else int(lengths.sum())
+        return per_step * steps * (3 if self.mode in TRAINING else 1)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64] | None:
-        """(B,), the first row has all T steps."""
+        """The steps of each row (B,); the first row has all T."""
         if self.rows not in (RAGGED, PACKED, ONE_LONG):
             return None
         lengths = np.full(self.batch, self.steps // 8)
@@ -146,18 +153,19 @@ class Workload:
 
     @property
     def resets(self) -> npt.NDArray[np.bool_] | None:
-        """(T, B)."""
+        """Which steps start from a zero state (T, B)."""
         return np.random.default_rng(3).random((self.steps, self.batch)) < 0.02 if self.rows == RESETS else None
 
     @property
     def weight_bytes(self) -> int:
-        """Weights that a call with few rows must read: those of h in every step, those of x once, or with each step."""
-        item = 8 if self.dtype == "float64" else 4
+        """The bytes that a call with few rows must read: the weights of h at every step, those of x once."""
+        bytes_per_weight = 8 if self.dtype == "float64" else 4
         if self.blocks:
-            return self.network_weights * item
-        return sum(
-            GATES[self.cell] * hidden * (inputs + self.steps * hidden) * item for inputs, hidden in self.sequences
+            return self.network_weights * bytes_per_weight
+        weights = sum(
+            gate_count(self.cell) * hidden * (inputs + self.steps * hidden) for inputs, hidden in self.sequences
         )
+        return weights * bytes_per_weight
 
 
 def threads_text(threads: int) -> str:
@@ -174,7 +182,7 @@ STEPS = [16, 64, 128, 256, 512]
 BLOCKS = [(64, 1, size, size) for size in (16, 32, 64, 128)]
 SCHEDULED = [(100, 32, 128, 128), (100, 32, 256, 256)]
 LONG, CHECKPOINTS = (1000, 32, 64, 64), (0, 16, 32)
-# A small one; cells of both kinds and several sizes; and a model of a language, or of events, as it writes.
+# A small network; one with both cells and several sizes; a model of a language, or of events, as it writes.
 NETWORKS = [
     (Block("LSTM", 64, 64), Block(DENSE, 64, 8)),
     (
@@ -187,7 +195,7 @@ NETWORKS = [
     (Block(EMBEDDING, 1000, 128), Block("LSTM", 128, 128), Block(DENSE, 128, 64)),
 ]
 
-# What --quick measures: a minute's worth of the above.
+# The workloads of --quick, which take less than a minute.
 QUICK = [
     "LSTM forward 100x1x64",
     "LSTM forward 100x32x128",
@@ -198,38 +206,38 @@ QUICK = [
 
 
 def network(*blocks: Block) -> Workload:
-    """One step, unbatched."""
+    """One step of a network for one row."""
     first = next(block for block in blocks if block.is_recurrent)
     return Workload(NETWORK, first.kind, 1, 1, first.inputs, first.outputs, blocks=blocks)
 
 
 def _all() -> Iterator[Workload]:
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in SINGLE + BATCHES + DEEP_BENCH + ODD:
             yield Workload(FORWARD, cell, *sizes)
         yield Workload(FORWARD, cell, 100, 16, 64, 128, layers=2, directions=2)
         yield Workload(FORWARD, cell, 50, 32, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in TRAINED:
             yield Workload(TRAIN, cell, *sizes)
         yield Workload(TRAIN, cell, 100, 16, 64, 128, layers=2, directions=2)
         yield Workload(TRAIN, cell, 50, 32, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in SCHEDULED:
             for rows in (RAGGED, ONE_LONG, RESETS):
                 for mode in (FORWARD, TRAIN):
                     yield Workload(mode, cell, *sizes, rows=rows)
         for every in CHECKPOINTS:
             yield Workload(TRAIN, cell, *LONG, checkpoint_every=every)
-    for cell in GATES:
+    for cell in CELLS:
         for size in STEPS:
             yield Workload(STEP, cell, 1, 1, size, size)
         yield Workload(STEP, cell, 1, 8, 128, 128)
         yield Workload(STEP, cell, 1, 1, 128, 128, dtype="float64")
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in BLOCKS:
             yield Workload(RUN, cell, *sizes)
-    for cell in GATES:
+    for cell in CELLS:
         for size in (64, 128):
             for streams in (1, 100, 1000):
                 yield Workload(POOL, cell, 1, streams, size, size)
@@ -238,7 +246,7 @@ def _all() -> Iterator[Workload]:
 
 
 def _in_frameworks() -> Iterator[Workload]:
-    for cell in GATES:
+    for cell in CELLS:
         for sizes in TRAINED:
             yield Workload(MODULE, cell, *sizes)
         for rows in (RAGGED, PACKED, ONE_LONG):
@@ -253,71 +261,3 @@ def _in_frameworks() -> Iterator[Workload]:
 
 
 WORKLOADS = {workload.name: workload for workload in (*_all(), *_in_frameworks())}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is aimed at in a row: the best peer's time over ours, a share of the machine's limit (None: no target), and
-    the ratio to some peers that are not the best, or to gatewise itself without lengths, resets, checkpoints or the
-    layers around recurrent ones, or step by step."""
-
-    ratio: float
-    share: float | None = None
-    others: Mapping[str, float] = field(default_factory=dict)
-
-
-def _ratio_table() -> dict[tuple[str, str], tuple[dict[int, float], dict[int, float]]]:
-    """Of one row (B 1), by hidden size: on one thread, on two or more."""
-    return {
-        (FORWARD, "LSTM"): ({64: 1.9, 128: 1.4, 256: 1.2, 512: 1.15}, {64: 2.5, 128: 2.0, 256: 1.6, 512: 1.2}),
-        (FORWARD, "GRU"): ({64: 2.5, 128: 1.7, 256: 1.5, 512: 1.2}, {64: 2.8, 128: 2.0, 256: 1.6, 512: 1.2}),
-        (STEP, "LSTM"): ({16: 25, 64: 7, 128: 3.5, 256: 1.9, 512: 1.35}, {}),
-        (STEP, "GRU"): ({16: 25, 64: 8, 128: 4}, {}),
-    }
-
-
-_SINGLE_ROW = _ratio_table()
-# On one thread, on two or more.
-_BATCH_TARGETS = {"LSTM": (Target(1.05, 0.88), Target(1.05, 0.85)), "GRU": (Target(1.15, 0.88), Target(1.05, 0.82))}
-_TRAIN_RATIOS = {"LSTM": (1.25, 1.4), "GRU": (1.35, 1.5)}
-_TRAIN_SINGLE_RATIOS = {"LSTM": (3.0, 2.5), "GRU": (2.5, 1.5)}
-_TRAIN_SHARES = {"LSTM": 0.85, "GRU": 0.82}
-
-
-def target_of(workload: Workload, threads: int) -> Target:
-    """The target of a workload on a number of threads: the tables above, and 1 for everything else."""
-    w, several = workload, int(threads > 1)
-    sizes = (w.steps, w.batch, w.input, w.hidden)
-    lengths = w.lengths
-    if w.mode in (CELL, LAYER):
-        return Target(2.5)
-    if w.mode == MODULE:  # a tenth for the way through PyTorch
-        usual = _TRAIN_RATIOS[w.cell][several] if w.batch >= 8 and w.hidden >= 64 else 1.0
-        return Target(3.0 if w.rows else max(1.0, 0.9 * usual))
-    if w.mode == PROGRAM:
-        return Target(1.0)
-    if w.mode == POOL:
-        return Target(1.0, others={PLAIN: 4.0} if (w.batch, w.hidden) == (1000, 64) else {})
-    if w.mode == RUN:
-        return Target(1.0, others={PLAIN: 1.0})
-    if w.mode == NETWORK:
-        # With tokens a step may take 1.3 times as long as the recurrent layer alone.
-        least = {PLAIN: 1 / 1.3, "ONNX Runtime": 5.0, "ONNX Runtime bound": 5.0}
-        return Target(1.0, others=least if w.takes_tokens else {})
-    if lengths is not None:
-        return Target(1.0, others={"PyTorch": 3.0, PLAIN: w.steps * w.batch / int(lengths.sum()) / 1.15})
-    if w.rows == RESETS:
-        return Target(1.0, others={PLAIN: 0.97})
-    if w.checkpoint_every:
-        return Target(1.0)
-    if w.dtype != "float32" or w.layers > 1:
-        return Target(1.0)
-    if w.mode == FORWARD and sizes in BATCHES:
-        return _BATCH_TARGETS[w.cell][several]
-    if w.mode == TRAIN:
-        if w.batch == 1:
-            return Target(_TRAIN_SINGLE_RATIOS[w.cell][several])
-        return Target(_TRAIN_RATIOS[w.cell][several], _TRAIN_SHARES[w.cell] if w.batch >= 8 and not several else None)
-    if w.batch == 1 and (w.mode == STEP or sizes in SINGLE):
-        return Target(_SINGLE_ROW[w.mode, w.cell][several].get(w.hidden, 1.0))
-    return Target(1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
@@ -25,8 +27,18 @@ NUM_INPUTS = 256  # different ones, so that no cache holds the input or the rows
 Line = tuple[str, ...]
 
 
-def bench(file: str, steps: int, batch: int, block: int, window: int | None, threads: int | None) -> int:
-    """Print the times of a step, of a block of steps and of a sequence."""
+def bench(
+    file: str | None,
+    peers: Sequence[str] | None,
+    steps: int,
+    batch: int,
+    block: int,
+    window: int | None,
+    threads: int | None,
+) -> int:
+    """Print the times of a step, of a block of steps and of a sequence; without a file, run the benchmarks."""
+    if file is None:
+        return _bench_peers(peers or ())
     with using_threads(threads):
         model = load_model(file)
         num_threads = gw.get_num_threads()
@@ -46,6 +58,16 @@ def bench(file: str, steps: int, batch: int, block: int, window: int | None, thr
         print(f"ONNX Runtime: {why_no_runtime}")
     print(f"the clock's own {overhead} ns are subtracted")
     return 0
+
+
+def _bench_peers(arguments: Sequence[str]) -> int:
+    """Run the benchmarks that are installed with gatewise; the first arguments may be names of peers."""
+    if find_spec("gatewise.benchmarks") is None:  # gatewise comes from a source tree
+        raise ValueError("--peers: there are no benchmarks in this installation; try: python -m benchmarks")
+    harness = import_module("gatewise.benchmarks.__main__")
+    has_names = bool(arguments) and not arguments[0].startswith("-")
+    status: int = harness.main(["--peers", *arguments] if has_names else list(arguments), "gatewise bench --peers")
+    return status
 
 
 # ---- the lines of the table

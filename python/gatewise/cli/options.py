@@ -104,6 +104,10 @@ blocks of some steps of one row (stream.run(block, out)) and calls over a whole
 sequence. Half of the calls take at most p50, 99 of 100 at most p99. If ONNX
 Runtime is installed and the model can be saved for it, it runs the same model
 with the same number of threads.
+
+With --peers in place of FILE: the benchmarks of gatewise itself, each against
+PyTorch, ONNX Runtime, OpenVINO, JAX and TensorFlow, as far as they are
+installed. pip install 'gatewise[bench]' brings them.
 """
 
 BENCH_EXAMPLES = """\
@@ -112,6 +116,9 @@ examples:
   gatewise bench model.keras --threads 1 --steps 1000 --batch 1
   gatewise bench model.keras --block 128    as in an audio callback
   gatewise bench both-ways.keras --window 30
+  gatewise bench --peers --quick            gatewise against its peers
+  gatewise bench --peers PyTorch --only "LSTM step" --threads 1
+  gatewise bench --peers --help             what else this can do
 """
 
 DEMO_DESCRIPTION = """\
@@ -308,10 +315,36 @@ def add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     add_threads(run)
 
 
+class PeersAction(argparse.Action):
+    """Takes all that follows `--peers`, and refuses options before it, which would be ignored."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for name, value in vars(namespace).items():
+            if name not in ("file", self.dest) and value != parser.get_default(name):
+                parser.error(f"argument --peers: expected --{name} after it, got it before")
+        setattr(namespace, self.dest, values)
+
+
 def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     """Describe `gatewise bench`."""
-    bench = add_command(commands, "bench", "time a model", BENCH_DESCRIPTION, BENCH_EXAMPLES)
-    bench.add_argument("file", metavar="FILE", help=MODEL)
+    bench = add_command(
+        commands, "bench", "time a model, or gatewise against its peers", BENCH_DESCRIPTION, BENCH_EXAMPLES
+    )
+    subject = bench.add_mutually_exclusive_group(required=True)
+    subject.add_argument("file", nargs="?", metavar="FILE", help=MODEL)
+    subject.add_argument(
+        "--peers",
+        action=PeersAction,
+        nargs=argparse.REMAINDER,
+        metavar="NAME",
+        help="compare gatewise with these peers, or with all; options that follow are those of --peers --help",
+    )
     size = number(int, 1, 2**24)
     bench.add_argument(
         "--steps", type=size, default=100, metavar="T", help="steps of the sequence (default: %(default)s)"
