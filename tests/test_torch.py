@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import pickle
+import pickletools
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
+import gatewise._core as _core  # noqa: E402
 import gatewise.torch as gt  # noqa: E402 - needs torch
+from gatewise.torch import architectures, eligibility, modules, operator, packing, tensors  # noqa: E402
 from torch import library  # noqa: E402
 
 pytestmark = [
@@ -234,12 +237,12 @@ def test_packed_sequences_that_are_none():
         torch.tensor([3.0, 2.0]), torch.tensor([3, 2], dtype=torch.int32), torch.tensor([[3, 2]]), torch.tensor(5),
         torch.tensor([2**62] * 4),
     ):  # fmt: skip
-        assert ours._gatewise_refuses(NN.utils.rnn.PackedSequence(data, sizes), None)
+        assert eligibility.layer_obstacle(ours, NN.utils.rnn.PackedSequence(data, sizes), None)
     few = NN.utils.rnn.PackedSequence(data, torch.tensor([3, 2]), torch.tensor([0]), torch.arange(3))
-    assert ours._gatewise_refuses(few, None) == gt.WRONG
+    assert eligibility.layer_obstacle(ours, few, None) == eligibility.INVALID_FOR_TORCH
     for counts in ([2, 3], [3, 0], [3, 3], [2, 1], []):
         wrong = NN.utils.rnn.PackedSequence(torch.randn(5, 5, dtype=torch.float64), torch.tensor(counts))
-        assert ours._gatewise_refuses(wrong, None) == gt.WRONG
+        assert eligibility.layer_obstacle(ours, wrong, None) == eligibility.INVALID_FOR_TORCH
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -767,7 +770,7 @@ def test_plain_calls_of_any_strides(kind, options):
             for before in (None, state):
                 gt.repack(ours)
                 first, second = flat(ours(x, before)), flat(ours(x, before))
-                assert gt._caches[id(ours)]
+                assert packing.caches[id(ours)]
                 assert_equal_results(second, flat(theirs(x, before)))
                 assert all(map(torch.equal, first, second))
                 assert [part.shape for part in first] == [part.shape for part in second]
@@ -924,9 +927,9 @@ def test_packed_weights_are_forgotten(kind):
         ours.to(torch.float64)
         with torch.no_grad():
             ours(x)
-        assert id(ours) in gt._caches
+        assert id(ours) in packing.caches
         forget()
-        assert id(ours) not in gt._caches
+        assert id(ours) not in packing.caches
 
 
 def test_packed_weights_go_with_their_module():
@@ -934,10 +937,10 @@ def test_packed_weights_go_with_their_module():
     with torch.no_grad():
         ours(torch.zeros(1, 5, dtype=torch.float64))
     place = id(ours)
-    assert gt._caches[place].module() is ours
+    assert packing.caches[place].module() is ours
     del ours
     gc.collect()
-    assert place not in gt._caches
+    assert place not in packing.caches
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
@@ -1173,13 +1176,13 @@ def test_the_least_bit_of_a_weight_is_seen():
     _, ours = twins("GRUCell", 5, 9)
     with torch.no_grad():
         ours(torch.ones(1, 5, dtype=torch.float64))
-        before = gt._caches[id(ours)].weights
+        before = packing.caches[id(ours)].weights
         ours(torch.ones(1, 5, dtype=torch.float64))
-        assert gt._caches[id(ours)].weights is before
+        assert packing.caches[id(ours)].weights is before
         matrix = matrices(ours)[0]
         matrix[0, 0] = np.nextafter(matrix[0, 0], 2)
         ours(torch.ones(1, 5, dtype=torch.float64))
-        assert gt._caches[id(ours)].weights is not before
+        assert packing.caches[id(ours)].weights is not before
 
 
 def test_finite_differences():
@@ -1203,10 +1206,10 @@ def test_finite_differences():
     assert torch.allclose(numerical, gradient, rtol=1e-5, atol=1e-8)
 
 
-def known_weights(*tensors):
-    """What knows these tensors again; what it has packed is another matter."""
-    packed = gt._core.Packed("gru", np.dtype(np.float32), 1, 1, 0, 1, 1, [[np.zeros((3, 1), "f4")] * 2 + [None] * 4])
-    return gt._core.TensorWeights(gt._tensors, ("any",) * len(tensors), tensors, lambda weights: packed, False)
+def known_weights(*weights):
+    """Weights that the core compares with these; which ones it has packed does not matter."""
+    packed = _core.Packed("gru", np.dtype(np.float32), 1, 1, 0, 1, 1, [[np.zeros((3, 1), "f4")] * 2 + [None] * 4])
+    return _core.TensorWeights(tensors.tensor_library, ("any",) * len(weights), weights, lambda _: packed, False)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 31, 64, 65, 127, 128, 131, 300])
@@ -1253,9 +1256,9 @@ def test_weights_of_any_layout_are_cached_and_seen(kind, layout):
     assert not getattr(ours, name).is_contiguous()
     with torch.no_grad():
         ours(x, state)
-        before = gt._caches[id(ours)].weights
+        before = packing.caches[id(ours)].weights
         ours(x, state)
-        assert gt._caches[id(ours)].weights is before
+        assert packing.caches[id(ours)].weights is before
         getattr(ours, name).data[3, 2] += 1
         theirs.load_state_dict(ours.state_dict())
         assert_equal_results([members(ours(x, state))[0]], [members(theirs(x, state))[0]])
@@ -1264,18 +1267,18 @@ def test_weights_of_any_layout_are_cached_and_seen(kind, layout):
 def test_weights_written_while_they_are_packed_are_not_kept(monkeypatch):
     """Part of them may be packed as they were before."""
     theirs, ours = twins("LSTM", 5, 9)
-    x, real = torch.randn(2, 1, 5, dtype=torch.float64), gt._pack
+    x, real = torch.randn(2, 1, 5, dtype=torch.float64), packing.pack
 
     def pack(*arguments):
         packed = real(*arguments)
         ours.weight_ih_l0.data[0, 0] += 1
         return packed
 
-    monkeypatch.setattr(gt, "_pack", pack)
+    monkeypatch.setattr(packing, "pack", pack)
     with torch.no_grad():
         ours(x)
-        assert id(ours) not in gt._caches
-        monkeypatch.setattr(gt, "_pack", real)
+        assert id(ours) not in packing.caches
+        monkeypatch.setattr(packing, "pack", real)
         theirs.load_state_dict(ours.state_dict())
         assert_equal_results([ours(x)[0]], [theirs(x)[0]])
 
@@ -1284,7 +1287,7 @@ def test_weights_written_while_they_are_packed_are_not_kept(monkeypatch):
 def test_weights_forgotten_while_they_are_packed_are_not_kept(change, monkeypatch):
     """By another thread: what is packed is no more what the module would pack."""
     theirs, ours = twins("RNNCell", 5, 9)
-    x, real = torch.randn(2, 5, dtype=torch.float64), gt._pack
+    x, real = torch.randn(2, 5, dtype=torch.float64), packing.pack
     gt.freeze(ours)
 
     def pack(*arguments):
@@ -1293,12 +1296,12 @@ def test_weights_forgotten_while_they_are_packed_are_not_kept(change, monkeypatc
         thread.join()
         return real(*arguments)
 
-    monkeypatch.setattr(gt, "_pack", pack)
+    monkeypatch.setattr(packing, "pack", pack)
     with torch.no_grad():
         ours(x)
-        assert id(ours) not in gt._caches
-    assert not gt._packing
-    monkeypatch.setattr(gt, "_pack", real)
+        assert id(ours) not in packing.caches
+    assert not packing.packing_now
+    monkeypatch.setattr(packing, "pack", real)
     theirs.nonlinearity = ours.nonlinearity
     gt.thaw(ours)
     with torch.no_grad():
@@ -1353,15 +1356,15 @@ def test_the_core_refuses_weights_that_are_none():
     weights = (torch.zeros(3),)
     for arguments in (
         (None, ("any",), weights, lambda given: None, False),
-        (gt._tensors, ("any",), weights, lambda given: None, False),
-        (gt._tensors, ("any",), weights, lambda given: 3, False),
-        (gt._tensors, ("any",), weights, None, False),
-        (gt._tensors, None, weights, lambda given: None, False),
-        (gt._tensors, ("any",), (3,), lambda given: None, False),
-        (gt._tensors, ("any",), (torch.zeros(3, dtype=torch.int64),), lambda given: None, False),
+        (tensors.tensor_library, ("any",), weights, lambda given: None, False),
+        (tensors.tensor_library, ("any",), weights, lambda given: 3, False),
+        (tensors.tensor_library, ("any",), weights, None, False),
+        (tensors.tensor_library, None, weights, lambda given: None, False),
+        (tensors.tensor_library, ("any",), (3,), lambda given: None, False),
+        (tensors.tensor_library, ("any",), (torch.zeros(3, dtype=torch.int64),), lambda given: None, False),
     ):
         with pytest.raises((TypeError, ValueError, AttributeError, RuntimeError)):
-            gt._core.TensorWeights(*arguments)
+            _core.TensorWeights(*arguments)
     known = known_weights(*weights)
     assert not known.hold((3,))
     assert not known.hold((None,))
@@ -1371,7 +1374,7 @@ def test_the_core_refuses_weights_that_are_none():
     for method, count in ((known.step, 3), (known.walk, 4)):
         with pytest.raises(TypeError, match=f"expected {count} arguments, got 2"):
             method({}, None)
-    for kind in (gt._core.TensorWeights, gt._core.TensorLibrary):
+    for kind in (_core.TensorWeights, _core.TensorLibrary):
         with pytest.raises(TypeError):
             type("Own", (kind,), {})
 
@@ -1451,9 +1454,9 @@ def test_frozen_weights_made_of_others_are_looked_at():
     x = torch.randn(3, 1, 5, dtype=torch.float64)
     with torch.no_grad():
         before = ours(x)[0]
-        packed = gt._caches[id(ours)].weights
+        packed = packing.caches[id(ours)].weights
         assert torch.equal(ours(x)[0], before)
-        assert gt._caches[id(ours)].weights is packed
+        assert packing.caches[id(ours)].weights is packed
         ours.parametrizations.weight_hh_l0.original0.data[2] *= 2
         assert not torch.equal(ours(x)[0], before)
 
@@ -1489,10 +1492,10 @@ def test_what_can_be_frozen():
 def test_frozen_modules_go_with_their_module():
     _, ours = frozen_twins("GRUCell", 5, 9)
     gc.collect()
-    count = len(gt._frozen_modules)
+    count = len(packing.frozen_modules)
     del ours
     gc.collect()
-    assert len(gt._frozen_modules) == count - 1
+    assert len(packing.frozen_modules) == count - 1
 
 
 def gradients(module):
@@ -1527,7 +1530,7 @@ def test_sequences_of_changes(kind, changes, inference):
             ours.requires_grad_(True)
         result = change(ours)
         ours = result if isinstance(result, NN.Module) else ours
-        if ours in gt._frozen_modules and change not in COUNTED:
+        if ours in packing.frozen_modules and change not in COUNTED:
             gt.repack(ours)
         dtype = weight_of(ours).dtype
         theirs.to(dtype).load_state_dict(ours.state_dict())
@@ -1590,7 +1593,7 @@ def test_another_backend_packs_anew():
         for name in gw.backends():
             gw.use_backend(name)
             ours(x)
-            assert gt._caches[id(ours)].weights.packed.backend == name
+            assert packing.caches[id(ours)].weights.packed.backend == name
     gw.use_backend(before)
 
 
@@ -1701,6 +1704,20 @@ def test_copies(how):
         assert torch.allclose(other(TOKENS), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_pickles_name_the_public_module(kind):
+    """Files of whole modules stay readable wherever in the package a class is defined."""
+    module = getattr(gt, kind)(2, 3)
+    names = {argument for _, argument, _ in pickletools.genops(pickle.dumps(module, protocol=2)) if argument}
+    assert [name for name in names if str(name).startswith("gatewise")] == [f"gatewise.torch {kind}"]
+    assert type(pickle.loads(pickle.dumps(module))) is type(module)
+
+
+def test_the_package_shows_public_names_only():
+    assert {name for name in dir(gt) if not name.startswith("__")} == set(gt.__all__)
+    assert {getattr(gt, name).__module__ for name in gt.__all__} == {"gatewise.torch"}
+
+
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old weight_norm", "tied"])
 def test_weights_made_of_others(kind):
     models = []
@@ -1770,21 +1787,24 @@ def test_another_thread_restores_a_module_during_a_call(kind, grad, monkeypatch)
     """At each place where it may."""
     theirs, ours = twins(kind, 5, 9)
     x = torch.randn(*(2,) * (kind in LAYERS), 3, 5, dtype=torch.float64)
-    calls = {"_off_the_road", "_plain", "_needs_gradients", "_packed", "_in_forward_mode", "_weight_shapes"}
-    for name in sorted(calls):
+    calls_of_others = (
+        (modules, "unsupported_mode"), (modules, "in_forward_mode"), (modules, "_needs_gradients"),
+        (modules, "packed_weights"), (eligibility, "is_plain"), (eligibility, "have_shapes_of"),
+    )  # fmt: skip
+    for room, name in calls_of_others:
         gt.accelerate(ours)
-        real = getattr(gt, name)
+        real = getattr(room, name)
 
         def restoring(*arguments, real=real):
             gt.restore(ours)
             return real(*arguments)
 
         with monkeypatch.context() as patch, torch.set_grad_enabled(grad):
-            patch.setattr(gt, name, restoring)
+            patch.setattr(room, name, restoring)
             assert_equal_results([members(ours(x))[0]], [members(theirs(x))[0]])
     gt.accelerate(ours)
     if kind in LAYERS:
-        monkeypatch.setattr(gt, "_off_the_road", lambda: gt.restore(ours) and None)
+        monkeypatch.setattr(modules, "unsupported_mode", lambda: gt.restore(ours) and eligibility.INVALID_FOR_TORCH)
         with pytest.raises(NotImplementedError, match="expected no restore during the call"):
             ours(x, lengths=[1, 2, 2])
 
@@ -1846,13 +1866,13 @@ def test_torchs_number_of_threads_is_kept_to(monkeypatch):
     """A DataLoader's worker, for example, sets it to one."""
     asked = []
 
-    real = gt._core.Foreign
+    real = _core.Foreign
 
     def foreign(*arguments):
         asked.append(arguments[-1])
         return real(*arguments)
 
-    monkeypatch.setattr(gt._core, "Foreign", foreign)
+    monkeypatch.setattr(_core, "Foreign", foreign)
     _, ours = twins("LSTM", 5, 9)
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -1893,6 +1913,7 @@ def test_parameters_are_replaced_during_a_call():
 
 THREADS = """
 import os, sys, torch, gatewise, gatewise.torch as gt
+from gatewise.torch.packing import caches
 torch.set_num_threads(1)
 gatewise.set_num_threads(2)
 module, x = gt.LSTM(128, 128).eval(), torch.zeros(50, 32, 128)
@@ -1901,13 +1922,13 @@ with torch.no_grad():
     before = len(os.listdir("/proc/self/task"))
     torch.set_num_threads(int(sys.argv[1]))
     module(x)
-    assert gt._caches[id(module)]
+    assert caches[id(module)]
 print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by /proc")
-@pytest.mark.skipif(not gt._core.configuration()["openmp"], reason="built without OpenMP")
+@pytest.mark.skipif(not _core.configuration()["openmp"], reason="built without OpenMP")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_plain_calls_keep_to_torchs_number_of_threads(threads):
     done = subprocess.run([sys.executable, "-c", THREADS, str(threads)], capture_output=True, text=True, check=True)
@@ -1942,7 +1963,7 @@ def operator_arguments(module, x, state=(), *, record=True, every=0, lengths=Non
     h, c = (*state, None, None)[:2]
     sizes = [module.input_size, module.hidden_size, module.num_layers, module.proj_size, every]
     flags = [module.bias, module.bidirectional, module.batch_first]
-    return x, h, c, weights, gt.CELLS[module.mode], sizes, flags, lengths, resets, 0.0, None, record
+    return x, h, c, weights, architectures.LAYER_CELLS[module.mode], sizes, flags, lengths, resets, 0.0, None, record
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -1960,11 +1981,12 @@ def test_opcheck(kind, options, more):
 @pytest.mark.parametrize("every", [0, 3])
 def test_tapes_have_the_size_that_is_foretold(kind, dtype, every):
     _, ours = twins(kind, 5, 33, 3, bidirectional=True, dtype=dtype)
-    node = gt._Node(*operator_arguments(ours, None, every=every)[4:-1])
+    options = operator.Options(*operator_arguments(ours, None, every=every)[4:-1])
     for steps, batch in ((1, 1), (7, 3), (10, 130)):
         x = torch.zeros(steps, batch, 5, dtype=dtype)
-        packed = node.pack([getattr(ours, name) for name in ours._flat_weights_names], dtype)
-        assert node.tape_bytes(x) == node.call(x).foreign(packed).tape_bytes
+        weights = [getattr(ours, name) for name in ours._flat_weights_names]
+        packed = packing.pack(options.architecture(dtype), weights)
+        assert operator.tape_bytes(options, x) == options.call(x).on(packed).tape_bytes
 
 
 @pytest.mark.parametrize("kind", LAYERS)
