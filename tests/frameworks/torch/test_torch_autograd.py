@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from torch_modules import CELLS, LAYERS, MARKS, NN, assert_equal_results, gt, members, run, torch, twins
+from torch_modules import CELLS, LAYERS, MARKS, NN, assert_equal_results, flat, gt, members, run, torch, twins
 
 pytestmark = MARKS
 
@@ -15,21 +15,23 @@ def test_gradcheck(kind):
     names, weights = zip(*ours.named_parameters(), strict=True)
 
     def call(x, *weights):
-        found = torch.func.functional_call(ours, dict(zip(names, weights, strict=True)), (x,))
-        return found if isinstance(found, torch.Tensor) else found[0]
+        return flat(torch.func.functional_call(ours, dict(zip(names, weights, strict=True)), (x,)))[0]
 
     torch.autograd.gradcheck(call, (x, *weights))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layouts(kind):
-    """Strided, expanded, transposed, sliced inputs and gradients."""
+    """Inputs and gradients may be strided, expanded, transposed or sliced."""
     theirs, ours = twins(kind, 5, 9)
     wide = torch.randn(6, 3, 10, dtype=torch.float64)
     for x in (
-        wide[..., ::2], wide[..., 5:], wide[::2, :, :5], wide[:, :1, :5].expand(6, 3, 5),
+        wide[..., ::2],
+        wide[..., 5:],
+        wide[::2, :, :5],
+        wide[:, :1, :5].expand(6, 3, 5),
         torch.randn(5, 3, 6, dtype=torch.float64).permute(2, 1, 0),
-    ):  # fmt: skip
+    ):
         results = []
         for module in (ours, theirs):
             leaf = x.detach().requires_grad_()
@@ -54,7 +56,7 @@ def test_frozen_parameters(kind):
     assert_equal_results(results, run(theirs, x))
     assert all(parameter.grad is None for parameter in ours.parameters())
     ours.requires_grad_(True)
-    y, _ = ours(x)  # x itself wants no gradient
+    y, _ = ours(x)  # x itself needs no gradient
     y.sum().backward()
     assert ours.weight_ih_l0.grad is not None
 
@@ -70,22 +72,29 @@ def test_saved_tensors_are_watched():
 
 
 IN_PLACE = {
-    "relu_": lambda y: y.relu_(), "mul_": lambda y: y.mul_(1.5), "clamp_": lambda y: y.clamp_(-0.1, 0.1),
-    "y[-1].mul_": lambda y: y[-1].mul_(2), "y[0, 1] = 0": lambda y: y.__setitem__((0, 1), 0),
-    "through data": lambda y: y.data.mul_(2), "through NumPy": lambda y: y.detach().numpy().fill(7),
-    "ReLU(inplace=True)": NN.ReLU(inplace=True), "twice": lambda y: y.mul_(2).add_(1),
-}  # fmt: skip
+    "relu_": lambda y: y.relu_(),
+    "mul_": lambda y: y.mul_(1.5),
+    "clamp_": lambda y: y.clamp_(-0.1, 0.1),
+    "y[-1].mul_": lambda y: y[-1].mul_(2),
+    "y[0, 1] = 0": lambda y: y.__setitem__((0, 1), 0),
+    "through data": lambda y: y.data.mul_(2),
+    "through NumPy": lambda y: y.detach().numpy().fill(7),
+    "ReLU(inplace=True)": NN.ReLU(inplace=True),
+    "twice": lambda y: y.mul_(2).add_(1),
+}
 
 
 @pytest.mark.parametrize("operation", IN_PLACE)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("GRU", {}), ("GRU", {"num_layers": 2, "bidirectional": True, "batch_first": True}), ("RNN", {}),
+        ("GRU", {}),
+        ("GRU", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+        ("RNN", {}),
         ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_outputs_may_be_changed_in_place(kind, operation, options):
     results = []
     for module in twins(kind, 5, 9, **options):
@@ -100,8 +109,8 @@ def test_outputs_may_be_changed_in_place(kind, operation, options):
 
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
 @pytest.mark.parametrize("how", ["packed", "unbatched", "lengths", "checkpoints", "stacked", "exported"])
-def test_outputs_of_all_roads_may_be_changed_in_place(kind, how):
-    """As if they were copied before."""
+def test_outputs_of_all_kinds_of_calls_may_be_changed_in_place(kind, how):
+    """The gradients are those of a change of a copy."""
     results = []
     for change in (lambda y: y.mul_(0.5).clamp_(-0.2, 0.2), lambda y: y.clone().mul_(0.5).clamp_(-0.2, 0.2)):
         module = twins(kind, 5, 9)[1]
@@ -130,7 +139,7 @@ def test_outputs_of_all_roads_may_be_changed_in_place(kind, how):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_outputs_of_lstm_are_saved_tensors(dtype):
-    """As those of torch.nn's in float32: backward says so, and computes nothing wrong."""
+    """After a change in place backward raises an error, as it does for torch.nn's in float32."""
     module = twins("LSTM", 5, 9, dtype=dtype)[1]
     y = module(torch.randn(4, 2, 5, dtype=dtype))[0]
     y.relu_()
@@ -148,7 +157,7 @@ def test_backward_twice():
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 def test_second_derivatives(kind):
-    """By PyTorch's own code: a penalty on the size of the gradient, and its gradient."""
+    """Train with a penalty on the size of the gradient, whose gradient comes from PyTorch's own code."""
     theirs, ours = twins(kind, 3, 4)
     shape = (2, 3) if kind in CELLS else (5, 2, 3)
 
@@ -160,17 +169,17 @@ def test_second_derivatives(kind):
         (y.sum() + (grad**2).sum()).backward()
         return [grad, x.grad, *(p.grad for p in module.parameters())]
 
-    own = results(ours)
+    actual = results(ours)
     onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]
-    wanted = results(theirs)
+    expected = results(theirs)
     torch.backends.mkldnn.set_flags(_enabled=onednn)
-    assert_equal_results(own, wanted)
+    assert_equal_results(actual, expected)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("how", ["stacked", "fed back", "both states", "x from h", "bidirectional"])
-def test_second_derivatives_of_calls_that_hang_together(kind, how):
-    """What one input was made of must not be gone through twice."""
+def test_second_derivatives_of_connected_calls(kind, how):
+    """Where one input was computed from another, autograd must not follow the path twice."""
     theirs, ours = twins(
         kind, 4, 4, bidirectional=how == "bidirectional", num_layers=2 if how == "bidirectional" else 1
     )
@@ -201,8 +210,11 @@ def test_second_derivatives_of_calls_that_hang_together(kind, how):
 def test_batched_and_negated_gradients():
     theirs, ours = twins("GRU", 3, 4)
     x = torch.randn(3, 2, 3, dtype=torch.float64)
-    found = [torch.autograd.functional.jacobian(lambda x, m=m: m(x)[0], x, vectorize=True) for m in (ours, theirs)]
-    assert_equal_results([found[0]], [found[1]])
+    actual, expected = (
+        torch.autograd.functional.jacobian(lambda x, module=module: module(x)[0], x, vectorize=True)
+        for module in (ours, theirs)
+    )
+    assert_equal_results([actual], [expected])
     for module in (ours, theirs):
         module.zero_grad()
         y, _ = module(x)
@@ -211,7 +223,7 @@ def test_batched_and_negated_gradients():
 
 
 def test_tapes_are_saved_tensors():
-    """Activation checkpointing drops them, and hooks see them."""
+    """Activation checkpointing drops tapes, and hooks see them."""
     ours = gt.GRU(16, 32)
     x = torch.randn(50, 4, 16)
     sizes = []
@@ -226,7 +238,7 @@ def test_tapes_are_saved_tensors():
     assert_equal_results([p.grad for p in ours.parameters()], expected)
 
 
-def test_second_derivatives_where_there_are_none():
+def test_missing_second_derivatives():
     _, ours = twins("LSTM", 3, 4, 2, dropout=0.5)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     for output in (ours(x)[0], ours.eval()(x, lengths=[5, 2])[0], ours(x, resets=torch.eye(5, 2))[0]):

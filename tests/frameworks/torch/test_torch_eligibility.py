@@ -6,10 +6,10 @@ from torch_modules import (
     LAYERS,
     MARKS,
     NN,
+    assert_same_outcome,
     flat,
     members,
     plain_call,
-    refused_or_equal,
     state_for,
     step_state,
     torch,
@@ -41,30 +41,30 @@ def test_bad_calls(kind, name):
     if name == "the meta device":
         assert BAD_CALLS[name](ours)[0].device.type == "meta"
         return
-    refused_or_equal(ours, theirs, BAD_CALLS[name])
+    assert_same_outcome(ours, theirs, BAD_CALLS[name])
 
 
 def test_no_steps():
-    """Where PyTorch raises, so do we."""
+    """PyTorch raises an error for a sequence without steps, and so do we."""
     theirs, ours = twins("LSTM", 5, 9)
-    refused_or_equal(ours, theirs, lambda m: m(torch.zeros(0, 2, 5, dtype=torch.float64)))
+    assert_same_outcome(ours, theirs, lambda m: m(torch.zeros(0, 2, 5, dtype=torch.float64)))
 
 
 def test_autocast_and_transforms():
     theirs, ours = twins("LSTM", 5, 9, dtype=torch.float32)
     x = torch.randn(3, 2, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        refused_or_equal(ours, theirs, lambda m: m(x))
+        assert_same_outcome(ours, theirs, lambda m: m(x))
         with pytest.raises(NotImplementedError, match=r"^lengths, resets, checkpoint_every: .* got autocast"):
             ours(x, lengths=[1, 2])
     theirs, ours = twins("RNN", 5, 9)
     x = torch.randn(4, 3, 2, 5, dtype=torch.float64)
     for transform in (
-        lambda m: (torch.func.vmap(lambda one: m(one)[0], randomness="same")(x),),
-        lambda m: (torch.func.grad(lambda one: m(one)[0].sum())(x[0]),),
-        lambda m: (torch.func.jvp(lambda one: m(one)[0], (x[0],), (x[1],))[1],),
+        lambda m: (torch.func.vmap(lambda x: m(x)[0], randomness="same")(x),),
+        lambda m: (torch.func.grad(lambda x: m(x)[0].sum())(x[0]),),
+        lambda m: (torch.func.jvp(lambda x: m(x)[0], (x[0],), (x[1],))[1],),
     ):
-        refused_or_equal(ours, theirs, transform)
+        assert_same_outcome(ours, theirs, transform)
 
 
 def test_forward_mode_derivatives():
@@ -76,7 +76,7 @@ def test_forward_mode_derivatives():
             dual = torch.autograd.forward_ad.make_dual(x, tangent)
             return (torch.autograd.forward_ad.unpack_dual(module(dual)[0]).tangent,)
 
-    refused_or_equal(ours, theirs, call)
+    assert_same_outcome(ours, theirs, call)
 
 
 class Subclass(torch.Tensor):
@@ -89,7 +89,7 @@ class Counting(torch.overrides.TorchFunctionMode):
 
 
 class Refusing(torch.overrides.TorchFunctionMode):
-    """Questions of ours must not reach a mode."""
+    """A mode that must not see the questions that gatewise asks about tensors."""
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         assert function is not torch.Tensor.is_neg
@@ -97,18 +97,18 @@ class Refusing(torch.overrides.TorchFunctionMode):
 
 
 class Watching(torch.utils._python_dispatch.TorchDispatchMode):
-    """Refuses to have been passed by."""
+    """A mode that must see operations."""
 
     def __init__(self):
         super().__init__()
-        self.seen = 0
+        self.operations = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.seen += 1
+        self.operations += 1
         return function(*arguments, **(options or {}))
 
     def __exit__(self, *error):
-        assert self.seen
+        assert self.operations
         return super().__exit__(*error)
 
 
@@ -119,15 +119,15 @@ def without_memory(tensor):
 
 
 def misaligned(tensor):
-    return torch.frombuffer(bytearray(b"four" + tensor.numpy().tobytes()), dtype=tensor.dtype, offset=4).view(
-        tensor.shape
-    )
+    memory = bytearray(b"four" + tensor.numpy().tobytes())
+    return torch.frombuffer(memory, dtype=tensor.dtype, offset=4).view(tensor.shape)
 
 
 def leaked(tensor):
-    found = []
-    torch.func.grad(lambda one: (found.append(one), one.sum())[1])(tensor)
-    return found[0]
+    """A tensor of a transform that has ended."""
+    tensors = []
+    torch.func.grad(lambda x: (tensors.append(x), x.sum())[1])(tensor)
+    return tensors[0]
 
 
 ODD_TENSORS = {
@@ -138,7 +138,7 @@ ODD_TENSORS = {
     "one row for all": lambda t: t[:1].expand_as(t),
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "a Parameter": lambda t: NN.Parameter(t),
-    "a tensor that wants a gradient": lambda t: t.clone().requires_grad_(),
+    "a tensor that needs a gradient": lambda t: t.clone().requires_grad_(),
     "a subclass": lambda t: t.as_subclass(Subclass),
     "zero by its kind": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
     "float32": lambda t: t.float(),
@@ -162,26 +162,26 @@ ODD_TENSORS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"),
-    [(kind, place) for kind in (*CELLS, *LAYERS) for place in ("xhc" if "LSTM" in kind else "xh")],
+    ("kind", "argument"),
+    [(kind, argument) for kind in (*CELLS, *LAYERS) for argument in ("xhc" if "LSTM" in kind else "xh")],
 )
 @pytest.mark.parametrize("odd", ODD_TENSORS)
 @pytest.mark.filterwarnings("ignore:The use of `x.T`:UserWarning")
-def test_odd_tensors(kind, place, odd):
-    """After a plain call, whose packed weights are there."""
-    if (kind, place, odd) == ("LSTMCell", "c", "without memory"):
+def test_odd_tensors(kind, argument, odd):
+    """One tensor of a call is odd, after a plain call that has packed the weights."""
+    if (kind, argument, odd) == ("LSTMCell", "c", "without memory"):
         pytest.skip("PyTorch itself crashes")
     theirs, ours = twins(kind, 9, 9)
     x, state = plain_call(kind)
-    given = dict(zip("xhc", (x, *members(state)), strict=False))
+    arguments = dict(zip("xhc", (x, *members(state)), strict=False))
 
     def call(module):
-        x, *state = given.values()
+        x, *state = arguments.values()
         return module(x, tuple(state) if "LSTM" in kind else state[0])
 
     with torch.no_grad():
         call(ours)
-        given[place] = ODD_TENSORS[odd](given[place])
+        arguments[argument] = ODD_TENSORS[odd](arguments[argument])
         if odd == "on another device":
             for module in (theirs, ours):
                 with pytest.raises((RuntimeError, NotImplementedError)):
@@ -189,26 +189,26 @@ def test_odd_tensors(kind, place, odd):
         elif odd == "a subclass":
             assert [type(part) for part in flat(call(ours))] == [type(part) for part in flat(call(theirs))]
         else:
-            refused_or_equal(ours, theirs, call)
+            assert_same_outcome(ours, theirs, call)
 
 
 @pytest.mark.parametrize("kind", [*CELLS, *LAYERS])
 def test_odd_states(kind):
     theirs, ours = twins(kind, 9, 9)
     x, state = plain_call(kind)
-    one = members(state)[0]
+    h = members(state)[0]
     with torch.no_grad():
         ours(x, state)
-        for odd in (one, (one,), (one, one), [one, one], (one,) * 3, (), "state", 1, (None, None), (one, None), None):
-            refused_or_equal(ours, theirs, lambda module, odd=odd: module(x, odd))
+        for odd in (h, (h,), (h, h), [h, h], (h, h, h), (), "state", 1, (None, None), (h, None), None):
+            assert_same_outcome(ours, theirs, lambda module, odd=odd: module(x, odd))
 
 
 def traced(module, x, state):
-    """Traced on one input, run on another."""
-    found = torch.jit.trace(
+    """Trace on one input, run on another."""
+    function = torch.jit.trace(
         lambda x, *state: module(x, state if len(state) > 1 else state[0]), (x * 2, *members(state))
     )
-    return found(x, *members(state))
+    return function(x, *members(state))
 
 
 def tangents(module, x, state):
@@ -231,8 +231,8 @@ ODD_MOMENTS = {
     "a mode that refuses": within(Refusing),
     "a mode of operations": within(Watching),
     "a default device": within(lambda: torch.device("cpu")),
-    "functionalize": lambda m, x, state: torch.func.functionalize(lambda one: m(one, state))(x),
-    "vmap": lambda m, x, state: torch.vmap(lambda one: m(one)[0], randomness="same")(x),
+    "functionalize": lambda m, x, state: torch.func.functionalize(lambda x: m(x, state))(x),
+    "vmap": lambda m, x, state: torch.vmap(lambda x: m(x)[0], randomness="same")(x),
     "a trace": traced,
     "forward-mode derivatives": tangents,
     "gradients": within(torch.enable_grad),
@@ -247,7 +247,7 @@ def test_odd_moments(kind, moment):
     x, state = plain_call(kind, torch.float32)
     with torch.no_grad():
         ours(x, state)
-        refused_or_equal(ours, theirs, lambda module: ODD_MOMENTS[moment](module, x, state))
+        assert_same_outcome(ours, theirs, lambda module: ODD_MOMENTS[moment](module, x, state))
 
 
 @pytest.mark.parametrize("sizes", [(0, 9), (5, 0)], ids=str)
@@ -255,11 +255,11 @@ def test_cells_of_no_size(sizes):
     theirs, ours = twins("GRUCell", *sizes)
     x, state = torch.zeros(4, sizes[0], dtype=torch.float64), step_state(ours, 4)
     with torch.no_grad():
-        refused_or_equal(ours, theirs, lambda module: module(x, state))
+        assert_same_outcome(ours, theirs, lambda module: module(x, state))
 
 
 def test_odd_weights():
-    """Weights of the same address and version that are not the same."""
+    """Other weights with the address and the version of the packed ones."""
     theirs, ours = twins("GRUCell", 6, 9)
     x, state = torch.randn(4, 6, dtype=torch.float64), step_state(ours, 4)
     with torch.no_grad():
@@ -272,33 +272,41 @@ def test_odd_weights():
             for value in (weight, change(weight)):
                 for module in (theirs, ours):
                     module.weight_ih = NN.Parameter(value)
-                refused_or_equal(ours, theirs, lambda module: module(x, state))
+                assert_same_outcome(ours, theirs, lambda module: module(x, state))
 
 
 ATTRIBUTES = [
-    ("RNNCell", {}, "nonlinearity", "relu"), ("RNNCell", {}, "nonlinearity", "other"), ("RNN", {}, "mode", "RNN_RELU"),
-    ("LSTM", {}, "bias", False), ("LSTM", {"num_layers": 2}, "num_layers", 1),
-    ("LSTM", {"bidirectional": True}, "bidirectional", False), ("LSTM", {}, "hidden_size", 4),
-    ("GRU", {}, "input_size", 4), ("GRU", {}, "hidden_size", 4), ("GRU", {}, "bias", False),
-    ("GRUCell", {}, "input_size", 4), ("GRUCell", {}, "hidden_size", 4), ("LSTM", {}, "batch_first", True),
-]  # fmt: skip
+    ("RNNCell", {}, "nonlinearity", "relu"),
+    ("RNNCell", {}, "nonlinearity", "other"),
+    ("RNN", {}, "mode", "RNN_RELU"),
+    ("LSTM", {}, "bias", False),
+    ("LSTM", {"num_layers": 2}, "num_layers", 1),
+    ("LSTM", {"bidirectional": True}, "bidirectional", False),
+    ("LSTM", {}, "hidden_size", 4),
+    ("GRU", {}, "input_size", 4),
+    ("GRU", {}, "hidden_size", 4),
+    ("GRU", {}, "bias", False),
+    ("GRUCell", {}, "input_size", 4),
+    ("GRUCell", {}, "hidden_size", 4),
+    ("LSTM", {}, "batch_first", True),
+]
 
 
 @pytest.mark.parametrize(("kind", "options", "name", "value"), ATTRIBUTES, ids=str)
 def test_changed_attributes(kind, options, name, value):
-    """torch.nn reads them at each call."""
+    """torch.nn reads attributes at each call, and so do we."""
     theirs, ours = twins(kind, 9, 9, **options)
     x, _ = plain_call(kind)
     with torch.no_grad():
         ours(x)
         for module in (theirs, ours):
             setattr(module, name, value)
-        refused_or_equal(ours, theirs, lambda module: module(x))
+        assert_same_outcome(ours, theirs, lambda module: module(x))
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 def test_weights_of_other_kinds(kind):
-    """Misaligned ones, as of a file in memory; of another shape; without memory. Ours leave their storage as it is."""
+    """Weights may be misaligned, of another shape, or without memory. Good weights keep their resizable storage."""
     theirs, ours = twins(kind, 9, 9)
     x, _ = plain_call(kind)
     name = "bias_ih" if kind in CELLS else "bias_ih_l0"
@@ -306,11 +314,11 @@ def test_weights_of_other_kinds(kind):
         value = NN.Parameter(change(getattr(theirs, name).detach()))
         with torch.no_grad():
             ours(x)
-            before = [getattr(module, name) for module in (theirs, ours)]
+            originals = [getattr(module, name) for module in (theirs, ours)]
             for module in (theirs, ours):
                 setattr(module, name, value)
-            refused_or_equal(ours, theirs, lambda module: module(x))
-            for module, old in zip((theirs, ours), before, strict=True):
-                setattr(module, name, old)
+            assert_same_outcome(ours, theirs, lambda module: module(x))
+            for module, original in zip((theirs, ours), originals, strict=True):
+                setattr(module, name, original)
     flat(ours(x))[0].sum().backward()
     assert all(parameter.untyped_storage().resizable() for parameter in ours.parameters())

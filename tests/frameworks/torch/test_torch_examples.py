@@ -1,11 +1,9 @@
-"""The examples for PyTorch run, and their numbers are right."""
+"""The examples for PyTorch run in processes of their own, and their numbers are right."""
 
 import subprocess
 import sys
 
-from torch_modules import MARKS, REPOSITORY
-
-pytestmark = MARKS
+from torch_modules import REPOSITORY
 
 
 def run_example(*command):
@@ -28,7 +26,7 @@ def test_the_example_of_a_tagger():
 
 
 def test_distributed_training():
-    """Two processes come to the losses of one with the joined batch."""
+    """Two processes reach the losses of one process with the joined batch."""
     out = run_example("-m", "torch.distributed.run", "--nproc-per-node=2", ["torch_distributed.py"])
     assert out.startswith("2 processes: loss")
     assert float(out.split()[-1]) < 1e-5

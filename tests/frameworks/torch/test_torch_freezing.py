@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch_changes import (
     COUNTED,
     PARTIAL,
-    SEEN,
+    WHOLE,
+    assert_change_is_seen,
     by_optimizer,
-    changed,
     in_place,
     one_number,
 )
@@ -45,28 +45,28 @@ def frozen_twins(kind, *sizes):
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "RNNCell"])
 @pytest.mark.parametrize("change", COUNTED, ids=lambda change: change.__name__)
 def test_frozen_modules_see_what_is_counted(kind, change):
-    changed(kind, lambda ours: change(ours), 1, prepare=gt.freeze)
+    assert_change_is_seen(kind, lambda ours: change(ours), 1, prepare=gt.freeze)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 @pytest.mark.parametrize(
-    "after", [gt.thaw, gt.repack, gt.restore, lambda ours: ours.eval(), lambda ours: ours.double(), in_place]
+    "action", [gt.thaw, gt.repack, gt.restore, lambda ours: ours.eval(), lambda ours: ours.double(), in_place]
 )
-def test_frozen_modules_see_the_rest_later(kind, after):
-    """An uncounted write goes unseen, and is seen after thaw, repack and whatever else makes a module look again."""
+def test_frozen_modules_see_uncounted_writes_later(kind, action):
+    """An uncounted write goes unseen until thaw, repack or another action makes the module look at its weights."""
     theirs, ours = frozen_twins(kind, 5, 9)
     x = torch.randn(*(1,) * (kind == "LSTM"), 1, 5, dtype=torch.float64)
     with torch.no_grad():
         before = members(ours(x))[0]
         one_number(ours)
         assert torch.equal(members(ours(x))[0], before)
-        after(ours)
+        action(ours)
         theirs.load_state_dict(ours.state_dict())
         assert_equal_results([members(ours(x))[0]], [members(theirs(x))[0]])
         one_number(ours)
         theirs.load_state_dict(ours.state_dict())
-        equal = torch.allclose(members(ours(x))[0], members(theirs(x))[0], rtol=0, atol=1e-12)
-    assert equal == (after in (gt.thaw, gt.restore))
+        is_equal = torch.allclose(members(ours(x))[0], members(theirs(x))[0], rtol=0, atol=1e-12)
+    assert is_equal == (action in (gt.thaw, gt.restore))
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
@@ -85,7 +85,7 @@ def test_copies_of_frozen_modules_are_not_frozen(how):
         assert torch.equal(ours(x), before)
 
 
-def test_gradients_of_frozen_modules_are_those_of_the_present_weights():
+def test_frozen_modules_compute_gradients_with_current_weights():
     theirs, ours = frozen_twins("GRU", 5, 9)
     x = torch.randn(3, 2, 5, dtype=torch.float64)
     with torch.no_grad():
@@ -93,12 +93,12 @@ def test_gradients_of_frozen_modules_are_those_of_the_present_weights():
     one_number(ours)
     theirs.load_state_dict(ours.state_dict())
     assert_equal_results(run(ours, x), run(theirs, x))
-    with torch.no_grad():  # and the packed weights are forgotten by then
+    with torch.no_grad():  # the packed weights have been forgotten
         assert_equal_results([ours(x)[0]], [theirs(x)[0]])
 
 
-def test_frozen_weights_made_of_others_are_looked_at():
-    """Their tensors are others at each call."""
+def test_frozen_computed_weights_are_compared():
+    """Weights that are computed from others are new tensors at each call."""
     _, ours = frozen_twins("LSTM", 5, 9)
     NN.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
     x = torch.randn(3, 1, 5, dtype=torch.float64)
@@ -112,8 +112,8 @@ def test_frozen_weights_made_of_others_are_looked_at():
 
 
 @pytest.mark.parametrize("hidden", [32, 128])
-def test_frozen_weights_with_gaps_are_looked_at(hidden):
-    """What is known of them is a copy, to whose address another weight may come."""
+def test_frozen_weights_with_gaps_are_compared(hidden):
+    """Their known values are a copy, and another weight may come to the address of the copy."""
     for attempt in range(60):
         torch.manual_seed(attempt)
         theirs, ours = torch.nn.GRU(hidden, hidden, bias=False), gt.GRU(hidden, hidden, bias=False)
@@ -149,7 +149,7 @@ def test_frozen_modules_go_with_their_module():
 
 
 def gradients(module):
-    """A call with them, after which nothing is changed."""
+    """A call with gradients, which changes no weight."""
     x = torch.ones(2, 5, dtype=weight_of(module).dtype, requires_grad=True)
     members(module(x))[0].sum().backward()
 
@@ -158,22 +158,31 @@ def restored_and_accelerated(module):
     gt.accelerate(gt.restore(module))
 
 
-OTHERS = [
-    gradients, gt.freeze, gt.thaw, gt.repack, restored_and_accelerated, copy.deepcopy,
-    lambda module: pickle.loads(pickle.dumps(module)), lambda module: module.float(), lambda module: module.double(),
-    lambda module: module.train(), lambda module: module.eval(), lambda module: module.requires_grad_(False),
+ACTIONS = [
+    gradients,
+    gt.freeze,
+    gt.thaw,
+    gt.repack,
+    restored_and_accelerated,
+    copy.deepcopy,
+    lambda module: pickle.loads(pickle.dumps(module)),
+    lambda module: module.float(),
+    lambda module: module.double(),
+    lambda module: module.train(),
+    lambda module: module.eval(),
+    lambda module: module.requires_grad_(False),
     lambda module: module.requires_grad_(True),
-]  # fmt: skip
+]
 
 
 @settings(max_examples=200)
 @given(
     kind=st.sampled_from([*LAYERS, *CELLS]),
-    changes=st.lists(st.sampled_from([*SEEN, *PARTIAL, *OTHERS]), min_size=2, max_size=12),
+    changes=st.lists(st.sampled_from([*WHOLE, *PARTIAL, *ACTIONS]), min_size=2, max_size=12),
     inference=st.booleans(),
 )
 def test_sequences_of_changes(kind, changes, inference):
-    """Whatever is done to a module, it computes with the weights that it has, as torch.nn's module with the same."""
+    """Whatever is done to a module, it computes with its current weights, as torch.nn's module with the same ones."""
     theirs, ours = twins(kind, 5, 9)
     for change in [lambda module: None, *changes]:
         if change is by_optimizer:
@@ -188,6 +197,6 @@ def test_sequences_of_changes(kind, changes, inference):
         state = step_state(ours, 3, dtype=dtype) if kind in CELLS else None
         with torch.inference_mode(inference), torch.no_grad():
             for _ in range(2):
-                actual, wanted = members(ours(x, state))[0], members(theirs(x, state))[0]
-                assert torch.allclose(actual, wanted, rtol=0, atol=1e-10 if dtype is torch.float64 else 3e-3)
+                actual, expected = members(ours(x, state))[0], members(theirs(x, state))[0]
+                assert torch.allclose(actual, expected, rtol=0, atol=1e-10 if dtype is torch.float64 else 3e-3)
         assert gt.accelerated(ours) == [""]

@@ -23,11 +23,15 @@ def options_grid():
     for kind in LAYERS:
         for dtype in (torch.float32, torch.float64):
             for options in (
-                {}, {"bias": False}, {"batch_first": True}, {"bidirectional": True}, {"num_layers": 3},
+                {},
+                {"bias": False},
+                {"batch_first": True},
+                {"bidirectional": True},
+                {"num_layers": 3},
                 {"num_layers": 2, "bidirectional": True, "batch_first": True},
                 *([{"nonlinearity": "relu"}] if kind == "RNN" else []),
                 *([{"proj_size": 3}, {"proj_size": 3, "num_layers": 2, "bidirectional": True}] * (kind == "LSTM")),
-            ):  # fmt: skip
+            ):
                 yield kind, dtype, options
 
 
@@ -35,36 +39,36 @@ GRID = pytest.mark.parametrize(("kind", "dtype", "options"), list(options_grid()
 
 
 @GRID
-@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
-def test_layers(kind, dtype, options, given):
-    """Outputs, states and every gradient: batched and not, training and not."""
+@pytest.mark.parametrize("has_state", [False, True], ids=["zero", "state"])
+def test_layers(kind, dtype, options, has_state):
+    """Compare outputs, states and all gradients, with a batch and without, in training and not."""
     theirs, ours = twins(kind, 5, 9, dtype=dtype, **options)
     assert repr(theirs) == repr(ours)
     assert list(theirs.state_dict()) == list(ours.state_dict())
     for shape in ((7, 3, 5), (1, 1, 5), (6, 5)):
         x = torch.randn(shape, dtype=dtype)
         batch = () if len(shape) == 2 else (shape[0] if theirs.batch_first else shape[1],)
-        state = state_for(theirs, *batch) if given else None
-        wanted = run(theirs, x, state)
-        assert_equal_results(run(ours, x, state), wanted)
+        state = state_for(theirs, *batch) if has_state else None
+        expected = run(theirs, x, state)
+        assert_equal_results(run(ours, x, state), expected)
         for context in (torch.no_grad, torch.inference_mode):
             with context():
                 for _ in range(2):  # the second time with packed weights
                     output, after = ours(x, state)
                     count = 1 + len(members(after))
-                    assert_equal_results([output, *members(after)], [part.detach() for part in wanted[:count]])
+                    assert_equal_results([output, *members(after)], [part.detach() for part in expected[:count]])
 
 
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (4, 5), (70, 5)], ids=str)
-@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
-def test_cells(kind, dtype, bias, shape, given):
+@pytest.mark.parametrize("has_state", [False, True], ids=["zero", "state"])
+def test_cells(kind, dtype, bias, shape, has_state):
     theirs, ours = twins(kind, 5, 9, dtype=dtype, bias=bias)
     x = torch.randn(shape, dtype=dtype)
     state = tuple(torch.randn(*shape[:-1], 9, dtype=dtype) for _ in range(2 if kind == "LSTMCell" else 1))
-    state = None if not given else state if len(state) > 1 else state[0]
+    state = None if not has_state else state if len(state) > 1 else state[0]
 
     def results(module):
         leaf = x.clone().requires_grad_()
@@ -84,22 +88,22 @@ def test_cells(kind, dtype, bias, shape, given):
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("enforce_sorted", [True, False])
-@pytest.mark.parametrize("given", [False, True], ids=["zero", "state"])
-def test_packed_sequences(kind, enforce_sorted, given):
+@pytest.mark.parametrize("has_state", [False, True], ids=["zero", "state"])
+def test_packed_sequences(kind, enforce_sorted, has_state):
     theirs, ours = twins(kind, 5, 9, 2, bidirectional=True)
     lengths = [7, 4, 4, 1] if enforce_sorted else [4, 1, 7, 4]
     x = torch.randn(7, 4, 5, dtype=torch.float64)
-    state = state_for(theirs, 4) if given else None
+    state = state_for(theirs, 4) if has_state else None
 
     def results(module):
         leaf = x.clone().requires_grad_()
         packed = NN.utils.rnn.pack_padded_sequence(leaf, lengths, enforce_sorted=enforce_sorted)
-        found = run(module, packed, state)
+        results = run(module, packed, state)
         output, _ = module(packed, state)
         for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
-            one, other = getattr(output, name), getattr(packed, name)
-            assert (one is None and other is None) or torch.equal(one, other)
-        return [*found, leaf.grad]
+            actual, expected = getattr(output, name), getattr(packed, name)
+            assert (actual is None and expected is None) or torch.equal(actual, expected)
+        return [*results, leaf.grad]
 
     assert_equal_results(results(ours), results(theirs))
 
@@ -108,24 +112,22 @@ def test_packed_sequences(kind, enforce_sorted, given):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"checkpoint_every": 3}], ids=str)
 def test_packed_rows_have_the_bits_of_padded_ones(kind, dtype, options, use_threads):
-    """Packed, the core walks over rows as they lie; padded, over the same rows wherever they are."""
-    every = {name: options[name] for name in options if name == "checkpoint_every"}
+    """Rows of a PackedSequence are run where they lie, padded rows with gaps: the results are the same."""
+    call_options = {name: options[name] for name in options if name == "checkpoint_every"}
     dropout = options.get("dropout", 0.0)
     projection = {"proj_size": 20} if kind == "LSTM" else {}
     _, module = twins(kind, 5, 33, 3, bidirectional=True, dropout=dropout, dtype=dtype, **projection)
-    lengths = [9, 9, 5, 5, 4, 1] if dropout else [4, 9, 1, 5, 9, 5]  # a row's mask goes by its place
+    lengths = [9, 9, 5, 5, 4, 1] if dropout else [4, 9, 1, 5, 9, 5]  # a row's dropout mask depends on its index
     x, state = torch.randn(9, 6, 5, dtype=dtype), state_for(module, 6)
 
-    def results(given, **more):
+    def packed_results():
+        sequence = NN.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
         torch.manual_seed(4)
-        found = run(module, given, state, **every, **more)
-        if isinstance(given, NN.utils.rnn.PackedSequence):
-            output = given._replace(data=found[0].detach())
-            found[0] = NN.utils.rnn.pad_packed_sequence(output)[0]
-        return found
+        data, *others = run(module, sequence, state, **call_options)
+        return [NN.utils.rnn.pad_packed_sequence(sequence._replace(data=data.detach()))[0], *others]
 
-    def padded():
-        """With the gradients that the rows of a packed output get."""
+    def padded_results():
+        """The gradients of the output are those that `run` makes for the rows of a packed one."""
         torch.manual_seed(9)
         packed = NN.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
         size = len(packed.data), module(packed)[0].data.shape[1]
@@ -133,51 +135,53 @@ def test_packed_rows_have_the_bits_of_padded_ones(kind, dtype, options, use_thre
         grad = NN.utils.rnn.pad_packed_sequence(packed._replace(data=torch.randn(size, dtype=dtype)))[0]
         leaf, before = x.clone().requires_grad_(), [part.detach().clone().requires_grad_() for part in members(state)]
         torch.manual_seed(4)
-        y, after = module(leaf, before[0] if len(before) == 1 else tuple(before), lengths=lengths, **every)
+        y, after = module(leaf, before[0] if len(before) == 1 else tuple(before), lengths=lengths, **call_options)
         module.zero_grad()
         torch.manual_seed(9)
         torch.randn(size, dtype=dtype)
-        loss = (y * grad).sum() + sum((one * torch.randn(one.shape, dtype=dtype)).sum() for one in members(after))
+        loss = (y * grad).sum() + sum((part * torch.randn(part.shape, dtype=dtype)).sum() for part in members(after))
         loss.backward()
-        return [y, *members(after), *(one.grad for one in (*before, *module.parameters()))]
+        return [y, *members(after), *(leaf.grad for leaf in (*before, *module.parameters()))]
 
-    expected = padded()
+    expected = padded_results()
     for threads in (1, 2):
         use_threads(threads)
         torch.set_num_threads(threads)
-        found = results(NN.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one, other)
+        actual = packed_results()
+        assert len(actual) == len(expected)
+        assert all(map(torch.equal, actual, expected))
 
 
-def test_packed_sequences_that_are_none():
-    """Counts that grow, end in zero or do not add up go to PyTorch; nothing reads beyond the rows."""
+def test_invalid_packed_sequences():
+    """batch_sizes that grow, end in zero or do not add up go to PyTorch, and nothing reads beyond the rows."""
     _, ours = twins("LSTM", 5, 9)
     data = torch.randn(5, 5, dtype=torch.float64)
-    for sizes in (
-        torch.tensor([3.0, 2.0]), torch.tensor([3, 2], dtype=torch.int32), torch.tensor([[3, 2]]), torch.tensor(5),
+    for batch_sizes in (
+        torch.tensor([3.0, 2.0]),
+        torch.tensor([3, 2], dtype=torch.int32),
+        torch.tensor([[3, 2]]),
+        torch.tensor(5),
         torch.tensor([2**62] * 4),
-    ):  # fmt: skip
-        assert eligibility.layer_obstacle(ours, NN.utils.rnn.PackedSequence(data, sizes), None)
-    few = NN.utils.rnn.PackedSequence(data, torch.tensor([3, 2]), torch.tensor([0]), torch.arange(3))
-    assert eligibility.layer_obstacle(ours, few, None) == eligibility.INVALID_FOR_TORCH
+    ):
+        assert eligibility.layer_obstacle(ours, NN.utils.rnn.PackedSequence(data, batch_sizes), None)
+    few_indices = NN.utils.rnn.PackedSequence(data, torch.tensor([3, 2]), torch.tensor([0]), torch.arange(3))
+    assert eligibility.layer_obstacle(ours, few_indices, None) == eligibility.INVALID_FOR_TORCH
     for counts in ([2, 3], [3, 0], [3, 3], [2, 1], []):
-        wrong = NN.utils.rnn.PackedSequence(torch.randn(5, 5, dtype=torch.float64), torch.tensor(counts))
-        assert eligibility.layer_obstacle(ours, wrong, None) == eligibility.INVALID_FOR_TORCH
+        sequence = NN.utils.rnn.PackedSequence(data, torch.tensor(counts))
+        assert eligibility.layer_obstacle(ours, sequence, None) == eligibility.INVALID_FOR_TORCH
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_lengths_and_resets(kind):
-    """As gatewise's own layers, with torch's tensors; gradients by central differences."""
+    """The options mean what they mean in gatewise's own layers. Gradients are compared with central differences."""
     _, ours = twins(kind, 3, 4, bidirectional=True, batch_first=True)
     x = torch.randn(3, 6, 3, dtype=torch.float64)
     lengths = torch.tensor([2, 6, 0])
     y, _ = ours(x, lengths=lengths)
     for row, length in enumerate(lengths):
         if length:
-            alone, _ = ours(x[row : row + 1, :length])
-            assert torch.equal(y[row, :length], alone[0])
+            expected, _ = ours(x[row : row + 1, :length])
+            assert torch.equal(y[row, :length], expected[0])
         assert not y[row, length:].any()
     resets = torch.zeros(3, 6, dtype=torch.bool)
     resets[0, 3] = True
@@ -223,7 +227,7 @@ def test_dropout_is_drawn_from_torchs_generator(kind):
 
 
 def test_numpy_and_torch_agree():
-    """The same weights in gatewise's own layer: the same bits."""
+    """gatewise's own layer with the same weights gives the same bits."""
     import gatewise as gw
 
     _, ours = twins("LSTM", 5, 9, 2, bidirectional=True)

@@ -1,7 +1,8 @@
-"""Whole models: accelerated, restored, copied, saved."""
+"""Whole models are accelerated, restored, copied and saved."""
 
 import copy
 import io
+import operator
 import pickle
 import pickletools
 import warnings
@@ -45,7 +46,7 @@ def test_accelerate_and_restore():
     for _ in range(2):
         assert gt.accelerate(model) is model
         assert gt.accelerated(model) == NAMES
-    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    assert all(map(operator.is_, model.parameters(), parameters))
     assert str(model) == str(plain)
     assert isinstance(model.gru, NN.GRU)
     expected = curve(plain)
@@ -59,18 +60,17 @@ def test_accelerate_and_restore():
 
 def test_optimizers_and_hooks_go_on():
     plain, model = mixed(), mixed()
-    seen = []
-    for one in (plain, model):
-        one.gru.register_forward_hook(lambda module, args, output: seen.append(output[0].shape))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    calls, optimizers = [], []
+    for network in (plain, model):
+        network.gru.register_forward_hook(lambda module, arguments, output: calls.append(module))
+        optimizers.append(torch.optim.SGD(network.parameters(), 0.1))
     gt.accelerate(model)
-    other = torch.optim.SGD(plain.parameters(), 0.1)
-    for one, of_one in ((model, optimizer), (plain, other)):
-        one(TOKENS).sum().backward()
-        of_one.step()
-    assert len(seen) == 2
-    for one, two in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=1e-5)
+    for network, optimizer in zip((plain, model), optimizers, strict=True):
+        network(TOKENS).sum().backward()
+        optimizer.step()
+    assert len(calls) == 2
+    for actual, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save", "state_dict"])
@@ -79,24 +79,24 @@ def test_copies(how):
     with torch.no_grad():
         expected = model(TOKENS)
     if how == "deepcopy":
-        other = copy.deepcopy(model)
+        twin = copy.deepcopy(model)
     elif how == "pickle":
-        other = pickle.loads(pickle.dumps(model))
+        twin = pickle.loads(pickle.dumps(model))
     else:
         file = io.BytesIO()
         torch.save(model if how == "save" else model.state_dict(), file)
         file.seek(0)
         if how == "save":
-            other = torch.load(file, weights_only=False)
+            twin = torch.load(file, weights_only=False)
         else:
-            other = Mixed()  # a plain one
-            other.load_state_dict(torch.load(file, weights_only=True))
+            twin = Mixed()  # on torch.nn's classes
+            twin.load_state_dict(torch.load(file, weights_only=True))
     if how != "state_dict":
-        assert gt.accelerated(other) == NAMES
+        assert gt.accelerated(twin) == NAMES
     with torch.no_grad():
-        assert torch.allclose(other(TOKENS), expected, atol=1e-5)
+        assert torch.allclose(twin(TOKENS), expected, atol=1e-5)
         in_place(model.rnn)
-        assert torch.allclose(other(TOKENS), expected, atol=1e-5)
+        assert torch.allclose(twin(TOKENS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
@@ -114,7 +114,7 @@ def test_the_package_shows_public_names_only():
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old weight_norm", "tied"])
-def test_weights_made_of_others(kind):
+def test_computed_weights(kind):
     models = []
     for _ in range(2):
         torch.manual_seed(4)
@@ -129,7 +129,7 @@ def test_weights_made_of_others(kind):
                 NN.utils.weight_norm(model[0], "weight_hh_l0")
         else:
             model[0].bias_hh_l0 = model[0].bias_ih_l0
-        # In training, spectral_norm changes with each look at the weight; torch.nn.LSTM has four a call, by accident.
+        # In training, spectral_norm changes whenever the weight is read, which torch.nn.LSTM does four times a call.
         models.append(model.train(kind != "spectral_norm"))
     theirs, ours = models
     gt.accelerate(ours)
@@ -158,11 +158,11 @@ def test_weights_made_of_others(kind):
 
 
 def test_subclasses_with_code_of_their_own_are_left_alone():
-    class Own(NN.LSTM):
+    class Custom(NN.LSTM):
         def forward(self, x):
             return super().forward(x)[0]
 
-    model = gt.accelerate(NN.Sequential(Own(5, 6)))
+    model = gt.accelerate(NN.Sequential(Custom(5, 6)))
     assert gt.accelerated(model) == []
 
 

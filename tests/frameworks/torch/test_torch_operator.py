@@ -32,18 +32,18 @@ def operator_arguments(module, x, state=(), *, record=True, every=0, lengths=Non
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
-@pytest.mark.parametrize("more", [{}, {"every": 3}, {"lengths": torch.tensor([2, 7, 0])}], ids=str)
-def test_opcheck(kind, options, more):
+@pytest.mark.parametrize("call_options", [{}, {"every": 3}, {"lengths": torch.tensor([2, 7, 0])}], ids=str)
+def test_opcheck(kind, options, call_options):
     _, ours = twins(kind, 5, 9, **options)
     x = torch.randn((3, 7, 5) if ours.batch_first else (7, 3, 5), dtype=torch.float64, requires_grad=True)
-    arguments = operator_arguments(ours, x, members(state_for(ours, 3)), **more)
+    arguments = operator_arguments(ours, x, members(state_for(ours, 3)), **call_options)
     torch.library.opcheck(torch.ops.gatewise.recurrent.default, arguments)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("every", [0, 3])
-def test_tapes_have_the_size_that_is_foretold(kind, dtype, every):
+def test_tape_bytes_are_those_of_the_core(kind, dtype, every):
     _, ours = twins(kind, 5, 33, 3, bidirectional=True, dtype=dtype)
     options = operator.Options(*operator_arguments(ours, None, every=every)[4:-1])
     for steps, batch in ((1, 1), (7, 3), (10, 130)):
@@ -58,14 +58,22 @@ def test_the_operator_refuses(kind):
     _, ours = twins(kind, 5, 9)
     x = torch.randn(7, 3, 5, dtype=torch.float64)
     good = operator_arguments(ours, x, members(state_for(ours, 3, requires_grad=False)))
+    _, h, _, weights, *_ = good
     bad = [
-        (0, x[..., :4]), (0, x[0]), (0, x.float()), (0, x.int()), (1, good[1][:, :1]), (1, good[1].float()),
-        (3, good[3][1:]), (3, [good[3][0].float(), *good[3][1:]]),
-        (3, [good[3][0][1:], *good[3][1:]]), (2, torch.zeros(1, 3, 8)),
-    ]  # fmt: skip
-    for place, value in bad:
+        (0, x[..., :4]),
+        (0, x[0]),
+        (0, x.float()),
+        (0, x.int()),
+        (1, h[:, :1]),
+        (1, h.float()),
+        (2, torch.zeros(1, 3, 8)),
+        (3, weights[1:]),
+        (3, [weights[0].float(), *weights[1:]]),
+        (3, [weights[0][1:], *weights[1:]]),
+    ]
+    for index, value in bad:
         with pytest.raises(ValueError, match=r"^gatewise::recurrent: "):
-            torch.ops.gatewise.recurrent(*good[:place], value, *good[place + 1 :])
+            torch.ops.gatewise.recurrent(*good[:index], value, *good[index + 1 :])
 
 
 def test_the_operator_needs_its_tape():
@@ -82,11 +90,11 @@ def test_the_operator_needs_its_tape():
         grad.sum().backward()
     if len(gw.backends()) > 1:
         y = torch.ops.gatewise.recurrent(*operator_arguments(ours, x))[0]
-        before = gw.backend()
-        gw.use_backend(next(name for name in gw.backends() if name != before))
+        default = gw.backend()
+        gw.use_backend(next(name for name in gw.backends() if name != default))
         with pytest.raises(RuntimeError, match="another backend"):
             y.sum().backward()
-        gw.use_backend(before)
+        gw.use_backend(default)
 
 
 class Classifier(NN.Module):
@@ -113,17 +121,17 @@ def dynamo():
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
 @pytest.mark.filterwarnings("ignore")
 def test_compile(dynamo, kind, options):
-    """One graph, the same numbers and gradients, for several lengths."""
+    """One graph gives the same numbers and gradients, for several lengths."""
     torch.manual_seed(1)
     model = gt.accelerate(Classifier(kind, **options))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for shape in ((7, 3, 5), (9, 4, 5), (6, 5)):
         x = torch.randn(shape)
         results = []
-        for one in (compiled, model):
+        for call in (compiled, model):
             model.zero_grad()
             leaf = x.clone().requires_grad_()
-            y = one(leaf)
+            y = call(leaf)
             y.sin().sum().backward()
             results.append([y, leaf.grad, *(p.grad for p in model.parameters())])
         assert_equal_results(*results)
@@ -133,13 +141,15 @@ def test_compile(dynamo, kind, options):
 
 @pytest.mark.filterwarnings("ignore")
 def test_compile_refuses(dynamo):
-    """What the eager road refuses is refused by the same words, and nothing is ignored."""
+    """A compiled layer refuses what the layer itself refuses, by an error of the same type, and ignores no option."""
     model = gt.GRU(5, 9)
     compiled = torch.compile(model, fullgraph=False, backend="aot_eager")
     for x, hx in (
-        (torch.zeros(4, 3, 2), None), (torch.zeros(4, 3, 5), torch.zeros(1, 1, 9)),
-        (torch.zeros(4, 3, 5), torch.zeros(1, 3, 9, dtype=torch.float64)), (torch.zeros(0, 3, 5), None),
-    ):  # fmt: skip
+        (torch.zeros(4, 3, 2), None),
+        (torch.zeros(4, 3, 5), torch.zeros(1, 1, 9)),
+        (torch.zeros(4, 3, 5), torch.zeros(1, 3, 9, dtype=torch.float64)),
+        (torch.zeros(0, 3, 5), None),
+    ):
         with pytest.raises(Exception) as expected:
             model(x, hx)
         with pytest.raises(type(expected.value)):
@@ -153,7 +163,7 @@ def test_compile_refuses(dynamo):
 
 @pytest.mark.filterwarnings("ignore")
 def test_compile_without_a_full_graph():
-    """PyTorch breaks its graph at any LSTM unless told otherwise: right all the same."""
+    """PyTorch breaks its graph at any LSTM unless told otherwise. The results are the same."""
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -176,19 +186,20 @@ def test_export(kind):
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
-    again = torch.export.load(file).module()
+    loaded = torch.export.load(file).module()
     for length in (7, 12):
         x = torch.randn(length, 3, 5)
-        assert torch.allclose(again(x), model(x), atol=1e-6)
+        assert torch.allclose(loaded(x), model(x), atol=1e-6)
 
 
 def onnx_outputs(model, arguments, path, **options):
-    """What ONNX Runtime gives for a model that PyTorch exports by its default way."""
+    """Outputs of ONNX Runtime for a model that PyTorch's default exporter wrote."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.onnx.export(model, arguments, path, dynamo=True, verbose=False, **options)
     session = onnxruntime.InferenceSession(path)
-    return session.run(None, {one.name: x.numpy() for one, x in zip(session.get_inputs(), arguments, strict=True)})
+    inputs = zip(session.get_inputs(), arguments, strict=True)
+    return session.run(None, {input.name: x.numpy() for input, x in inputs})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +209,7 @@ def onnx_outputs(model, arguments, path, **options):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_export_to_onnx(kind, options, tmp_path):
-    """A module on gatewise is exported as torch.nn's own, with ONNX's operators."""
+    """A module on gatewise is exported like torch.nn's own, with ONNX's operators."""
     _, ours = twins(kind, 5, 6, dtype=torch.float32, **options)
     x = torch.randn(*(4,) * (kind in LAYERS), 3, 5)
     outputs = onnx_outputs(ours.eval(), (x,), tmp_path / "model.onnx")
@@ -208,7 +219,7 @@ def test_export_to_onnx(kind, options, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_export_to_onnx_refuses(tmp_path):
-    """With words that say what to do, at the top of what PyTorch raises."""
+    """The export of a program is refused, and the error says what to do."""
     _, ours = twins("LSTM", 5, 6, dtype=torch.float32)
     x = torch.randn(4, 3, 5)
     program = torch.export.export(ours.eval(), (x,))

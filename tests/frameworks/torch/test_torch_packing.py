@@ -7,7 +7,7 @@ import threading
 import gatewise._core as _core
 import numpy as np
 import pytest
-from torch_changes import PARTIAL, SEEN, changed, matrices, one_number, through_numpy
+from torch_changes import PARTIAL, WHOLE, assert_change_is_seen, matrices, one_number, through_numpy
 from torch_modules import (
     CELLS,
     LAYERS,
@@ -28,7 +28,7 @@ pytestmark = MARKS
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 def test_packed_weights_are_forgotten(kind):
-    """By what trains, or moves the weights."""
+    """Training forgets packed weights, and so does whatever moves weights or sets an attribute."""
     _, ours = twins(kind, 9, 9)
     x, _ = plain_call(kind)
     for forget in (lambda: ours(x), lambda: ours.to(torch.float32), lambda: setattr(ours, "bias", True)):
@@ -44,29 +44,29 @@ def test_packed_weights_go_with_their_module():
     _, ours = twins("GRUCell", 5, 9)
     with torch.no_grad():
         ours(torch.zeros(1, 5, dtype=torch.float64))
-    place = id(ours)
-    assert packing.caches[place].module() is ours
+    key = id(ours)
+    assert packing.caches[key].module() is ours
     del ours
     gc.collect()
-    assert place not in packing.caches
+    assert key not in packing.caches
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "RNNCell"])
-@pytest.mark.parametrize("change", SEEN, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", WHOLE, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("rows", [1, 100])
 def test_changes_are_seen(kind, change, rows):
-    changed(kind, change, rows)
+    assert_change_is_seen(kind, change, rows)
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 @pytest.mark.parametrize("change", PARTIAL, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("rows", [2, 63, 100])
 def test_uncounted_changes_of_some_numbers_are_seen(kind, change, rows):
-    changed(kind, change, rows)
+    assert_change_is_seen(kind, change, rows)
 
 
 def test_the_least_bit_of_a_weight_is_seen():
-    """It is too small for the tolerance of a comparison: by the packed weights."""
+    """The change is smaller than the tolerance of outputs, so the packed weights are compared."""
     _, ours = twins("GRUCell", 5, 9)
     with torch.no_grad():
         ours(torch.ones(1, 5, dtype=torch.float64))
@@ -80,7 +80,7 @@ def test_the_least_bit_of_a_weight_is_seen():
 
 
 def test_finite_differences():
-    """Of a loss, by writes through `.data`, against backward."""
+    """Differences of a loss, by writes through `.data`, agree with backward."""
     torch.manual_seed(21)
     module, x, step = gt.LSTM(3, 7).double(), torch.randn(4, 2, 3, dtype=torch.float64), 1e-5
 
@@ -91,12 +91,12 @@ def test_finite_differences():
     numerical, weight = torch.zeros_like(gradient), module.weight_hh_l0.data
     with torch.no_grad():
         loss()
-        for place in np.ndindex(*weight.shape):
-            old = weight[place].item()
+        for index in np.ndindex(*weight.shape):
+            number = weight[index].item()
             for sign in (1, -1):
-                weight[place] = old + sign * step
-                numerical[place] += sign * loss() / (2 * step)
-            weight[place] = old
+                weight[index] = number + sign * step
+                numerical[index] += sign * loss() / (2 * step)
+            weight[index] = number
     assert torch.allclose(numerical, gradient, rtol=1e-5, atol=1e-8)
 
 
@@ -108,10 +108,10 @@ def known_weights(*weights):
 
 @pytest.mark.parametrize("size", [1, 3, 16, 31, 64, 65, 127, 128, 131, 300])
 def test_each_bit_counts(size):
-    """On each backend, whose blocks and last pieces differ."""
+    """Fingerprints see each bit on each backend, whose blocks and last pieces differ in size."""
     import gatewise as gw
 
-    before = gw.backend()
+    default = gw.backend()
     rng = np.random.default_rng(size)
     for name in gw.backends():
         gw.use_backend(name)
@@ -137,7 +137,7 @@ def test_each_bit_counts(size):
         assert not known.hold((numbers, others.view(1, 3)))
         assert not known.hold((numbers.double(), others))
         assert not known.hold((numbers,))
-    gw.use_backend(before)
+    gw.use_backend(default)
 
 
 @pytest.mark.parametrize("layout", [lambda w: w.T.contiguous().T, lambda w: torch.cat([w, w], 1)[:, : w.size(1)]])
@@ -159,12 +159,12 @@ def test_weights_of_any_layout_are_cached_and_seen(kind, layout):
 
 
 def test_weights_written_while_they_are_packed_are_not_kept(monkeypatch):
-    """Part of them may be packed as they were before."""
+    """Some of them may have been packed before they were written."""
     theirs, ours = twins("LSTM", 5, 9)
-    x, real = torch.randn(2, 1, 5, dtype=torch.float64), packing.pack
+    x, original = torch.randn(2, 1, 5, dtype=torch.float64), packing.pack
 
     def pack(*arguments):
-        packed = real(*arguments)
+        packed = original(*arguments)
         ours.weight_ih_l0.data[0, 0] += 1
         return packed
 
@@ -172,30 +172,30 @@ def test_weights_written_while_they_are_packed_are_not_kept(monkeypatch):
     with torch.no_grad():
         ours(x)
         assert id(ours) not in packing.caches
-        monkeypatch.setattr(packing, "pack", real)
+        monkeypatch.setattr(packing, "pack", original)
         theirs.load_state_dict(ours.state_dict())
         assert_equal_results([ours(x)[0]], [theirs(x)[0]])
 
 
 @pytest.mark.parametrize("change", [lambda ours: setattr(ours, "nonlinearity", "relu"), gt.thaw], ids=["relu", "thaw"])
 def test_weights_forgotten_while_they_are_packed_are_not_kept(change, monkeypatch):
-    """By another thread: what is packed is no more what the module would pack."""
+    """If another thread changes the module meanwhile, the packed weights may no longer be what it would pack."""
     theirs, ours = twins("RNNCell", 5, 9)
-    x, real = torch.randn(2, 5, dtype=torch.float64), packing.pack
+    x, original = torch.randn(2, 5, dtype=torch.float64), packing.pack
     gt.freeze(ours)
 
     def pack(*arguments):
         thread = threading.Thread(target=change, args=(ours,))
         thread.start()
         thread.join()
-        return real(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(packing, "pack", pack)
     with torch.no_grad():
         ours(x)
         assert id(ours) not in packing.caches
     assert not packing.packing_now
-    monkeypatch.setattr(packing, "pack", real)
+    monkeypatch.setattr(packing, "pack", original)
     theirs.nonlinearity = ours.nonlinearity
     gt.thaw(ours)
     with torch.no_grad():
@@ -206,14 +206,14 @@ def test_weights_forgotten_while_they_are_packed_are_not_kept(change, monkeypatc
 
 
 def test_an_attribute_is_set_between_two_looks(monkeypatch):
-    """A call that comes while it is being set must leave nothing behind that is older."""
+    """A call while an attribute is being set must not leave packed weights that are older."""
     theirs, ours = twins("RNNCell", 5, 9)
-    x, real = torch.randn(2, 5, dtype=torch.float64), NN.Module.__setattr__
+    x, original = torch.randn(2, 5, dtype=torch.float64), NN.Module.__setattr__
 
     def setting(self, name, value):
         with torch.no_grad():
             ours(x)
-        real(self, name, value)
+        original(self, name, value)
 
     with torch.no_grad():
         monkeypatch.setattr(NN.Module, "__setattr__", setting)
@@ -224,7 +224,7 @@ def test_an_attribute_is_set_between_two_looks(monkeypatch):
 
 
 def test_a_thread_writes_to_weights_of_a_megabyte():
-    """Which are looked at without the GIL: the memory that a parameter gives up must live on until the look ends."""
+    """Large weights are read without the GIL: the memory that a parameter gives up must live until reading ends."""
     theirs, ours = twins("LSTM", 64, 160)
     ours.eval()
     x, end = torch.randn(2, 1, 64, dtype=torch.float64), threading.Event()
@@ -246,16 +246,16 @@ def test_a_thread_writes_to_weights_of_a_megabyte():
         assert_equal_results([ours(x)[0]], [theirs(x)[0]])
 
 
-def test_the_core_refuses_weights_that_are_none():
+def test_the_core_refuses_invalid_weights():
     weights = (torch.zeros(3),)
     for arguments in (
-        (None, ("any",), weights, lambda given: None, False),
-        (tensors.tensor_library, ("any",), weights, lambda given: None, False),
-        (tensors.tensor_library, ("any",), weights, lambda given: 3, False),
+        (None, ("any",), weights, lambda weights: None, False),
+        (tensors.tensor_library, ("any",), weights, lambda weights: None, False),
+        (tensors.tensor_library, ("any",), weights, lambda weights: 3, False),
         (tensors.tensor_library, ("any",), weights, None, False),
-        (tensors.tensor_library, None, weights, lambda given: None, False),
-        (tensors.tensor_library, ("any",), (3,), lambda given: None, False),
-        (tensors.tensor_library, ("any",), (torch.zeros(3, dtype=torch.int64),), lambda given: None, False),
+        (tensors.tensor_library, None, weights, lambda weights: None, False),
+        (tensors.tensor_library, ("any",), (3,), lambda weights: None, False),
+        (tensors.tensor_library, ("any",), (torch.zeros(3, dtype=torch.int64),), lambda weights: None, False),
     ):
         with pytest.raises((TypeError, ValueError, AttributeError, RuntimeError)):
             _core.TensorWeights(*arguments)
@@ -274,26 +274,26 @@ def test_the_core_refuses_weights_that_are_none():
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
-def test_weights_that_are_made_anew_are_never_taken_for_old_ones(kind):
-    """Freed memory comes back at the same address with the same version."""
+def test_new_weights_are_never_taken_for_old_ones(kind):
+    """Freed memory is used again, at the same address with the same version."""
     _, ours = twins(kind, 8, 8)
     ours.eval()
     x = torch.randn(*(1,) * (kind == "LSTM"), 1, 8, dtype=torch.float64)
     names = [name for name, _ in ours.named_parameters()]
-    seen = set()
+    sums = set()
     with torch.no_grad():
         for i in range(20):
             fresh = {name: torch.full_like(value, 0.01 * i) for name, value in ours.named_parameters()}
-            found = torch.func.functional_call(ours, fresh, (x,))
-            seen.add(float(members(found)[0].sum()))
-            del fresh, found
-        assert len(seen) == 20
+            result = torch.func.functional_call(ours, fresh, (x,))
+            sums.add(float(members(result)[0].sum()))
+            del fresh, result
+        assert len(sums) == 20
         NN.utils.parametrizations.weight_norm(ours, names[0])
-        seen = set()
+        sums = set()
         for i in range(20):
             getattr(ours.parametrizations, names[0]).original0.fill_(0.1 * (i + 1))
-            seen.add(float(members(ours(x))[0].sum()))
-        assert len(seen) == 20
+            sums.add(float(members(ours(x))[0].sum()))
+        assert len(sums) == 20
 
 
 def test_writes_to_shared_memory_are_seen():
@@ -314,10 +314,10 @@ def test_another_backend_packs_anew():
     _, ours = twins("LSTM", 5, 9)
     ours.eval()
     x = torch.randn(1, 1, 5, dtype=torch.float64)
-    before = gw.backend()
+    default = gw.backend()
     with torch.no_grad():
         for name in gw.backends():
             gw.use_backend(name)
             ours(x)
             assert packing.caches[id(ours)].weights.packed.backend == name
-    gw.use_backend(before)
+    gw.use_backend(default)

@@ -15,23 +15,27 @@ pytestmark = MARKS
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_another_thread_restores_a_module_during_a_call(kind, grad, monkeypatch):
-    """At each place where it may."""
+    """The module's class changes at each of the points where another thread may run."""
     theirs, ours = twins(kind, 5, 9)
     x = torch.randn(*(2,) * (kind in LAYERS), 3, 5, dtype=torch.float64)
-    calls_of_others = (
-        (modules, "unsupported_mode"), (modules, "in_forward_mode"), (modules, "_needs_gradients"),
-        (modules, "packed_weights"), (eligibility, "is_plain"), (eligibility, "have_shapes_of"),
-    )  # fmt: skip
-    for room, name in calls_of_others:
+    points = (
+        (modules, "unsupported_mode"),
+        (modules, "in_forward_mode"),
+        (modules, "_needs_gradients"),
+        (modules, "packed_weights"),
+        (eligibility, "is_plain"),
+        (eligibility, "have_shapes_of"),
+    )
+    for module, name in points:
         gt.accelerate(ours)
-        real = getattr(room, name)
+        original = getattr(module, name)
 
-        def restoring(*arguments, real=real):
+        def restoring(*arguments, original=original):
             gt.restore(ours)
-            return real(*arguments)
+            return original(*arguments)
 
         with monkeypatch.context() as patch, torch.set_grad_enabled(grad):
-            patch.setattr(room, name, restoring)
+            patch.setattr(module, name, restoring)
             assert_equal_results([members(ours(x))[0]], [members(theirs(x))[0]])
     gt.accelerate(ours)
     if kind in LAYERS:
@@ -46,13 +50,14 @@ def test_two_threads_use_one_module():
     x = torch.randn(50, 4, 16, dtype=torch.float64)
     with torch.no_grad():
         expected = ours(x)[0]
-    wrong = []
+    differences = []
 
     def work():
         for _ in range(30):
             with torch.no_grad():
-                if not torch.equal(ours(x)[0], expected):
-                    wrong.append(1)
+                y = ours(x)[0]
+            if not torch.equal(y, expected):
+                differences.append(y - expected)
             leaf = x.clone().requires_grad_()
             ours(leaf)[0].sum().backward(inputs=[leaf])
 
@@ -61,11 +66,11 @@ def test_two_threads_use_one_module():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not differences
 
 
 class Rows(torch.utils.data.Dataset):
-    """Each item is made by a layer that has worked in the parent."""
+    """Items from a layer that has already run in the parent process."""
 
     def __init__(self, layer):
         self.layer = layer
@@ -80,9 +85,9 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # JAX, where other tests have used it
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")  # by JAX, if other tests have used it
 def test_data_loaders(context):
-    """No hang, after a forward on several threads in the parent."""
+    """Workers do not hang after the parent has run the layer on several threads."""
     torch.manual_seed(1)
     layer = gt.LSTM(16, 64).eval()
     data = Rows(layer)
@@ -90,25 +95,24 @@ def test_data_loaders(context):
     loader = torch.utils.data.DataLoader(
         data, batch_size=2, num_workers=2, multiprocessing_context=context, timeout=120
     )
-    assert torch.allclose(torch.cat(list(loader)), expected, atol=1e-6)  # spawned, they pick their own backend
+    assert torch.allclose(torch.cat(list(loader)), expected, atol=1e-6)  # a spawned worker picks its own backend
 
 
-def test_torchs_number_of_threads_is_kept_to(monkeypatch):
-    """A DataLoader's worker, for example, sets it to one."""
-    asked = []
-
-    real = _core.Foreign
+def test_calls_keep_to_torchs_number_of_threads(monkeypatch):
+    """A worker of a DataLoader, for example, sets it to one."""
+    thread_counts = []
+    original = _core.Foreign
 
     def foreign(*arguments):
-        asked.append(arguments[-1])
-        return real(*arguments)
+        thread_counts.append(arguments[-1])
+        return original(*arguments)
 
     monkeypatch.setattr(_core, "Foreign", foreign)
     _, ours = twins("LSTM", 5, 9)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         ours(torch.zeros(3, 2, 5, dtype=torch.float64))
-    assert asked == [1, 2]
+    assert thread_counts == [1, 2]
 
 
 RACE = """
@@ -129,16 +133,19 @@ def use():
             _, state = layer(x, state)
             h = cell(x[0], h)
 
-threads = [threading.Thread(target=one) for one in (change, use, use)]
+errors = []
+threading.excepthook = errors.append
+threads = [threading.Thread(target=target) for target in (change, use, use)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+assert not errors, errors
 """
 
 
 def test_parameters_are_replaced_during_a_call():
-    """They may be gone while they are looked at, where nobody holds them."""
+    """A parameter may lose its last owner while the core reads it. No thread crashes, hangs or raises."""
     subprocess.run([sys.executable, "-c", RACE], check=True, timeout=120)
 
 
@@ -149,7 +156,7 @@ torch.set_num_threads(1)
 gatewise.set_num_threads(2)
 module, x = gt.LSTM(128, 128).eval(), torch.zeros(50, 32, 128)
 with torch.no_grad():
-    module(x[:1, :1])  # packs
+    module(x[:1, :1])  # packs the weights
     before = len(os.listdir("/proc/self/task"))
     torch.set_num_threads(int(sys.argv[1]))
     module(x)

@@ -28,15 +28,21 @@ pytestmark = MARKS
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_plain_calls_of_any_strides(kind, options):
-    """And with the bits, and without gradients the memory, of calls that go by the longer road."""
+    """A plain call in the core gives the same bits and layouts as the call before it, which packs the weights."""
     theirs, ours = twins(kind, 9, 9, **options)
-    whole = torch.randn(6, 8, 18, dtype=torch.float64)
+    wide = torch.randn(6, 8, 18, dtype=torch.float64)
     with torch.no_grad():
         for x in (
-            whole[:3, :4, :9], whole[::2, ::2, 9:], whole.transpose(0, 1)[:3, :4, :9],
-            whole[:1, :1, :9].expand(3, 4, 9), whole[:1, :4, :9], whole[:3, :1, :9], whole[0, :4, :9],
-            whole[0, :1, :9], whole[0, ::3, :9],
-        ):  # fmt: skip
+            wide[:3, :4, :9],
+            wide[::2, ::2, 9:],
+            wide.transpose(0, 1)[:3, :4, :9],
+            wide[:1, :1, :9].expand(3, 4, 9),
+            wide[:1, :4, :9],
+            wide[:3, :1, :9],
+            wide[0, :4, :9],
+            wide[0, :1, :9],
+            wide[0, ::3, :9],
+        ):
             state = state_for(ours, *([] if x.dim() == 2 else [x.size(0 if ours.batch_first else 1)]))
             for before in (None, state):
                 gt.repack(ours)
@@ -49,18 +55,17 @@ def test_plain_calls_of_any_strides(kind, options):
 
 
 def test_tensors_made_by_the_core_are_torchs():
-    """What may be done with any tensor may be done with them, long after their module."""
+    """They can be used like any other tensor, long after their module is gone."""
     _, ours = twins("LSTM", 9, 9)
     x, state = plain_call("LSTM")
     with torch.no_grad():
         ours(x, state)
-        found = ours(x, state)
-    y, (h, _) = found
-    kept = y.clone()
-    del ours, found
+        y, (h, _) = ours(x, state)
+    copy_of_y = y.clone()
+    del ours
     gc.collect()
     y.add_(1).sub_(1)
-    assert torch.allclose(y, kept)
+    assert torch.allclose(y, copy_of_y)
     assert torch.equal(pickle.loads(pickle.dumps(h)), h)
     assert torch.equal(copy.deepcopy(h), h)
     h.numpy()[...] = 2
@@ -69,7 +74,7 @@ def test_tensors_made_by_the_core_are_torchs():
     assert h.share_memory_().is_shared()
     weight = torch.ones(9, dtype=torch.float64, requires_grad=True)
     (y * weight).sum().backward()
-    assert torch.allclose(weight.grad, kept.sum((0, 1)))
+    assert torch.allclose(weight.grad, copy_of_y.sum((0, 1)))
     ours = twins("LSTM", 9, 9)[1]
     with torch.inference_mode():
         ours(x, state)
@@ -78,7 +83,7 @@ def test_tensors_made_by_the_core_are_torchs():
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
 def test_the_interface_is_dlpacks(tmp_path):
-    """Each offset that the core relies on, against the header that comes with PyTorch."""
+    """Each offset that the core relies on is that of the header that comes with PyTorch."""
     names = {
         "Version": ("DLPackVersion", {"major": "major", "minor": "minor"}),
         "Device": ("DLDevice", {"type": "device_type", "number": "device_id"}),
@@ -86,8 +91,13 @@ def test_the_interface_is_dlpacks(tmp_path):
         "Tensor": (
             "DLTensor",
             {
-                "data": "data", "device": "device", "axes": "ndim", "dtype": "dtype", "shape": "shape",
-                "strides": "strides", "byte_offset": "byte_offset",
+                "data": "data",
+                "device": "device",
+                "axes": "ndim",
+                "dtype": "dtype",
+                "shape": "shape",
+                "strides": "strides",
+                "byte_offset": "byte_offset",
             },
         ),
         "Owned": (
@@ -97,18 +107,21 @@ def test_the_interface_is_dlpacks(tmp_path):
         "ExchangeApi": (
             "DLPackExchangeAPI",
             {
-                "version": "header.version", "older": "header.prev_api", "new_tensor": "managed_tensor_allocator",
+                "version": "header.version",
+                "older": "header.prev_api",
+                "new_tensor": "managed_tensor_allocator",
                 "tensor_of_object": "managed_tensor_from_py_object_no_sync",
                 "object_of": "managed_tensor_to_py_object_no_sync",
-                "look": "dltensor_from_py_object_no_sync", "stream": "current_work_stream",
+                "look": "dltensor_from_py_object_no_sync",
+                "stream": "current_work_stream",
             },
         ),
-    }  # fmt: skip
+    }
     checks = [
-        f"static_assert(offsetof({ours}, {one}) == offsetof({theirs}, {other}));"
-        f"static_assert(sizeof(std::declval<{ours}>().{one}) == sizeof(std::declval<{theirs}>().{other}));"
+        f"static_assert(offsetof({ours}, {our_field}) == offsetof({theirs}, {their_field}));"
+        f"static_assert(sizeof(std::declval<{ours}>().{our_field}) == sizeof(std::declval<{theirs}>().{their_field}));"
         for ours, (theirs, fields) in names.items()
-        for one, other in fields.items()
+        for our_field, their_field in fields.items()
     ]
     checks += [f"static_assert(sizeof({ours}) == sizeof({theirs}));" for ours, (theirs, _) in names.items()]
     checks += [

@@ -4,22 +4,22 @@ import numpy as np
 from torch_modules import CELLS, NN, assert_equal_results, members, step_state, torch, twins, weight_of
 
 
-def changed(kind, change, rows, prepare=lambda module: module):
-    """Output before and after a change of the weights, and what torch.nn says after it."""
+def assert_change_is_seen(kind, change, rows, prepare=lambda module: module):
+    """After a change of its weights a module gives another output, the same as torch.nn's with these weights."""
     theirs, ours = twins(kind, 5, 9)
     prepare(ours.eval())
-    cell = kind in CELLS
-    x = torch.randn(*(() if cell else (rows,)), rows if cell else 1, 5, dtype=torch.float64)
-    state = step_state(ours, rows) if cell else None
+    is_cell = kind in CELLS
+    x = torch.randn(*(() if is_cell else (rows,)), rows if is_cell else 1, 5, dtype=torch.float64)
+    state = step_state(ours, rows) if is_cell else None
     with torch.no_grad():
         for _ in range(2):
             before = members(ours(x, state))[0]
     change(ours)
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        after, wanted = members(ours(x, state))[0], members(theirs(x, state))[0]
+        after, expected = members(ours(x, state))[0], members(theirs(x, state))[0]
     assert not torch.equal(before, after)
-    assert_equal_results([after], [wanted])
+    assert_equal_results([after], [expected])
 
 
 def by_optimizer(module):
@@ -62,7 +62,7 @@ def by_fused_optimizer(module):
 
 
 def through_a_vector(module):
-    """Of all parameters, which are then views of it."""
+    """All parameters are views of one vector, which is changed."""
     vector = NN.utils.parameters_to_vector(module.parameters()).detach()
     NN.utils.vector_to_parameters(vector, module.parameters())
     with torch.no_grad():
@@ -80,14 +80,20 @@ def through_dlpack(module):
     torch.from_dlpack(weight_of(module).detach()).data.mul_(2)
 
 
-SEEN = [
-    by_optimizer, in_place, by_state_dict, by_another_parameter, by_data, by_fused_optimizer, through_numpy,
-    through_data, through_a_vector, through_the_storage, through_dlpack,
-]  # fmt: skip
+COUNTED = [by_optimizer, in_place, by_state_dict, by_another_parameter, by_data]  # by PyTorch
+WHOLE = [
+    *COUNTED,
+    by_fused_optimizer,
+    through_numpy,
+    through_data,
+    through_a_vector,
+    through_the_storage,
+    through_dlpack,
+]
 
 
 def matrices(module):
-    """The weights and biases, whose memory is written to without PyTorch's counting it."""
+    """The memory of the weights and biases: PyTorch does not count what is written to it."""
     return [parameter.detach().numpy() for parameter in module.parameters()]
 
 
@@ -136,7 +142,7 @@ def columns_rolled(module):
 
 
 def more_and_less(module):
-    """By the same, so that no sum changes."""
+    """One number grows by as much as another shrinks, so that sums stay the same."""
     matrix = matrices(module)[1]
     matrix[2, 3] += 0.25
     matrix[3, 3] -= 0.25
@@ -148,7 +154,16 @@ def clamped(module):
 
 
 PARTIAL = [
-    one_number, the_last_number, one_bias, one_sign, all_signs, one_row, one_column, two_numbers_exchanged,
-    rows_reversed, columns_rolled, more_and_less, clamped,
-]  # fmt: skip
-COUNTED = [by_optimizer, in_place, by_state_dict, by_another_parameter, by_data]
+    one_number,
+    the_last_number,
+    one_bias,
+    one_sign,
+    all_signs,
+    one_row,
+    one_column,
+    two_numbers_exchanged,
+    rows_reversed,
+    columns_rolled,
+    more_and_less,
+    clamped,
+]

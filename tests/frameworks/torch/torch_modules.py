@@ -11,10 +11,9 @@ from gatewise.torch import architectures, eligibility, modules, operator, packin
 
 MARKS = [
     pytest.mark.usefixtures("backend", "one_thread_in_torch"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),  # PyTorch: not by oneDNN
+    pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),  # PyTorch does not run them by oneDNN
     pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning"),
 ]
-
 
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -23,19 +22,21 @@ REPOSITORY = pathlib.Path(__file__).parents[3]
 
 
 def twins(kind, *sizes, dtype=torch.float64, **options):
-    """torch.nn's module and ours from the same seed: the same numbers."""
-    made = []
-    for home in (NN, gt):
+    """torch.nn's module and ours with the same numbers, which come from the same seed."""
+    pair = []
+    for package in (NN, gt):
         torch.manual_seed(3)
-        made.append(getattr(home, kind)(*sizes, dtype=dtype, **options))
-    return made
+        pair.append(getattr(package, kind)(*sizes, dtype=dtype, **options))
+    return pair
 
 
 def members(state):
+    """A state, or an output and a state, as a tuple."""
     return state if isinstance(state, tuple) else (state,)
 
 
 def state_for(module, *batch, seed=5, requires_grad=True):
+    """A random state of a layer: [L*D, B, .], or [L*D, .] without a batch."""
     torch.manual_seed(seed)
     dtype = next(module.parameters()).dtype
     sequences = module.num_layers * (1 + module.bidirectional)
@@ -49,7 +50,7 @@ def data_of(output):
 
 
 def run(module, x, state=None, **options):
-    """Output, state and all gradients of one module; x is a leaf of its own."""
+    """Output, state and all gradients of a module, on copies of x and of the state."""
     module.zero_grad()
     x = x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x
     before = () if state is None else tuple(part.detach().clone().requires_grad_() for part in members(state))
@@ -64,22 +65,24 @@ def run(module, x, state=None, **options):
 
 def assert_equal_results(ours, theirs):
     assert len(ours) == len(theirs)
-    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-        assert (one is None) == (other is None), index
-        if one is not None:
-            assert (one.shape, one.dtype) == (other.shape, other.dtype), index
-            kind = f"torch_{str(one.dtype).removeprefix('torch.')}_gradient"
-            scale = max(1.0, float(other.detach().abs().max())) if other.numel() else 1.0
-            assert not one.numel() or float((one - other).detach().abs().max()) / scale <= TOLERANCES[kind].limit, index
+    for index, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
+        assert (actual is None) == (expected is None), index
+        if actual is None:
+            continue
+        assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), index
+        if actual.numel():
+            limit = TOLERANCES[f"torch_{str(actual.dtype).removeprefix('torch.')}_gradient"].limit
+            scale = max(1.0, float(expected.detach().abs().max()))
+            assert float((actual - expected).detach().abs().max()) / scale <= limit, index
 
 
 def flat(results):
-    """All tensors in tuples in tuples."""
-    return [results] if isinstance(results, torch.Tensor) else [part for one in results for part in flat(one)]
+    """All tensors in nested tuples."""
+    return [results] if isinstance(results, torch.Tensor) else [part for member in results for part in flat(member)]
 
 
-def refused_or_equal(ours, theirs, call):
-    """Both give the same, or both raise the same."""
+def assert_same_outcome(ours, theirs, call):
+    """A call on both modules gives equal results, or raises the same error."""
     results = []
     for module in (ours, theirs):
         torch.manual_seed(1)
@@ -87,16 +90,16 @@ def refused_or_equal(ours, theirs, call):
             results.append(call(module))
         except Exception as error:
             results.append(f"{type(error).__name__}: {error}")
-    one, other = results
-    if isinstance(one, str) or isinstance(other, str):
-        assert one == other
+    actual, expected = results
+    if isinstance(actual, str) or isinstance(expected, str):
+        assert actual == expected
         return
-    one, other = flat(one), flat(other)
-    if other[0].dtype in (torch.float32, torch.float64):
-        assert_equal_results(one, other)
+    actual, expected = flat(actual), flat(expected)
+    if expected[0].dtype in (torch.float32, torch.float64):
+        assert_equal_results(actual, expected)
     else:
-        assert [part.dtype for part in one] == [part.dtype for part in other]
-        assert all(map(torch.equal, one, other))
+        assert [part.dtype for part in actual] == [part.dtype for part in expected]
+        assert all(map(torch.equal, actual, expected))
 
 
 def plain_call(kind, dtype=torch.float64):
@@ -109,6 +112,7 @@ def plain_call(kind, dtype=torch.float64):
 
 
 def step_state(cell, *batch, dtype=torch.float64):
+    """A random state of a cell: [B, H], or [H] without a batch."""
     state = tuple(torch.randn(*batch, cell.hidden_size, dtype=dtype) for _ in range(1 + isinstance(cell, NN.LSTMCell)))
     return state if len(state) > 1 else state[0]
 
@@ -118,7 +122,7 @@ def weight_of(module):
 
 
 class Mixed(NN.Module):
-    """Everything that there is, some of it deep, some of it twice."""
+    """All kinds of layers and cells: some deep inside, one used under two names."""
 
     def __init__(self):
         super().__init__()
