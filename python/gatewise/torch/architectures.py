@@ -1,13 +1,14 @@
-"""What the modules of torch.nn are to gatewise: their architecture and their weights, read from their attributes.
+"""What the modules of torch.nn are to gatewise: their architecture and their weights.
 
-torch.nn reads the attributes at each call, so they are read at each call here, too.
+torch.nn reads a module's attributes at each call, and so does gatewise. A call reads each only once, because another
+thread may set it: sizes that were checked must be the sizes that are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +37,33 @@ def make_architecture(
     return Architecture(cell, input_size, hidden_size, num_layers, bias, bidirectional, proj_size, DTYPES[dtype])
 
 
-def layer_architecture(layer: Any, dtype: torch.dtype) -> Architecture:
+class LayerAttributes(NamedTuple):
+    """The attributes of a layer that its calls depend on, under torch.nn's names."""
+
+    mode: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    bidirectional: bool
+    proj_size: int
+
+    @classmethod
+    def of(cls, layer: Any) -> LayerAttributes:
+        return cls(
+            layer.mode,
+            layer.input_size,
+            layer.hidden_size,
+            layer.num_layers,
+            layer.bias,
+            layer.batch_first,
+            layer.bidirectional,
+            layer.proj_size,
+        )
+
+
+def layer_architecture(layer: LayerAttributes, dtype: torch.dtype) -> Architecture:
     return make_architecture(
         LAYER_CELLS[layer.mode],
         layer.input_size,
@@ -52,8 +79,8 @@ def layer_architecture(layer: Any, dtype: torch.dtype) -> Architecture:
 def cell_architecture(cell: Any, dtype: torch.dtype) -> Architecture | None:
     """The architecture of one layer with the cell's weights; None if the cell's nonlinearity is not known."""
     if isinstance(cell, torch.nn.RNNCell):
-        kind = {"tanh": "rnn_tanh", "relu": "rnn_relu"}.get(cell.nonlinearity)
-        if kind is None:
+        kind = f"rnn_{cell.nonlinearity}"
+        if kind not in ("rnn_tanh", "rnn_relu"):
             return None
     else:
         kind = "lstm" if isinstance(cell, torch.nn.LSTMCell) else "gru"

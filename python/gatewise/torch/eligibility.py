@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from gatewise.torch.architectures import cell_architecture, have_shapes_of, layer_architecture
+from gatewise.torch.architectures import LayerAttributes, cell_architecture, have_shapes_of, layer_architecture
 from gatewise.torch.tensors import DTYPES, is_plain
+from gatewise.weights.architecture import Architecture
 
 # The reason for calls that PyTorch refuses as well, by an error of its own.
 INVALID_FOR_TORCH = "something that PyTorch refuses"
@@ -48,7 +49,7 @@ def _only_default_device() -> bool:
 # ---- layers
 
 
-def layer_obstacle(layer: Any, input: Any, hx: Any) -> str | None:
+def layer_obstacle(layer: LayerAttributes, input: Any, hx: Any) -> str | None:
     """Why PyTorch's own code must take this call of a layer, if only to raise its error; None if the core can."""
     x = data_of(input)
     if hx is not None and isinstance(hx, Tensor) is (layer.mode == "LSTM"):
@@ -64,14 +65,14 @@ def layer_obstacle(layer: Any, input: Any, hx: Any) -> str | None:
     return None if _has_valid_shapes(layer, x, None if hx is None else state, batch_sizes) else INVALID_FOR_TORCH
 
 
-def weights_obstacle(layer: Any, weights: Sequence[Any], dtype: torch.dtype) -> str | None:
+def weights_obstacle(layer: LayerAttributes, weights: Sequence[Any], dtype: torch.dtype) -> str | None:
     """The same, because of a layer's weights."""
     if not all(is_plain(weight) and weight.dtype is dtype for weight in weights):
         return "weights that are not plain tensors of the input's dtype"
     return None if have_shapes_of(layer_architecture(layer, dtype), weights) else INVALID_FOR_TORCH
 
 
-def traced_obstacle(layer: Any, input: Any, hx: Any, dtype: torch.dtype) -> str | None:
+def traced_obstacle(layer: LayerAttributes, input: Any, hx: Any, dtype: torch.dtype) -> str | None:
     """Why a compiler must trace PyTorch's own code for this call of a layer with weights of `dtype`.
 
     A compiler cannot look at memory, and sizes may be symbols.
@@ -91,7 +92,7 @@ def traced_obstacle(layer: Any, input: Any, hx: Any, dtype: torch.dtype) -> str 
     return "an export to ONNX" if torch.onnx.is_in_onnx_export() else None
 
 
-def _has_valid_shapes(layer: Any, x: Any, state: Sequence[Any] | None, batch_sizes: Any = None) -> bool:
+def _has_valid_shapes(layer: LayerAttributes, x: Any, state: Sequence[Any] | None, batch_sizes: Any = None) -> bool:
     """Whether torch.nn's layer takes an input and a state of these shapes, whose sizes may be symbols.
 
     x is [T, B, I], with batch_first [B, T, I], or [T, I]; or [rows, I] with the batch_sizes [T] of a PackedSequence.
@@ -150,15 +151,19 @@ def batch_sizes_of(sequence: Any) -> Any:
 # ---- cells
 
 
-def is_eligible_step(cell: Any, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> bool:
-    """Whether the core can make a step of a cell: x [B, I] or [I], and each part of the state [B, H] or [H]."""
+def step_architecture(cell: Any, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> Architecture | None:
+    """The architecture for a step of a cell in the core; None if PyTorch's own code must make the step.
+
+    x is [B, I] or [I], and each part of the state [B, H] or [H].
+    """
     if not all(map(is_plain, (x, *state, *weights))) or x.dtype not in DTYPES:
-        return False
-    if not 1 <= x.dim() <= 2 or x.size(-1) != cell.input_size or not (x.numel() and cell.hidden_size):
-        return False
+        return None
     if any(tensor.dtype is not x.dtype for tensor in (*state, *weights)):
-        return False
+        return None
     architecture = cell_architecture(cell, x.dtype)
-    if architecture is None or not have_shapes_of(architecture, weights):
-        return False
-    return all(part.shape == (*x.shape[:-1], cell.hidden_size) for part in state)
+    if architecture is None or not 1 <= x.dim() <= 2 or x.size(-1) != architecture.input_size:
+        return None
+    if not (x.numel() and architecture.hidden_size and have_shapes_of(architecture, weights)):
+        return None
+    has_state_shapes = all(part.shape == (*x.shape[:-1], architecture.hidden_size) for part in state)
+    return architecture if has_state_shapes else None

@@ -18,7 +18,7 @@ from gatewise.arguments.arrays import whole_number
 from gatewise.arguments.sequences import schedule_of
 from gatewise.running.layout import Layout
 from gatewise.torch.architectures import (
-    cell_architecture,
+    LayerAttributes,
     cell_weight_names,
     dropout_of,
     layer_architecture,
@@ -30,15 +30,16 @@ from gatewise.torch.eligibility import (
     batch_sizes_of,
     data_of,
     in_forward_mode,
-    is_eligible_step,
     layer_obstacle,
     refuse_own_options,
+    step_architecture,
     unsupported_mode,
     weights_obstacle,
 )
 from gatewise.torch.operator import traced_call
 from gatewise.torch.packing import caches, forget, pack, packed_weights
 from gatewise.torch.tensors import dense, empty, with_dense_rows
+from gatewise.weights.architecture import Architecture
 
 
 class RecurrentModule:
@@ -119,36 +120,39 @@ def _run_layer(
     layer: Any, input: Any, hx: Any, lengths: object, resets: object, checkpoint_every: int | None
 ) -> tuple[Any, Any] | None:
     """Output and state after of any call; None if PyTorch's own code must run it."""
-    obstacle = unsupported_mode() or layer_obstacle(layer, input, hx)
+    attributes = LayerAttributes.of(layer)
+    obstacle = unsupported_mode() or layer_obstacle(attributes, input, hx)
     weights: tuple[Any, ...] = ()
     if obstacle is None:
         weights = weights_of(layer, layer._flat_weights_names)  # only once: a parametrization may change with each look
-        obstacle = weights_obstacle(layer, weights, data_of(input).dtype)
+        obstacle = weights_obstacle(attributes, weights, data_of(input).dtype)
     if obstacle is not None:
         refuse_own_options(obstacle, lengths, resets, checkpoint_every)
         return None
     state = (hx,) if isinstance(hx, Tensor) else hx
+    architecture = layer_architecture(attributes, data_of(input).dtype)
     if isinstance(input, PackedSequence):
         if lengths is not None or resets is not None:
             raise TypeError("lengths, resets: expected none with a PackedSequence")
-        return _run_packed(layer, input, state, weights, checkpoint_every)
+        return _run_packed(layer, architecture, input, state, weights, checkpoint_every)
     x, is_batched = input, input.dim() == 3
     if not is_batched:
         x, state = with_batch(x, state)
-    batch_first = layer.batch_first and is_batched
+    batch_first = attributes.batch_first and is_batched
     batch, steps = (x.size(0), x.size(1)) if batch_first else (x.size(1), x.size(0))
     schedule, longest = None, steps
     if lengths is not None or resets is not None:
-        architecture = layer_architecture(layer, x.dtype)
-        layout = Layout(architecture, layer.batch_first, not is_batched, steps, batch)
+        layout = Layout(architecture, attributes.batch_first, not is_batched, steps, batch)
         schedule, longest = schedule_of(layout, lengths, resets)
-    call = _new_call(layer, x.dtype, (steps, longest, batch), schedule, checkpoint_every, batch_first=batch_first)
+    sizes = (steps, longest, batch)
+    call = _new_call(layer, architecture, sizes, schedule, checkpoint_every, batch_first=batch_first)
     y, after = _run(layer, call, x, state, weights)
     return result_of(y, after, is_batched=is_batched)
 
 
 def _run_packed(
     layer: Any,
+    architecture: Architecture,
     input: Any,
     state: tuple[Tensor, ...] | None,
     weights: tuple[Any, ...],
@@ -169,7 +173,8 @@ def _run_packed(
         state = tuple(part.index_select(1, input.sorted_indices) for part in state)
     if state is not None and any(part.size(1) != batch for part in state):
         raise RuntimeError(f"hx: expected states of {batch} rows")
-    call = _new_call(layer, x.dtype, (steps, steps, batch), schedule, checkpoint_every, packed_rows=packed_rows)
+    sizes = (steps, steps, batch)
+    call = _new_call(layer, architecture, sizes, schedule, checkpoint_every, packed_rows=packed_rows)
     y, after = _run(layer, call, x, state, weights)
     if input.unsorted_indices is not None:
         after = tuple(part.index_select(1, input.unsorted_indices) for part in after)
@@ -179,7 +184,7 @@ def _run_packed(
 
 def _new_call(
     layer: Any,
-    dtype: torch.dtype,
+    architecture: Architecture,
     sizes: tuple[int, int, int],
     schedule: _core.Plan | None,
     checkpoint_every: int | None,
@@ -192,7 +197,7 @@ def _new_call(
     every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
     dropout = dropout_of(layer)
     return Call(
-        layer_architecture(layer, dtype),
+        architecture,
         batch_first,
         steps,
         longest,
@@ -277,10 +282,10 @@ def _run_step(cell: Any, input: Any, hx: Any) -> Any:
     state = () if hx is None else tuple(hx) if is_lstm and isinstance(hx, (tuple, list)) else (hx,)
     names = cell_weight_names(cell)
     weights = weights_of(cell, names)
-    if (hx is not None and len(state) != 1 + is_lstm) or not is_eligible_step(cell, input, state, weights):
+    if hx is not None and len(state) != 1 + is_lstm:
         return None
-    architecture = cell_architecture(cell, input.dtype)
-    if architecture is None:  # another thread has changed the cell since it was checked
+    architecture = step_architecture(cell, input, state, weights)
+    if architecture is None:
         return None
     packed = packed_weights(cell, architecture, names, weights)
     state = tuple(dense(part) for part in state)

@@ -14,6 +14,7 @@ from gatewise.arguments.sequences import schedule_of
 from gatewise.running.layout import Layout
 from gatewise.torch.architectures import (
     LAYER_CELLS,
+    LayerAttributes,
     dropout_of,
     make_architecture,
     sequence_count,
@@ -306,7 +307,8 @@ def traced_call(
 ) -> tuple[Any, Any] | None:
     """Output and state after, for a compiler; None if it must trace PyTorch's own code."""
     weights = [getattr(layer, name) for name in layer._flat_weights_names]
-    obstacle = traced_obstacle(layer, input, hx, weights[0].dtype)
+    attributes = LayerAttributes.of(layer)
+    obstacle = traced_obstacle(attributes, input, hx, weights[0].dtype)
     if obstacle is not None:
         refuse_own_options(obstacle, lengths, resets, checkpoint_every)
         return None
@@ -328,13 +330,19 @@ def traced_call(
         h,
         c,
         weights,
-        LAYER_CELLS[layer.mode],
-        [layer.input_size, layer.hidden_size, layer.num_layers, layer.proj_size, checkpoint_every or 0],
-        [layer.bias, layer.bidirectional, layer.batch_first and is_batched],
+        LAYER_CELLS[attributes.mode],
+        [
+            attributes.input_size,
+            attributes.hidden_size,
+            attributes.num_layers,
+            attributes.proj_size,
+            checkpoint_every or 0,
+        ],
+        [attributes.bias, attributes.bidirectional, attributes.batch_first and is_batched],
         lengths,
         resets,
         dropout,
         torch.randint(0, 2**62, ()) if dropout else None,
         record,
     )
-    return result_of(y, (h_after, c_after) if layer.mode == "LSTM" else (h_after,), is_batched=is_batched)
+    return result_of(y, (h_after, c_after) if attributes.mode == "LSTM" else (h_after,), is_batched=is_batched)

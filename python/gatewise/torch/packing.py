@@ -20,6 +20,7 @@ class Cache(NamedTuple):
     """Weights that were packed for a module, and the module itself, whose end is the end of the cache."""
 
     module: ref[torch.nn.Module]
+    architecture: Architecture
     weights: _core.TensorWeights
 
 
@@ -50,24 +51,24 @@ def packed_weights(
 ) -> _core.TensorWeights:
     """Packed weights for a call without gradients, from an earlier call if they are still current."""
     cache = caches.get(id(module))
-    if cache is not None and cache.weights.hold(weights):
+    if cache is not None and cache.architecture == architecture and cache.weights.hold(weights):
         return cache.weights
     token = packing_now[id(module)] = object()
     packed = _core.TensorWeights(
         tensor_library, tuple(names), weights, partial(pack, architecture), module in frozen_modules
     )
     if packed.is_cacheable:
-        _remember(module, packed)
+        _remember(module, architecture, packed)
     if packing_now.pop(id(module), None) is not token:  # `forget` was called meanwhile
         caches.pop(id(module), None)
     return packed
 
 
-def _remember(module: torch.nn.Module, weights: _core.TensorWeights) -> None:
+def _remember(module: torch.nn.Module, architecture: Architecture, weights: _core.TensorWeights) -> None:
     def drop(_: object, key: int = id(module), caches: dict[int, Cache] = caches) -> None:
         caches.pop(key, None)
 
-    caches[id(module)] = Cache(ref(module, drop), weights)
+    caches[id(module)] = Cache(ref(module, drop), architecture, weights)
 
 
 def forget(module: torch.nn.Module) -> None:

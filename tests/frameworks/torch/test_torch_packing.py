@@ -223,6 +223,25 @@ def test_an_attribute_is_set_between_two_looks(monkeypatch):
         assert_equal_results([ours(x)], [theirs(x)])
 
 
+def test_a_call_after_an_attribute_is_set_packs_anew(monkeypatch):
+    """Another thread may call a layer when an attribute is set, but its packed weights are not forgotten yet."""
+    theirs, ours = twins("RNN", 5, 9)
+    x, original = torch.randn(3, 2, 5, dtype=torch.float64), NN.Module.__setattr__
+    outputs = []
+
+    def setting(self, name, value):
+        original(self, name, value)
+        outputs.append(ours(x, lengths=[3, 3])[0])
+
+    with torch.no_grad():
+        ours(x)
+        monkeypatch.setattr(NN.Module, "__setattr__", setting)
+        ours.mode = "RNN_RELU"
+        monkeypatch.undo()
+        theirs.mode = "RNN_RELU"
+        assert_equal_results(outputs, [theirs(x)[0]])
+
+
 def test_a_thread_writes_to_weights_of_a_megabyte():
     """Large weights are read without the GIL: the memory that a parameter gives up must live until reading ends."""
     theirs, ours = twins("LSTM", 64, 160)
