@@ -81,49 +81,52 @@ def test_tensors_made_by_the_core_are_torchs():
         assert all(part.is_inference() for part in flat(ours(x, state)))
 
 
+# Our name of each struct, its name in the header, and the names of its fields here and there.
+STRUCTS = {
+    "Version": ("DLPackVersion", {"major": "major", "minor": "minor"}),
+    "Device": ("DLDevice", {"type": "device_type", "number": "device_id"}),
+    "DataType": ("DLDataType", {"code": "code", "bits": "bits", "lanes": "lanes"}),
+    "Tensor": (
+        "DLTensor",
+        {
+            "data": "data",
+            "device": "device",
+            "axes": "ndim",
+            "dtype": "dtype",
+            "shape": "shape",
+            "strides": "strides",
+            "byte_offset": "byte_offset",
+        },
+    ),
+    "Owned": (
+        "DLManagedTensorVersioned",
+        {"version": "version", "owner": "manager_ctx", "free": "deleter", "flags": "flags", "tensor": "dl_tensor"},
+    ),
+    "ExchangeApi": (
+        "DLPackExchangeAPI",
+        {
+            "version": "header.version",
+            "older": "header.prev_api",
+            "new_tensor": "managed_tensor_allocator",
+            "tensor_of_object": "managed_tensor_from_py_object_no_sync",
+            "object_of": "managed_tensor_to_py_object_no_sync",
+            "look": "dltensor_from_py_object_no_sync",
+            "stream": "current_work_stream",
+        },
+    ),
+}
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
 def test_the_interface_is_dlpacks(tmp_path):
     """Each offset that the core relies on is that of the header that comes with PyTorch."""
-    names = {
-        "Version": ("DLPackVersion", {"major": "major", "minor": "minor"}),
-        "Device": ("DLDevice", {"type": "device_type", "number": "device_id"}),
-        "DataType": ("DLDataType", {"code": "code", "bits": "bits", "lanes": "lanes"}),
-        "Tensor": (
-            "DLTensor",
-            {
-                "data": "data",
-                "device": "device",
-                "axes": "ndim",
-                "dtype": "dtype",
-                "shape": "shape",
-                "strides": "strides",
-                "byte_offset": "byte_offset",
-            },
-        ),
-        "Owned": (
-            "DLManagedTensorVersioned",
-            {"version": "version", "owner": "manager_ctx", "free": "deleter", "flags": "flags", "tensor": "dl_tensor"},
-        ),
-        "ExchangeApi": (
-            "DLPackExchangeAPI",
-            {
-                "version": "header.version",
-                "older": "header.prev_api",
-                "new_tensor": "managed_tensor_allocator",
-                "tensor_of_object": "managed_tensor_from_py_object_no_sync",
-                "object_of": "managed_tensor_to_py_object_no_sync",
-                "look": "dltensor_from_py_object_no_sync",
-                "stream": "current_work_stream",
-            },
-        ),
-    }
     checks = [
         f"static_assert(offsetof({ours}, {our_field}) == offsetof({theirs}, {their_field}));"
         f"static_assert(sizeof(std::declval<{ours}>().{our_field}) == sizeof(std::declval<{theirs}>().{their_field}));"
-        for ours, (theirs, fields) in names.items()
+        for ours, (theirs, fields) in STRUCTS.items()
         for our_field, their_field in fields.items()
     ]
-    checks += [f"static_assert(sizeof({ours}) == sizeof({theirs}));" for ours, (theirs, _) in names.items()]
+    checks += [f"static_assert(sizeof({ours}) == sizeof({theirs}));" for ours, (theirs, _) in STRUCTS.items()]
     checks += [
         "static_assert(int(cpu) == kDLCPU && version_major == DLPACK_MAJOR_VERSION);",
         "static_assert(int(unsigned_integer) == kDLUInt && int(floating) == kDLFloat);",
