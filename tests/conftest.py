@@ -115,6 +115,16 @@ def backend(request):
     gw.use_backend(before)
 
 
+@pytest.fixture
+def one_thread_in_torch():
+    """The shapes are small: threads would only wait for each other."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=CELLS)
 def cell(request):
     return request.param
