@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
-from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope
-from gatewise.formats.onnx_values import (
+from gatewise.formats.onnx import protobuf
+from gatewise.formats.onnx.graph import PEEPHOLES, RECURRENT, Scope
+from gatewise.formats.onnx.values import (
     IN_CELLS,
     LAYER_BYTES,
     SINCE,
