@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gatewise.formats.hdf5 import Store
+from gatewise.formats.keras.hdf5 import Store
 
 h5py = pytest.importorskip("h5py")
 

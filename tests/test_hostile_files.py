@@ -19,7 +19,8 @@ from typing import Any
 import gatewise as gw
 import pytest
 from children import assert_refused, load_in_child
-from gatewise.formats import hdf5, json_text, keras
+from gatewise.formats import json_text, keras
+from gatewise.formats.keras import hdf5
 
 h5py = pytest.importorskip("h5py")
 

@@ -18,7 +18,7 @@ import atheris
 with atheris.instrument_imports(include=["gatewise.formats"]):
     import gatewise as gw
 
-    for _module in ("safetensors", "rtneural", "hdf5", "keras", "onnx", "pytorch"):
+    for _module in ("safetensors", "rtneural", "keras", "onnx", "pytorch"):
         importlib.import_module(f"gatewise.formats.{_module}")
 
 from tests.fuzz import formats

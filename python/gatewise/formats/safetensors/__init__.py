@@ -26,8 +26,8 @@ import numpy as np
 
 from gatewise.arguments.arrays import Array, describe, flag, whole_number
 from gatewise.formats import json_text
-from gatewise.formats.checkpoints import widened
 from gatewise.formats.errors import at, reading
+from gatewise.formats.weights import widened
 from gatewise.layers import blocks
 from gatewise.layers.activation import Activation
 from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gatewise.arguments.arrays import MAX_SIZE, Array
-from gatewise.formats import hdf5, json_text
+from gatewise.formats import json_text
 from gatewise.formats.errors import at, reading
+from gatewise.formats.keras import hdf5
 from gatewise.layers.activation import Activation
 from gatewise.layers.blocks import (
     MERGES,

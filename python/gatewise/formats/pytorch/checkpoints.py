@@ -16,8 +16,10 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats import pickles, signatures
-from gatewise.formats.pickles import ITEM_SIZES, Class, Instance, Storage, Tensor
+from gatewise.formats import signatures
+from gatewise.formats.pytorch import pickles
+from gatewise.formats.pytorch.pickles import ITEM_SIZES, Class, Instance, Storage, Tensor
+from gatewise.formats.weights import widened
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of an old file is
 PROTOCOL = 1001  # and the second one
@@ -193,12 +195,3 @@ def span(tensor: Tensor) -> int:
 def size_of(tensor: Tensor) -> int:
     """The bytes of a tensor's numbers, in memory or from the first to the last in the file, whichever are more."""
     return max(math.prod(tensor.shape), span(tensor)) * max(4, ITEM_SIZES.get(tensor.kind, 0))
-
-
-def widened(array: Array, kind: str) -> Array:
-    """Numbers of float32 from those of float16, or of bfloat16: float32's upper half, here as whole numbers."""
-    if kind == "float16":
-        return array.astype(np.float32)
-    if kind == "bfloat16":
-        return (array.astype(np.uint32, order="C") << 16).view(np.float32)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gatewise.arguments.arrays import Array, flag, floating, shaped
-from gatewise.formats.checkpoints import DTYPES, Checkpoint, described, size_of
 from gatewise.formats.errors import at, printable, reading
-from gatewise.formats.pickles import Tensor
+from gatewise.formats.pytorch.checkpoints import DTYPES, Checkpoint, described, size_of
+from gatewise.formats.pytorch.pickles import Tensor
 from gatewise.formats.safetensors import read_arrays
 from gatewise.formats.verification import verify
 from gatewise.layers import blocks
