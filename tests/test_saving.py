@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits, random
 from gatewise import formats
-from gatewise.formats import safetensors
+from gatewise.formats import files
 from gatewise.weights.functions import NUMBERS
 from tolerances import assert_close
 
@@ -168,9 +168,7 @@ def test_a_missing_folder_is_reported_as_it_was_given(name, tmp_path, monkeypatc
 KILLED = """
 import os, signal, sys
 import gatewise as gw
-from gatewise import formats
-from gatewise.formats import safetensors
-safetensors.os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 gw.save(gw.LSTM(3, 4), sys.argv[1])
 """
 
@@ -183,7 +181,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         done = subprocess.run([sys.executable, "-c", KILLED, target], timeout=120)
         assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 3
-    busy, name = safetensors._new_temporary(str(path))
+    busy, name = files._new_temporary(str(path))
     with busy:
         gw.save(gw.LSTM(3, 4, seed=1), path)
         assert Path(name).exists()
