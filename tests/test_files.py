@@ -372,11 +372,11 @@ def test_bad_arguments(path, tmp_path):
     layer = gw.Dense(3, 4)
     for _ in range(7):
         layer = gw.TimeDistributed(layer)
-    with pytest.raises(ValueError, match="activation: expected at most 8 layers in each other"):
+    with pytest.raises(ValueError, match="activation: expected at most 8 layers inside each other"):
         gw.save(gw.Sequential([layer]), path)
     for _ in range(1000):
         layer = gw.TimeDistributed(layer)
-    with pytest.raises(ValueError, match="layer: expected at most 8 layers in each other"):
+    with pytest.raises(ValueError, match="layer: expected at most 8 layers inside each other"):
         gw.save(gw.Sequential([layer]), path)
     assert not path.exists()
     with pytest.raises(TypeError):

@@ -72,7 +72,7 @@ def test_layers(make, tmp_path):
         assert repr(again) == repr(layer)
         assert_same_bits(again.state_dict(), layer.state_dict())
     with pytest.raises(
-        gw.FormatError, match=r"model\.pth: expected .* alone, got layers of prefix '1\.encoder\.' and 2"
+        gw.FormatError, match=r"model\.pth: expected only .*, got layers of prefix '1\.encoder\.' and 2"
     ):
         gw.load(tmp_path / "model.pth")
 
