@@ -19,8 +19,9 @@ from typing import Any
 import gatewise as gw
 import pytest
 from children import assert_refused, load_in_child
-from gatewise.formats import json_text, keras
-from gatewise.formats.keras import hdf5
+from gatewise.formats import json_text
+from gatewise.formats.keras import graph, hdf5, hdf5_objects
+from gatewise.formats.keras.config import Entry
 
 h5py = pytest.importorskip("h5py")
 
@@ -170,23 +171,23 @@ def graph_entry(kind: str, name: str, source: str, **config: Any) -> dict[str, A
     return {"class_name": kind, "config": {"name": name, **config}, "inbound_nodes": nodes}
 
 
-def graph(layers: list[dict[str, Any]], last: str) -> dict[str, Any]:
+def graph_config(layers: list[dict[str, Any]], last: str) -> dict[str, Any]:
     first = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, None, 3]}, "inbound_nodes": []}
     config = {"layers": [first, *layers], "input_layers": [["x", 0, 0]], "output_layers": [[last, 0, 0]]}
     return {"class_name": "Functional", "config": config}
 
 
 def calls(monkeypatch: pytest.MonkeyPatch, function: str, work: Callable[[], object]) -> int:
-    """How often a function of the reader is called."""
-    count, own = 0, getattr(keras, function)
+    """How often a function of the reader of graphs is called."""
+    count, original = 0, getattr(graph, function)
 
     def counted(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        return own(*arguments)
+        return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras, function, counted)
+        patch.setattr(graph, function, counted)
         work()
     return count
 
@@ -196,8 +197,8 @@ def test_masks_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200
     layers = [graph_entry("Masking", f"m{i}", "x", mask_value=1) for i in range(count)]
     layers += [graph_entry("NotEqual", f"n{i}", "elsewhere") for i in range(count)]
-    entries = [keras._Entry.of(one, "") for one in layers]
-    assert calls(monkeypatch, "_source", lambda: keras._masks(entries)) == count
+    entries = [Entry.of(layer, "") for layer in layers]
+    assert calls(monkeypatch, "input_layer", lambda: graph.mask_operations(entries)) == count
 
 
 def test_long_chains(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_long_chains(tmp_path: Path) -> None:
     layers = [graph_entry("Dropout", f"d{i}", f"d{i - 1}" if i else "x", rate=0.5) for i in range(count)]
     paths = []
     for name, model in (
-        ("graph", graph(layers, f"d{count - 1}")),
+        ("graph", graph_config(layers, f"d{count - 1}")),
         ("sequence", {"class_name": "Sequential", "config": {"name": "s" * 1000, "layers": layers}}),
     ):
         paths.append(tmp_path / f"{name}.h5")
@@ -318,9 +319,9 @@ def test_trees_of_shared_nodes() -> None:
         below = len(tree) - (48 if level == 1 else 24 + 8 + 256)
         tree += b"TREE\0" + bytes([level]) + struct.pack("<H", 16) + bytes(16)
         tree += b"".join(bytes(8) + struct.pack("<Q", below) for _ in range(16)) + bytes(8)
-    file = hdf5._File(bytes(tree))
+    file = hdf5_objects.BoundedFile(bytes(tree))
     with pytest.raises(ValueError, match="lead to the same bytes again and again"):
-        list(hdf5._nodes(file, len(tree) - 24 - 8 - 256))
+        list(hdf5_objects.tree_nodes(file, len(tree) - 24 - 8 - 256))
 
 
 def test_headers_that_continue_in_themselves(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def test_headers_that_continue_in_themselves(tmp_path: Path) -> None:
     data = h5_bytes(fill, path)
     root = struct.unpack_from("<Q", data, 64)[0]
     size_of_header = struct.unpack_from("<I", data, root + 8)[0]
-    assert struct.unpack_from("<HH", data, root + 16) == (hdf5.CONTINUATION, 16)
+    assert struct.unpack_from("<HH", data, root + 16) == (hdf5_objects.CONTINUATION, 16)
     struct.pack_into("<QQ", data, root + 24, root + 16, size_of_header)
     path.write_bytes(data)
     assert_refused([path], warm_up=DATA / "around.h5", seconds=10)
