@@ -396,7 +396,7 @@ def test_archives_that_are_not_what_they_seem(path):
             archive.writestr(name, members[name])
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("weights/data/0", members["weights/data/0"])
-    assert "two members of one name" in refusal(path)
+    assert "two members of the same name" in refusal(path)
     first, second = (struct.pack("<I", places[f"weights/data/{i}"]) for i in range(2))
     directory = good.index(b"PK\x01\x02")
     path.write_bytes(good[:directory] + good[directory:].replace(second, first))
