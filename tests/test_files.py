@@ -1,15 +1,18 @@
 """Saved layers and models: back as they were, readable by others, and nothing that a file says does harm."""
 
+import importlib
 import json
 import os
 import stat
 import threading
 import tracemalloc
+from pathlib import Path
 
 import gatewise as gw
 import numpy as np
 import pytest
 from conftest import assert_same_bits, make_layer, random
+from gatewise.formats import files
 
 LAYERS = [
     ("lstm", {}),
@@ -344,6 +347,45 @@ def test_who_reads_while_it_is_written_gets_one_or_the_other(path):
     writer.join()
 
 
+def test_a_file_that_is_written_by_its_name_is_replaced_too(path):
+    """As the command line writes results; and an error about the new file names the one that it was for."""
+    path.write_text("before")
+    with files.replacing(str(path)) as file:
+        Path(file.name).write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+
+    def fail(error):
+        with files.replacing(str(path)) as file:
+            file.write(b"half of it")
+            raise error(file.name)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fail(lambda name: OSError(28, "No space left on device", name))
+    assert caught.value.filename == str(path)
+    with pytest.raises(KeyboardInterrupt):
+        fail(lambda name: KeyboardInterrupt())
+    assert path.read_text() == "after"
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["keras", "pytorch", "rtneural", "safetensors"])
+def test_readers_do_not_wait_for_pipes(name, tmp_path):
+    """Nor does any of them open a directory."""
+    reader = importlib.import_module(f"gatewise.formats.{name}")
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path, tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(gw.FormatError, match=f"^{special}: expected a file$"):
+            reader.load(special)
+
+
+def test_a_configuration_is_not_read_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    weights = Path(__file__).parent / "data" / "chain.weights.h5"
+    with pytest.raises(gw.FormatError, match=f": config: {tmp_path / 'pipe'}: expected a file$"):
+        gw.load(weights, config=tmp_path / "pipe")
+
+
 def test_bad_arguments(path, tmp_path):
     class Own(gw.LSTM):
         pass
@@ -609,7 +651,7 @@ def test_messages_can_be_printed(path):
     gw.save(make_layer("gru", 5, 9), path)
     header, numbers = parts(path)
     for name in ("\ud800", "a" * 100_000):
-        with pytest.raises(gw.FormatError) as caught:
+        with pytest.raises(gw.FormatError, match=r"expected dtype, shape and|: a{1000} \.\.\.$") as caught:
             gw.load(write(path, {**header, name: {}}, numbers))
         assert str(caught.value).encode("ascii")
         assert len(str(caught.value)) < 3000
@@ -620,19 +662,37 @@ def test_wrong_files(path):
     data = path.read_bytes()
     header, numbers = parts(path)
     text = json.dumps(header).encode()
-    for wrong in (
-        b"", data[:7], data[:8], data[:100], data[:-1], data + b"a", b"\xff" * 8 + data[8:], b"\xff" * 100,
-        (10**9).to_bytes(8, "little") + data[8:],
-    ):  # fmt: skip
+    says_too_much, length = "got one of {} bytes that says its header has {}$", int.from_bytes(data[:8], "little")
+    for wrong, reason in (
+        (b"", says_too_much.format(0, 0)),
+        (data[:7], says_too_much.format(7, length)),
+        (data[:8], says_too_much.format(8, length)),
+        (data[:100], says_too_much.format(100, length)),
+        (data[:-1], "expected 1728 bytes of numbers, got 1727$"),
+        (data + b"a", "expected 1728 bytes of numbers, got 1729$"),
+        (b"\xff" * 8 + data[8:], says_too_much.format(len(data), 2**64 - 1)),
+        (b"\xff" * 100, says_too_much.format(100, 2**64 - 1)),
+        ((10**9).to_bytes(8, "little") + data[8:], says_too_much.format(len(data), 10**9)),
+    ):
         path.write_bytes(wrong)
-        with pytest.raises(gw.FormatError):
+        with pytest.raises(gw.FormatError, match=reason):
             gw.load(path)
-    for wrong in (
-        b"", b"null", b"[]", b"1", b'"a"', b"\xff\xfe", text[:-1], text + text, b"{" + text, b"[" * 100_000,
-        text.replace(b'"bias_hh_l0"', b'"bias_ih_l0"'), text.replace(b"[27, 9]", b"[27, NaN]"),
-        text.replace(b"[27, 9]", b"[27, " + b"9" * 5000 + b"]"),
-    ):  # fmt: skip
-        with pytest.raises(gw.FormatError):
+    for wrong, reason in (
+        (b"", "expected JSON: Expecting value"),
+        (b"null", "expected names and tensors in the header$"),
+        (b"[]", "expected names and tensors in the header$"),
+        (b"1", "expected names and tensors in the header$"),
+        (b'"a"', "expected names and tensors in the header$"),
+        (b"\xff\xfe", "expected JSON: Expecting value"),
+        (text[:-1], "expected JSON: Expecting ',' delimiter"),
+        (text + text, "expected JSON: Extra data"),
+        (b"{" + text, "expected JSON: Expecting property name"),
+        (b"[" * 100_000, "expected JSON, got one that is nested too deeply$"),
+        (text.replace(b'"bias_hh_l0"', b'"bias_ih_l0"'), "expected JSON: a name occurs twice$"),
+        (text.replace(b"[27, 9]", b"[27, NaN]"), "expected JSON: NaN is not a number of JSON$"),
+        (text.replace(b"[27, 9]", b"[27, " + b"9" * 5000 + b"]"), "expected JSON: Exceeds the limit"),
+    ):
+        with pytest.raises(gw.FormatError, match=reason):
             gw.load(write(path, wrong, numbers))
 
 
@@ -653,7 +713,7 @@ def test_memory_is_bounded_by_the_file(path):
     change_tensor(shape=[2**40, 2**20], data_offsets=[0, 2**62])(header)
     write(path, header, numbers)
     tracemalloc.start()
-    with pytest.raises(gw.FormatError):
+    with pytest.raises(gw.FormatError, match="weight_hh_l0: expected numbers from byte 540 on, got 0"):
         gw.load(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -690,12 +750,11 @@ def test_memory_of_models_is_bounded_by_the_file(kind, factor, path):
         for layer in described
     ]
     assert changed != described
-    with pytest.raises(gw.FormatError):  # once for all that is made only once
+    reason = r"model: layers\[\d\]: .*(expected shape|hidden_size: expected|num_layers: expected)"
+    with pytest.raises(gw.FormatError, match=reason):  # the first load also makes what is made only once
         gw.load(write_model(path, changed, header, numbers))
     tracemalloc.start()
-    with pytest.raises(
-        gw.FormatError, match=r"model: layers\[\d\]: .*(expected shape|hidden_size: expected|num_layers: exp)"
-    ):
+    with pytest.raises(gw.FormatError, match=reason):
         gw.load(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

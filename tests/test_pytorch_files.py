@@ -172,13 +172,13 @@ def test_damaged_files(tmp_path):
     with pytest.raises(gw.FormatError, match="expected nonlinearity='tanh' or 'relu'"):
         gw.load(path)
     weights = nn.LSTM(3, 4, 2).state_dict()
-    for name, value in (
-        ("weight_hh_l1", torch.zeros(16, 5)),
-        ("bias_ih_l0", torch.zeros(3)),
-        ("weight_ih_l7", torch.zeros(2)),
+    for name, value, reason in (
+        ("weight_hh_l1", torch.zeros(16, 5), r"weight_hh_l1: expected shape \(16, 4\), got \(16, 5\)$"),
+        ("bias_ih_l0", torch.zeros(3), r"bias_ih_l0: expected shape \(16,\), got \(3,\)$"),
+        ("weight_ih_l7", torch.zeros(2), "expected .* weight_ih_l2, got .* weight_ih_l7$"),
     ):
         torch.save(weights | {name: value}, path)
-        with pytest.raises(gw.FormatError, match="expected"):
+        with pytest.raises(gw.FormatError, match=reason):
             gw.load(path)
 
 

@@ -179,13 +179,17 @@ def test_mutants(tmp_path):
         except gw.FormatError:
             refused += 1
     assert 1000 < refused < 2000
-    for text in (
-        "[" * 100000,
-        "{}",
-        "3",
-        '{"in_shape": [1], "layers": 3}',
-        '{"in_shape": [1], "layers": [{"type": []}]}',
+    for text, reason in (
+        ("[" * 100000, "expected JSON, got one that is nested too deeply"),
+        ("{}", "expected an object with 'in_shape'"),
+        ("3", "expected an object with 'in_shape'"),
+        ('{"in_shape": [1], "layers": 3}', "layers: expected a list, got int"),
+        ('{"in_shape": [1], "layers": [{"type": []}]}', r"layers\[0\]: expected an object with 'shape'"),
+        (
+            '{"in_shape": [1], "layers": [{"type": [], "shape": 1}]}',
+            r"layers\[0\]: type: expected lstm, .*, got '\[\]'",
+        ),
     ):
         path.write_text(text)
-        with pytest.raises(gw.FormatError, match=r"model\.json: "):
+        with pytest.raises(gw.FormatError, match=rf"model\.json: {reason}$"):
             gw.load(path)

@@ -75,14 +75,14 @@ class Builder:
     def use_mask(self, layer: LayerConfig) -> None:
         """Note that a recurrent layer leaves out the masked steps."""
         if self.mask is Mask.NONE and layer.takes_mask:
-            raise layer.error("mask", "none in its call, since a layer before it ends the mask", layer.takes_mask)
+            raise layer.error("mask", "None in its call, since a layer before it ends the mask", layer.takes_mask)
         if self.mask is Mask.PENDING:
             self.mask = Mask.USED
 
     def end_mask(self, layer: LayerConfig) -> None:
         """Note that a layer looks at all steps: in Keras nothing is masked after it."""
         if self.mask is Mask.USED:
-            raise layer.refusal("expected no masked steps before it, whose outputs are others in Keras")
+            raise layer.refusal("expected no masked steps before it, since their outputs differ in Keras")
         if self.mask is Mask.PENDING and not self.drop_mask():
             raise layer.refusal("expected a Masking of mask_value=0 before it, at which the mask ends")
 

@@ -181,7 +181,7 @@ def input_layer(entry: Entry, masks: Container[str] = ()) -> str:
     for name, value in options.items() if isinstance(options, Mapping) else [("options", options)]:
         is_known = (name == "training" and value is False) or (name == "mask" and _source_layer(value) in masks)
         if value is not None and not is_known:
-            raise layer.error(name, "none in its call", value)
+            raise layer.error(name, "None in its call", value)
     return node[0]
 
 

@@ -70,7 +70,8 @@ class Store:
         """The numbers of a dataset, which must have this shape; None stands for any size but zero."""
         dataset = self._find(path)
         if dataset is None or dataset.is_group:
-            raise ValueError(f"{path}: expected numbers of shape {_shown(shape)}, got none")
+            present = "nothing" if dataset is None else "a group"
+            raise ValueError(f"{path}: expected numbers of shape {_shown(shape)}, got {present}")
         if dataset.type is None or dataset.type.dtype is None:
             raise ValueError(f"{path}: expected float32 or float64, got {dataset.type}")
         actual = dataset.shape

@@ -190,7 +190,7 @@ def _activation(builder: Builder, layer: LayerConfig) -> None:
     if layer.kind == "Softmax":
         layer.check_axis(builder.rank)
         if builder.mask is not Mask.NONE:
-            raise layer.refusal("expected no masked steps before it, to which Keras's gives a meaning of its own")
+            raise layer.refusal("expected no masked steps before it, which a Softmax of Keras treats differently")
         layer = replace(layer, config={**layer.config, "axis": -1})
     module = ACTIVATION_LAYERS[layer.kind](layer)
     if module.name != "linear":

@@ -100,7 +100,7 @@ def _read_cell(builder: Builder, layer: LayerConfig, cell: Cell, inputs: int | N
     kernel = builder.read(layer, "kernel", inputs, rows)
     recurrent = builder.read(layer, "recurrent_kernel", cell.units, rows)
     if cell.is_cudnn:
-        # CuDNN's matrices are [units, inputs] for each gate already; Keras only gave them the shape of its own.
+        # CuDNN's matrices are [units, inputs] for each gate already; Keras only changed their shape.
         arrays = [
             np.concatenate([gate.reshape(cell.units, -1) for gate in split_gates(matrix, cell.kind, -1)])
             for matrix in (kernel, recurrent)

@@ -151,7 +151,7 @@ class WeightReader:
         except ValueError as error:
             raise layer.refusal(str(error)) from None
         if not self._is_first and array.dtype.name != self.dtype:
-            raise layer.error("weights", f"{self.dtype}, as before them", array.dtype.name)
+            raise layer.error("weights", f"{self.dtype}, as in the layers before", array.dtype.name)
         self.dtype, self._is_first = array.dtype.name, False
         if layer.policy() not in (None, self.dtype):
             raise layer.error("dtype", f"{self.dtype!r}, as its weights are", layer.policy())
