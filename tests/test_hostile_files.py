@@ -261,15 +261,15 @@ def h5_bytes(fill: Callable[[Any], None], path: Path, **options: Any) -> bytearr
 
 
 def places(data: bytes, signature: bytes) -> list[int]:
-    addresses, at = [], data.find(signature)
-    while at >= 0:
-        addresses.append(at)
-        at = data.find(signature, at + 1)
+    addresses, address = [], data.find(signature)
+    while address >= 0:
+        addresses.append(address)
+        address = data.find(signature, address + 1)
     return addresses
 
 
 def test_heaps_whose_free_lists_are_circles(tmp_path: Path) -> None:
-    """The library of HDF5 goes round for ever, and takes memory at each turn."""
+    """The library of HDF5 would follow them for ever, and take memory at each turn."""
     path = tmp_path / "m.h5"
 
     def fill(file: Any) -> None:
@@ -297,23 +297,23 @@ def test_trees_whose_nodes_are_circles(tmp_path: Path) -> None:
             group.create_group(f"g{i}")
 
     data = h5_bytes(fill, path)
-    trees = [at for at in places(data, b"TREE") if data[at + 5] > 0]
+    trees = [tree for tree in places(data, b"TREE") if data[tree + 5] > 0]
     assert trees
     paths = []
     for kind in ("itself", "one node"):
         changed = bytearray(data)
-        for at in trees:
-            count = struct.unpack_from("<H", data, at + 6)[0]
+        for tree in trees:
+            count = struct.unpack_from("<H", data, tree + 6)[0]
             for i in range(count):
-                child = at if kind == "itself" else struct.unpack_from("<Q", data, at + 32)[0]
-                struct.pack_into("<Q", changed, at + 32 + 16 * i, child)
+                child = tree if kind == "itself" else struct.unpack_from("<Q", data, tree + 32)[0]
+                struct.pack_into("<Q", changed, tree + 32 + 16 * i, child)
         paths.append(tmp_path / f"{kind}.h5")
         paths[-1].write_bytes(changed)
     assert_refused(paths, warm_up=DATA / "around.h5", seconds=10)
 
 
 def test_trees_of_shared_nodes() -> None:
-    """Of eight levels of which each has the next one 16 times: 2**32 names in 4 KB."""
+    """A tree of eight levels, each of which has the next one 16 times: 2**32 names in 4 KB."""
     tree = bytearray(b"TREE\0\0\1\0" + bytes(16) + bytes(8) + struct.pack("<Q", 0) + bytes(8))
     for level in range(1, 9):
         below = len(tree) - (48 if level == 1 else 24 + 8 + 256)

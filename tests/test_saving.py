@@ -188,12 +188,12 @@ def test_networks(name, path):
 
 
 # -----------------------------------------------------------------------------------------------------------
-# Names, places, and what is left behind
+# Names, folders, and files that a killed process leaves
 
 
 @pytest.mark.parametrize("name", ["model.npz", "model.pt", "model.v2", "model.h5", "MODEL.TXT", "model."])
 def test_other_endings_are_refused(name, tmp_path):
-    """Nobody looks for a safetensors file under such a name."""
+    """Nobody would look for a safetensors file under such a name."""
     with pytest.raises(ValueError, match=r"path: expected one that ends in \.safetensors, \.onnx or \.json, got"):
         gw.save(gw.GRU(3, 4), tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -216,7 +216,7 @@ def test_files_of_other_names_are_refused(content, tmp_path):
             gw.FormatError, match=rf"expected a name .*\.onnx.*, got '{name[5:]}', .*{CONTENTS[content]}"
         ):
             gw.load(tmp_path / name)
-    (tmp_path / "model").write_bytes(content)  # without an ending it is one of gatewise's own
+    (tmp_path / "model").write_bytes(content)  # without an ending it should be a file of gatewise
     with pytest.raises(
         gw.FormatError, match=rf"expected a {CONTENTS[content]}|expected a safetensors.*{CONTENTS[content]}"
     ):
@@ -250,15 +250,15 @@ gw.save(gw.LSTM(3, 4), sys.argv[1])
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    """By the next one that saves under this name; what others are still writing stays, and other names' files do."""
+    """The next save under this name removes it, but neither files that others still write nor those of other names."""
     pytest.importorskip("fcntl")
     path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
     for target in (path, path, other):
-        done = subprocess.run([sys.executable, "-c", KILLED, target], timeout=120)
-        assert done.returncode == -signal.SIGKILL
+        process = subprocess.run([sys.executable, "-c", KILLED, target], timeout=120)
+        assert process.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 3
-    busy, name = files._new_temporary(str(path))
-    with busy:
+    file, name = files._new_temporary(str(path))
+    with file:
         gw.save(gw.LSTM(3, 4, seed=1), path)
         assert Path(name).exists()
         assert len(list(tmp_path.iterdir())) == 3  # the model, what is being written, and what is left of the other
@@ -268,17 +268,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 
 def test_many_save_at_once(tmp_path):
-    """Nobody takes for left behind what another is about to write."""
+    """None removes the file of another as abandoned before it is written."""
     path, layer = tmp_path / "model.safetensors", gw.LSTM(3, 4, seed=1)
     with ThreadPoolExecutor(8) as threads:
-        for done in [threads.submit(gw.save, layer, path) for _ in range(200)]:
-            done.result()
+        for future in [threads.submit(gw.save, layer, path) for _ in range(200)]:
+            future.result()
     assert list(tmp_path.iterdir()) == [path]
     assert_same_bits(gw.load(path).state_dict(), layer.state_dict())
 
 
-def test_formats_are_imported_in_so_many_words():
-    """What freezes programs follows such imports, and no names that are put together."""
+def test_imports_of_formats_are_spelled_out():
+    """Programs that freeze others follow such imports, but not names that are put together."""
     tree = ast.parse(Path(formats.__file__).read_text())
-    named = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module == "gatewise.formats"]
-    assert {*formats.ENDINGS.values()} <= {name.name for one in named for name in one.names}
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "gatewise.formats"
+    ]
+    assert {*formats.ENDINGS.values()} <= {alias.name for node in imports for alias in node.names}

@@ -93,14 +93,7 @@ def verify(
     window = (x.shape[sequential.batch_first] + 1) // 2
     windows = None if is_fixed else _window_difference(sequential, runner.run, x, window)
     if differences["random input"] <= tolerance:
-        for name, special in inputs.special(steps, batch, runner):
-            try:
-                expected = runner.run(special)
-            except (ImportError, MemoryError):
-                raise
-            except Exception:  # an original that refuses such input gives no numbers to differ from
-                continue
-            differences[name] = _special_difference(sequential, special, expected, inputs.compared(special), name)
+        differences |= _special_differences(sequential, runner, inputs, steps, batch)
     largest = max(differences.values())
     first = next(name for name, difference in differences.items() if difference > tolerance or difference == largest)
     return Verification(largest, windows, tolerance, first)
@@ -203,6 +196,22 @@ def _difference(actual: Array, expected: Array, compared: Any, *, nan_agrees: bo
     with np.errstate(all="ignore"):
         largest = float(np.abs(np.where(agree, 0, y - y_expected)).max(initial=0)) / scale
     return largest if largest == largest else math.inf  # NaN does not agree with a number
+
+
+def _special_differences(
+    model: Sequential, runner: _Runner, inputs: _Inputs, steps: int, batch: int
+) -> dict[str, float]:
+    """The difference on each special input that the original takes."""
+    differences = {}
+    for name, x in inputs.special(steps, batch, runner):
+        try:
+            expected = runner.run(x)
+        except (ImportError, MemoryError):
+            raise
+        except Exception:  # an original that refuses such input gives no numbers to differ from
+            continue
+        differences[name] = _special_difference(model, x, expected, inputs.compared(x), name)
+    return differences
 
 
 def _special_difference(model: Sequential, x: Array, expected: Array, compared: Any, name: str) -> float:
