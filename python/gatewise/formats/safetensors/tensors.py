@@ -138,7 +138,8 @@ def _tensor(name: str, entry: Any, dtypes: Mapping[str, np.dtype[Any]]) -> Tenso
     shape, offsets = entry["shape"], entry["data_offsets"]
     for key, sizes in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(sizes, list) or len(sizes) > MOST_AXES or not all(type(n) is int and n >= 0 for n in sizes):
-            raise ValueError(f"{name}: {key}: expected at most {MOST_AXES} whole numbers, got {str(sizes)[:100]}")
+            expected = f"a list of at most {MOST_AXES} whole numbers from 0 on"
+            raise ValueError(f"{name}: {key}: expected {expected}, got {str(sizes)[:100]}")
     bytes_of_shape = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != bytes_of_shape:
         raise ValueError(f"{name}: data_offsets: expected {bytes_of_shape} bytes, got {str(offsets)[:100]}")
