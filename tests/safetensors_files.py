@@ -53,7 +53,7 @@ MODELS = {
         ]
         for merge in ("concat", "sum")
     },
-}  # fmt: skip
+}
 
 
 def make_model(layers, **options):

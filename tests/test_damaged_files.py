@@ -286,9 +286,17 @@ SIZES = {
 def test_memory_of_models_is_bounded_by_the_file(kind, factor, path):
     """Whatever sizes the layers claim."""
     layers = [
-        gw.Embedding(2, 2), gw.Conv1D(2, 2, 1), gw.Dense(2, 2), gw.LayerNorm(2), gw.BatchNorm(2), gw.Normalization(2),
-        gw.LSTM(2, 2), gw.GRU(2, 2), gw.TimeDistributed(gw.Dense(2, 2)), gw.RNN(2, 2),
-    ]  # fmt: skip
+        gw.Embedding(2, 2),
+        gw.Conv1D(2, 2, 1),
+        gw.Dense(2, 2),
+        gw.LayerNorm(2),
+        gw.BatchNorm(2),
+        gw.Normalization(2),
+        gw.LSTM(2, 2),
+        gw.GRU(2, 2),
+        gw.TimeDistributed(gw.Dense(2, 2)),
+        gw.RNN(2, 2),
+    ]
     gw.save(gw.Sequential(layers), path)
     header, numbers = parts(path)
     descriptions = json.loads(header["__metadata__"]["model"])["layers"]
@@ -326,6 +334,13 @@ def test_numbers_are_read_once(path):
     assert peak < 1.5 * size
 
 
+VALUES = [
+    0, 1, -1, 2, 3, 2**20, 2**31 - 1, 2**31, 2**64, 10**400, 0.5, 1.0, -0.0, 1e300, True, False, None, "", "elu",
+    "sum", "float64", "Dense", "LSTM", "Sequential", [], {}, [[]], [1], {"kind": "Last"}, DENSE,
+    {"kind": "Activation", "name": "gelu", "alpha": None},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["tagger", "classifier"])
 def test_mutated_descriptions(name, path):
     """Valid JSON: a model or a FormatError, and little memory."""
@@ -333,11 +348,6 @@ def test_mutated_descriptions(name, path):
     header, numbers = parts(path)
     text = header["__metadata__"]["model"]
     rng = np.random.default_rng(2)
-    others = [
-        0, 1, -1, 2, 3, 2**20, 2**31 - 1, 2**31, 2**64, 10**400, 0.5, 1.0, -0.0, 1e300, True, False, None, "", "elu",
-        "sum", "float64", "Dense", "LSTM", "Sequential", [], {}, [[]], [1], {"kind": "Last"}, DENSE,
-        {"kind": "Activation", "name": "gelu", "alpha": None},
-    ]  # fmt: skip
 
     def places(value):
         """Each container in a value, with each of its keys."""
@@ -347,7 +357,7 @@ def test_mutated_descriptions(name, path):
                 yield from places(value[key])
 
     def other():
-        return others[rng.integers(len(others))]
+        return VALUES[rng.integers(len(VALUES))]
 
     refused = 0
     tracemalloc.start()

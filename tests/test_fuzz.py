@@ -67,9 +67,17 @@ def test_what_is_wrong_is_told(monkeypatch, tmp_path):
         "raise gw.FormatError",
     ]
     expected = [
-        "loaded", "refused", "KeyError", "takes more than", "crashes (SIGABRT)", "loaded with 19", "MemoryError",
-        "hangs in C", "crashes (3)", "refused",
-    ]  # fmt: skip
+        "loaded",
+        "refused",
+        "KeyError",
+        "takes more than",
+        "crashes (SIGABRT)",
+        "loaded with 19",
+        "MemoryError",
+        "hangs in C",
+        "crashes (3)",
+        "refused",
+    ]
     files = [inputs.Input(".py", program.encode()) for program in programs]
     results = list(workers.run({"a": files.__getitem__}, iter([workers.Job("a", 0, len(files))]), 1))
     told = {result.index: result.outcome for result in results}
