@@ -37,9 +37,9 @@ hypothesis.settings.load_profile("gatewise")
 # Tests of files and of the command line: on another backend they would only repeat what the tests of layers say of it.
 NOT_OF_THE_CORE = {
     "test_arrays", "test_benchmarks", "test_build", "test_checkpoints", "test_command_run", "test_commands",
-    "test_demo", "test_documents", "test_files", "test_fuzz", "test_hdf5", "test_hostile_files", "test_import",
-    "test_keras", "test_onnx", "test_protobuf", "test_pytorch_files", "test_rooms", "test_rtneural", "test_saving",
-    "test_verification",
+    "test_damaged_files", "test_demo", "test_documents", "test_files", "test_fuzz", "test_hdf5", "test_hostile_files",
+    "test_import", "test_keras", "test_keras_mutations", "test_keras_refusals", "test_language", "test_onnx",
+    "test_protobuf", "test_pytorch_files", "test_rooms", "test_rtneural", "test_saving", "test_verification",
 }  # fmt: skip
 
 

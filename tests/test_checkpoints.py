@@ -132,7 +132,7 @@ def test_pytorch_is_not_needed(path):
 @pytest.mark.parametrize("format", ["zip", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(dtype, format, path):
-    """Numbers of 16 bits become float32, in which all of them are, the smallest and what is no number among them."""
+    """Numbers of 16 bits become float32 exactly, also the smallest ones and NaN."""
     module = nn.GRU(3, 4).to(dtype)
     with torch.no_grad():
         for i, value in enumerate((float("inf"), float("nan"), -0.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max)):
@@ -187,7 +187,7 @@ def test_views_and_tied_weights(format, path):
 
 
 class Reference:
-    """What is pickled as a storage, or as a tensor of one."""
+    """It is pickled as a storage, or as a tensor of one."""
 
     def __init__(self, name, *arguments):
         self.name, self.arguments = name, arguments
@@ -197,8 +197,8 @@ class Reference:
 
 
 class OldPickler(pickle.Pickler):
-    def persistent_id(self, one):
-        return one.arguments if isinstance(one, Reference) and one.name == "storage" else None
+    def persistent_id(self, value):
+        return value.arguments if isinstance(value, Reference) and value.name == "storage" else None
 
 
 @pytest.mark.parametrize("order", ["little", "big"])
@@ -209,18 +209,18 @@ def test_files_of_the_first_versions(order, path):
     numbers = np.concatenate([np.zeros(2), *(value.numpy().ravel() for value in weights.values())]).astype("f4")
     tensors, begin = [], 2
     for name, value in weights.items():
-        part = ("part", begin - 1, value.numel() + 1)  # with the last number of what is before it
+        part = ("part", begin - 1, value.numel() + 1)  # with the last number of the tensor before it
         storage = Reference("storage", "storage", torch.FloatStorage, "7", "cpu", len(numbers), part)
         tensors.append([name, Reference("_rebuild_tensor", storage, 1, tuple(value.shape), value.stride())])
         begin += value.numel()
-    whole = io.BytesIO()
-    for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": order == "little"}):
-        pickle.dump(one, whole, 2)
-    OldPickler(whole, 2).dump(tensors)
-    pickle.dump(["7"], whole, 2)
+    file = io.BytesIO()
+    for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": order == "little"}):
+        pickle.dump(value, file, 2)
+    OldPickler(file, 2).dump(tensors)
+    pickle.dump(["7"], file, 2)
     code = "<" if order == "little" else ">"
-    whole.write(struct.pack(f"{code}q", len(numbers)) + numbers.astype(f"{code}f4").tobytes())
-    pairs = whole.getvalue().replace(b"]q\x00", b"ccollections\nOrderedDict\n]q\x00", 1)
+    file.write(struct.pack(f"{code}q", len(numbers)) + numbers.astype(f"{code}f4").tobytes())
+    pairs = file.getvalue().replace(b"]q\x00", b"ccollections\nOrderedDict\n]q\x00", 1)
     end = pairs.rindex(b".\x80\x02]q\x00")  # of the tensors
     path.write_bytes(pairs[:end] + b"\x85R" + pairs[end:])
     assert_same_bits(gw.load(path).state_dict(), weights_of(module))
@@ -235,28 +235,28 @@ def test_several_state_dicts_are_named(path):
 
 
 # -----------------------------------------------------------------------------------------------------------
-# What is no state_dict
+# Files that are not a state_dict
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_what_is_no_state_dict(path):
-    """In one line, without escapes, and with no advice to let the file execute anything."""
+def test_files_that_are_not_a_state_dict(path):
+    """They are refused in one line, without escapes, and without advice to let the file execute anything."""
     module = nn.GRU(3, 4)
     torch.jit.script(module).save(path)
-    said = {"TorchScript": refusal(path)}
+    refusals = {"TorchScript": refusal(path)}
     for format in FORMATS.values():
         torch.save(module, path, **format)
-        said[f"torch.nn.modules.rnn.GRU {format}"] = refusal(path)
+        refusals[f"torch.nn.modules.rnn.GRU {format}"] = refusal(path)
     path.write_bytes(pickle.dumps(gw.LSTM(3, 4)))
-    said["gatewise.layers.recurrent.LSTM"] = refusal(path)
+    refusals["gatewise.layers.recurrent.LSTM"] = refusal(path)
     path.write_bytes(pickle.dumps({"a": 1}))
-    said["torch.save wrote, got dict"] = refusal(path)
+    refusals["torch.save wrote, got dict"] = refusal(path)
     path.write_text("no archive\n")
-    said["got text"] = refusal(path)
+    refusals["got text"] = refusal(path)
     np.savez(path.with_suffix(".npz"), a=1)
     path.with_suffix(".npz").rename(path)
-    said["one data.pkl"] = refusal(path)
-    for words, text in said.items():
+    refusals["one data.pkl"] = refusal(path)
+    for words, text in refusals.items():
         assert words.split(" {")[0] in text
         assert text.isprintable()
         assert "weights_only" not in text
@@ -344,7 +344,7 @@ def test_time_is_bounded(tmp_path, small):
 
 
 def legacy_parts(weights):
-    """The pickles of an old file, and the numbers behind them."""
+    """The pickles of an old file, and the numbers after them."""
     written = io.BytesIO()
     torch.save(weights, written, _use_new_zipfile_serialization=False)
     data = written.getvalue()
@@ -357,7 +357,7 @@ def legacy_parts(weights):
 
 
 def test_old_files_have_all_their_numbers(path):
-    """A storage that is promised and not there would be what memory held before."""
+    """A storage that is listed but missing must not become uninitialised memory."""
     weights = {name: value + 1 for name, value in nn.LSTM(3, 32).state_dict().items()}
     *head, keys, numbers = legacy_parts(weights)
     listed = pickle.loads(keys)
@@ -374,12 +374,12 @@ def test_old_files_have_all_their_numbers(path):
 
 
 def test_archives_that_are_not_what_they_seem(path):
-    """Numbers cut short, members twice, over each other or compressed, and places beyond the file's end."""
+    """Numbers cut short, members that occur twice, overlap or are compressed, and offsets beyond the file's end."""
     torch.save(nn.GRU(3, 4).state_dict(), path)
     good = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-        places = {one.filename: one.header_offset for one in archive.infolist()}
+        places = {member.filename: member.header_offset for member in archive.infolist()}
 
     def written(changes, compression=zipfile.ZIP_STORED):
         with zipfile.ZipFile(path, "w", compression) as archive:
@@ -396,7 +396,7 @@ def test_archives_that_are_not_what_they_seem(path):
             archive.writestr(name, members[name])
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("weights/data/0", members["weights/data/0"])
-    assert "two members of one name" in refusal(path)
+    assert "two members of the same name" in refusal(path)
     first, second = (struct.pack("<I", places[f"weights/data/{i}"]) for i in range(2))
     directory = good.index(b"PK\x01\x02")
     path.write_bytes(good[:directory] + good[directory:].replace(second, first))
@@ -430,7 +430,7 @@ def test_errors_that_are_of_no_file():
     assert len(str(caught.value)) < 1100
 
 
-@pytest.mark.parametrize("name", sorted(one.name for one in CORPUS.glob("*")))
+@pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.glob("*")))
 def test_corpus(name):
     """Small files that once did harm."""
     if name.startswith("good"):

@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.mark.skipif(not workers.is_supported(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_files_that_are_almost_right(name, tmp_path):
-    """Each loads or is a FormatError, in little time and memory; in a process of its own, which it may end."""
+    """Each loads or is a FormatError, in little time and memory, in another process, which may crash."""
     for package in formats.FORMATS[name].needs:
         pytest.importorskip(package)
     order = ["--format", name, "--count", "200", "--workers", "1", "--save", tmp_path]
@@ -45,7 +45,7 @@ def test_the_same_seed_makes_the_same_inputs():
 
 
 def test_what_is_wrong_is_told(monkeypatch, tmp_path):
-    """Errors of another kind, time, memory and crashes; the inputs behind those that end a child are tried, too."""
+    """Errors of another kind, time, memory and crashes are; and the inputs after one that ends a child are tried."""
 
     def load(path):
         data = Path(path).read_bytes()
@@ -67,9 +67,17 @@ def test_what_is_wrong_is_told(monkeypatch, tmp_path):
         "raise gw.FormatError",
     ]
     expected = [
-        "loaded", "refused", "KeyError", "takes more than", "crashes (SIGABRT)", "loaded with 19", "MemoryError",
-        "hangs in C", "crashes (3)", "refused",
-    ]  # fmt: skip
+        "loaded",
+        "refused",
+        "KeyError",
+        "takes more than",
+        "crashes (SIGABRT)",
+        "loaded with 19",
+        "MemoryError",
+        "hangs in C",
+        "crashes (3)",
+        "refused",
+    ]
     files = [inputs.Input(".py", program.encode()) for program in programs]
     results = list(workers.run({"a": files.__getitem__}, iter([workers.Job("a", 0, len(files))]), 1))
     told = {result.index: result.outcome for result in results}

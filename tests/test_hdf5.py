@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gatewise.formats.hdf5 import Store
+from gatewise.formats.keras.hdf5 import Store
 
 h5py = pytest.importorskip("h5py")
 
@@ -163,7 +163,7 @@ def test_groups_in_the_newer_form() -> None:
         assert sorted(store.datasets("links3")) == ["links3/n0", "links3/n1", "links3/n2"]
         assert store.array("links3/n2", (1,)) == [2]
         for name in ("links", "attributes"):
-            with pytest.raises(ValueError, match=f"expected the {name} of a group one after another"):
+            with pytest.raises(ValueError, match=f"expected the {name} of a group in its header"):
                 store.datasets(f"{name}20")
 
 

@@ -19,7 +19,9 @@ from typing import Any
 import gatewise as gw
 import pytest
 from children import assert_refused, load_in_child
-from gatewise.formats import hdf5, json_text, keras
+from gatewise.formats import json_text
+from gatewise.formats.keras import graph, hdf5, hdf5_objects
+from gatewise.formats.keras.config import Entry
 
 h5py = pytest.importorskip("h5py")
 
@@ -169,23 +171,23 @@ def graph_entry(kind: str, name: str, source: str, **config: Any) -> dict[str, A
     return {"class_name": kind, "config": {"name": name, **config}, "inbound_nodes": nodes}
 
 
-def graph(layers: list[dict[str, Any]], last: str) -> dict[str, Any]:
+def graph_config(layers: list[dict[str, Any]], last: str) -> dict[str, Any]:
     first = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, None, 3]}, "inbound_nodes": []}
     config = {"layers": [first, *layers], "input_layers": [["x", 0, 0]], "output_layers": [[last, 0, 0]]}
     return {"class_name": "Functional", "config": config}
 
 
 def calls(monkeypatch: pytest.MonkeyPatch, function: str, work: Callable[[], object]) -> int:
-    """How often a function of the reader is called."""
-    count, own = 0, getattr(keras, function)
+    """How often a function of the reader of graphs is called."""
+    count, original = 0, getattr(graph, function)
 
     def counted(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        return own(*arguments)
+        return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras, function, counted)
+        patch.setattr(graph, function, counted)
         work()
     return count
 
@@ -195,8 +197,8 @@ def test_masks_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200
     layers = [graph_entry("Masking", f"m{i}", "x", mask_value=1) for i in range(count)]
     layers += [graph_entry("NotEqual", f"n{i}", "elsewhere") for i in range(count)]
-    entries = [keras._Entry.of(one, "") for one in layers]
-    assert calls(monkeypatch, "_source", lambda: keras._masks(entries)) == count
+    entries = [Entry.of(layer, "") for layer in layers]
+    assert calls(monkeypatch, "input_layer", lambda: graph.mask_operations(entries)) == count
 
 
 def test_long_chains(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_long_chains(tmp_path: Path) -> None:
     layers = [graph_entry("Dropout", f"d{i}", f"d{i - 1}" if i else "x", rate=0.5) for i in range(count)]
     paths = []
     for name, model in (
-        ("graph", graph(layers, f"d{count - 1}")),
+        ("graph", graph_config(layers, f"d{count - 1}")),
         ("sequence", {"class_name": "Sequential", "config": {"name": "s" * 1000, "layers": layers}}),
     ):
         paths.append(tmp_path / f"{name}.h5")
@@ -259,15 +261,15 @@ def h5_bytes(fill: Callable[[Any], None], path: Path, **options: Any) -> bytearr
 
 
 def places(data: bytes, signature: bytes) -> list[int]:
-    addresses, at = [], data.find(signature)
-    while at >= 0:
-        addresses.append(at)
-        at = data.find(signature, at + 1)
+    addresses, address = [], data.find(signature)
+    while address >= 0:
+        addresses.append(address)
+        address = data.find(signature, address + 1)
     return addresses
 
 
 def test_heaps_whose_free_lists_are_circles(tmp_path: Path) -> None:
-    """The library of HDF5 goes round for ever, and takes memory at each turn."""
+    """The library of HDF5 would follow them for ever, and take memory at each turn."""
     path = tmp_path / "m.h5"
 
     def fill(file: Any) -> None:
@@ -295,31 +297,31 @@ def test_trees_whose_nodes_are_circles(tmp_path: Path) -> None:
             group.create_group(f"g{i}")
 
     data = h5_bytes(fill, path)
-    trees = [at for at in places(data, b"TREE") if data[at + 5] > 0]
+    trees = [tree for tree in places(data, b"TREE") if data[tree + 5] > 0]
     assert trees
     paths = []
     for kind in ("itself", "one node"):
         changed = bytearray(data)
-        for at in trees:
-            count = struct.unpack_from("<H", data, at + 6)[0]
+        for tree in trees:
+            count = struct.unpack_from("<H", data, tree + 6)[0]
             for i in range(count):
-                child = at if kind == "itself" else struct.unpack_from("<Q", data, at + 32)[0]
-                struct.pack_into("<Q", changed, at + 32 + 16 * i, child)
+                child = tree if kind == "itself" else struct.unpack_from("<Q", data, tree + 32)[0]
+                struct.pack_into("<Q", changed, tree + 32 + 16 * i, child)
         paths.append(tmp_path / f"{kind}.h5")
         paths[-1].write_bytes(changed)
     assert_refused(paths, warm_up=DATA / "around.h5", seconds=10)
 
 
 def test_trees_of_shared_nodes() -> None:
-    """Of eight levels of which each has the next one 16 times: 2**32 names in 4 KB."""
+    """A tree of eight levels, each of which has the next one 16 times: 2**32 names in 4 KB."""
     tree = bytearray(b"TREE\0\0\1\0" + bytes(16) + bytes(8) + struct.pack("<Q", 0) + bytes(8))
     for level in range(1, 9):
         below = len(tree) - (48 if level == 1 else 24 + 8 + 256)
         tree += b"TREE\0" + bytes([level]) + struct.pack("<H", 16) + bytes(16)
         tree += b"".join(bytes(8) + struct.pack("<Q", below) for _ in range(16)) + bytes(8)
-    file = hdf5._File(bytes(tree))
+    file = hdf5_objects.BoundedFile(bytes(tree))
     with pytest.raises(ValueError, match="lead to the same bytes again and again"):
-        list(hdf5._nodes(file, len(tree) - 24 - 8 - 256))
+        list(hdf5_objects.tree_nodes(file, len(tree) - 24 - 8 - 256))
 
 
 def test_headers_that_continue_in_themselves(tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_headers_that_continue_in_themselves(tmp_path: Path) -> None:
     data = h5_bytes(fill, path)
     root = struct.unpack_from("<Q", data, 64)[0]
     size_of_header = struct.unpack_from("<I", data, root + 8)[0]
-    assert struct.unpack_from("<HH", data, root + 16) == (hdf5.CONTINUATION, 16)
+    assert struct.unpack_from("<HH", data, root + 16) == (hdf5_objects.CONTINUATION, 16)
     struct.pack_into("<QQ", data, root + 24, root + 16, size_of_header)
     path.write_bytes(data)
     assert_refused([path], warm_up=DATA / "around.h5", seconds=10)

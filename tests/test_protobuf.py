@@ -6,7 +6,7 @@ import gatewise as gw
 import onnx
 import pytest
 from children import assert_refused, load_in_child
-from gatewise.formats import protobuf
+from gatewise.formats.onnx import protobuf
 
 MODEL = onnx.ModelProto.DESCRIPTOR
 COUNT = 500_000

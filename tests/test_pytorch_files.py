@@ -24,13 +24,13 @@ LAYERS = [
 
 
 class Chain(nn.Module):
-    """As people write them: `end` says which step goes on."""
+    """A module as people write them: `end` says which steps go on to the layers after the recurrent one."""
 
-    def __init__(self, recurrent, end, *behind):
+    def __init__(self, recurrent, end, *after):
         super().__init__()
         self.embedding = nn.Embedding(20, recurrent.input_size)
         self.recurrent = recurrent
-        self.behind = nn.Sequential(*behind)
+        self.after = nn.Sequential(*after)
         self.end = end
 
     def forward(self, x):
@@ -38,7 +38,7 @@ class Chain(nn.Module):
         h = state[0] if isinstance(state, tuple) else state
         time = 1 if self.recurrent.batch_first else 0
         ends = {"all": lambda: y, "last": lambda: y.select(time, -1), "state": lambda: torch.cat(list(h[-2:]), -1)}
-        return self.behind(ends[self.end]())
+        return self.after(ends[self.end]())
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_layers(make, tmp_path):
         assert repr(again) == repr(layer)
         assert_same_bits(again.state_dict(), layer.state_dict())
     with pytest.raises(
-        gw.FormatError, match=r"model\.pth: expected .* alone, got layers of prefix '1\.encoder\.' and 2"
+        gw.FormatError, match=r"model\.pth: expected only .*, got layers of prefix '1\.encoder\.' and 2"
     ):
         gw.load(tmp_path / "model.pth")
 
@@ -92,12 +92,12 @@ def test_cells(cell):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_modules_of_ones_own(end, bidirectional, batch_first):
-    """Which step goes on nothing but what they return tells."""
+    """Only what they return tells which steps go on to the layers after the recurrent one."""
     if end == "state" and not bidirectional:
         pytest.skip("the two last states of one direction are two layers'")
     recurrent = nn.GRU(6, 7, 1, bidirectional=bidirectional, batch_first=batch_first)
-    behind = [nn.LayerNorm(7 * (1 + bidirectional)), nn.Dropout(0.3), nn.Linear(7 * (1 + bidirectional), 4)]
-    module = Chain(recurrent, end, *behind, nn.LeakyReLU(0.2), nn.Linear(4, 3, bias=False), nn.Softmax(-1))
+    after = [nn.LayerNorm(7 * (1 + bidirectional)), nn.Dropout(0.3), nn.Linear(7 * (1 + bidirectional), 4)]
+    module = Chain(recurrent, end, *after, nn.LeakyReLU(0.2), nn.Linear(4, 3, bias=False), nn.Softmax(-1))
     model = gw.load(module)
     assert module.training
     assert gw.verify(model, module, steps=9).passed
@@ -110,9 +110,9 @@ def test_modules_of_ones_own(end, bidirectional, batch_first):
 
 @pytest.mark.usefixtures("rng")
 def test_activations():
-    names = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Hardsigmoid(), nn.ELU(0.5), nn.GELU(), nn.Softplus(), nn.Identity(),
-             nn.SELU(), nn.SiLU(), nn.Softsign()]  # fmt: skip
-    module = nn.Sequential(nn.Linear(4, 5), *[nn.Sequential(name, nn.Linear(5, 5)) for name in names])
+    kinds = [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.GELU, nn.Softplus, nn.Identity, nn.SELU, nn.SiLU]
+    activations = [*(kind() for kind in kinds), nn.Softsign(), nn.ELU(0.5)]
+    module = nn.Sequential(nn.Linear(4, 5), *[nn.Sequential(layer, nn.Linear(5, 5)) for layer in activations])
     assert gw.verify(gw.load(module), module).passed
 
 
@@ -148,7 +148,7 @@ def test_what_has_no_counterpart():
 
 
 def test_damaged_files(tmp_path):
-    """Cut, changed, of something else: nothing but a FormatError, and nothing is executed."""
+    """Cut, changed or of another kind: each is a FormatError or loads, and nothing is executed."""
     path = tmp_path / "layer.pt"
     torch.save(nn.GRU(3, 4).state_dict(), path)
     good, rng = path.read_bytes(), np.random.default_rng(0)
@@ -172,18 +172,18 @@ def test_damaged_files(tmp_path):
     with pytest.raises(gw.FormatError, match="expected nonlinearity='tanh' or 'relu'"):
         gw.load(path)
     weights = nn.LSTM(3, 4, 2).state_dict()
-    for name, value in (
-        ("weight_hh_l1", torch.zeros(16, 5)),
-        ("bias_ih_l0", torch.zeros(3)),
-        ("weight_ih_l7", torch.zeros(2)),
+    for name, value, reason in (
+        ("weight_hh_l1", torch.zeros(16, 5), r"weight_hh_l1: expected shape \(16, 4\), got \(16, 5\)$"),
+        ("bias_ih_l0", torch.zeros(3), r"bias_ih_l0: expected shape \(16,\), got \(3,\)$"),
+        ("weight_ih_l7", torch.zeros(2), "expected .* weight_ih_l2, got .* weight_ih_l7$"),
     ):
         torch.save(weights | {name: value}, path)
-        with pytest.raises(gw.FormatError, match="expected"):
+        with pytest.raises(gw.FormatError, match=reason):
             gw.load(path)
 
 
 def test_hostile_files(tmp_path):
-    """Views that repeat one number for ever, or that lie far apart: refused by what they would take."""
+    """Views that repeat one number, or whose numbers lie far apart: refused for the memory that they would take."""
     path = tmp_path / "weights.pt"
     torch.save(
         {"weight_ih_l0": torch.zeros(1).expand(256, 2**21), "weight_hh_l0": torch.zeros(1).expand(256, 64)}, path
@@ -306,17 +306,17 @@ def test_a_module_stays_as_it_was():
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2))
     module[1].eval()
     gw.load(module)
-    assert [one.training for one in module.modules()] == [True, True, False, True]
+    assert [submodule.training for submodule in module.modules()] == [True, True, False, True]
 
 
 @pytest.mark.usefixtures("rng")
 def test_small_outputs_tell_models_apart():
-    """Of many classes each has a probability of next to nothing."""
-    one, other = (
+    """With many classes the probability of each is tiny."""
+    model, other = (
         gw.Sequential([cell(4, 8, seed=1), gw.Dense(8, 20000, activation="softmax", seed=2)])
         for cell in (gw.LSTM, gw.GRU)
     )
-    assert not gw.verify(one, other).passed
+    assert not gw.verify(model, other).passed
     module = Chain(nn.LSTM(4, 8, batch_first=True, bidirectional=True), "last", nn.Linear(16, 20000), nn.Softmax(-1))
     model = gw.load(module)
     tokens = np.random.default_rng(0).integers(0, 20, (3, 8))

@@ -10,12 +10,18 @@ from conftest import assert_same_bits, random
 
 
 def model_of():
-    return gw.Sequential([
-        gw.TimeDistributed(gw.Dense(3, 4, activation="tanh", seed=1)),
-        gw.Conv1D(4, 5, 3, dilation=2, activation="relu", seed=2),
-        gw.GRU(5, 6, 2, seed=3), gw.Dropout(), gw.BatchNorm(6), gw.LSTM(6, 4, seed=4), gw.Activation("elu"),
-        gw.Dense(4, 2, bias=False, activation="sigmoid", seed=5),
-    ])  # fmt: skip
+    return gw.Sequential(
+        [
+            gw.TimeDistributed(gw.Dense(3, 4, activation="tanh", seed=1)),
+            gw.Conv1D(4, 5, 3, dilation=2, activation="relu", seed=2),
+            gw.GRU(5, 6, 2, seed=3),
+            gw.Dropout(),
+            gw.BatchNorm(6),
+            gw.LSTM(6, 4, seed=4),
+            gw.Activation("elu"),
+            gw.Dense(4, 2, bias=False, activation="sigmoid", seed=5),
+        ]
+    )
 
 
 def test_round_trip(tmp_path):
@@ -24,9 +30,8 @@ def test_round_trip(tmp_path):
     again = gw.load(path)
     x = random((7, 3), "float32")
     np.testing.assert_allclose(again(x), model(x), rtol=1e-6, atol=1e-6)
-    assert [layer["type"] for layer in json.loads(path.read_text())["layers"]] == [
-        "dense", "conv1d", "gru", "gru", "batchnorm", "lstm", "activation", "dense",
-    ]  # fmt: skip
+    kinds = [layer["type"] for layer in json.loads(path.read_text())["layers"]]
+    assert kinds == ["dense", "conv1d", "gru", "gru", "batchnorm", "lstm", "activation", "dense"]
     gw.save(again, path)
     assert_same_bits(gw.load(path).state_dict(), again.state_dict())
 
@@ -38,8 +43,13 @@ def test_a_file_as_its_exporter_writes_it(tmp_path):
     gru = [rng.standard_normal(shape) / 2 for shape in ((1, 3 * units), (units, 3 * units), (2, 3 * units))]
     lstm = [rng.standard_normal(shape) / 2 for shape in ((units, 4 * units), (units, 4 * units), (4 * units,))]
     layers = [
-        {"type": "gru", "activation": "tanh", "shape": [None, None, units], "weights": [one.tolist() for one in gru]},
-        {"type": "lstm", "activation": "tanh", "shape": [None, None, units], "weights": [one.tolist() for one in lstm]},
+        {
+            "type": kind,
+            "activation": "tanh",
+            "shape": [None, None, units],
+            "weights": [array.tolist() for array in arrays],
+        }
+        for kind, arrays in (("gru", gru), ("lstm", lstm))
     ]
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"in_shape": [None, None, 1], "layers": layers}))
@@ -59,8 +69,8 @@ def test_a_file_as_its_exporter_writes_it(tmp_path):
     np.testing.assert_allclose(gw.load(path)(x), np.array(expected), atol=1e-6)
 
 
-def test_what_it_cannot_say(tmp_path):
-    for model, what in [
+def test_layers_that_it_lacks(tmp_path):
+    for model, name in [
         (gw.LSTM(3, 4, bidirectional=True), "LSTM"), (gw.RNN(3, 4), "RNN"), (gw.LSTM(3, 4, proj_size=2), "LSTM"),
         (gw.GRU(3, 4, reset_after=False), "GRU"), (gw.LSTM(3, 4, recurrent_activation="hard_sigmoid"), "hard_sigmoid"),
         (gw.LSTM(3, 4, peepholes=True), "peepholes"), (gw.GRU(3, 4, clip=1.0), "clip"),
@@ -69,7 +79,7 @@ def test_what_it_cannot_say(tmp_path):
         (gw.Sequential([gw.LSTM(3, 4), gw.Last()]), "Last"), (gw.Sequential([gw.Masking(), gw.LSTM(3, 4)]), "Masking"),
         (gw.Sequential([gw.LSTM(3, 4), gw.Reverse()]), "Reverse"), (gw.Embedding(3, 4), "embedding"),
     ]:  # fmt: skip
-        with pytest.raises(ValueError, match=rf"model: layers\[\d\]: RTNeural has .*{what}"):
+        with pytest.raises(ValueError, match=rf"model: layers\[\d\]: RTNeural has .*{name}"):
             gw.save(model, tmp_path / "model.json")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"path: expected one that ends in \.safetensors, \.onnx or \.json"):
@@ -82,16 +92,16 @@ def test_activations_of_recurrent_layers(kind, activation, tmp_path):
     """The exporter writes Keras's option there, and RTNeural computes tanh whatever it says."""
     path = tmp_path / "model.json"
     gw.save({"lstm": gw.LSTM, "gru": gw.GRU}[kind](3, 4), path)
-    described = json.loads(path.read_text())
-    layer = described["layers"][0]
+    description = json.loads(path.read_text())
+    layer = description["layers"][0]
     for computed in ("", "tanh", ...):
         layer["activation"] = computed
         if computed is ...:
             del layer["activation"]
-        path.write_text(json.dumps(described))
+        path.write_text(json.dumps(description))
         gw.load(path)
     layer["activation"] = activation
-    path.write_text(json.dumps(described))
+    path.write_text(json.dumps(description))
     with pytest.raises(gw.FormatError, match=r"layers\[0\]: activation: expected tanh or nothing, got"):
         gw.load(path)
 
@@ -114,28 +124,28 @@ def test_activations_of_recurrent_layers(kind, activation, tmp_path):
     ],
 )
 def test_options_that_would_change_the_numbers(layer, option, neutral, others, tmp_path):
-    """What AIDA-X does with its input and output, and what Keras does and RTNeural does not."""
+    """AIDA-X has options for its input and output, and Keras has options that RTNeural ignores."""
     path = tmp_path / "model.json"
     gw.save(model_of(), path)
-    described = json.loads(path.read_text())
-    where = described
+    description = json.loads(path.read_text())
+    target = description
     if layer is not None:
-        where = next(one for one in described["layers"] if one["type"] == layer)
+        target = next(member for member in description["layers"] if member["type"] == layer)
     for value in neutral:
-        where.pop(option, None)
+        target.pop(option, None)
         if value is not ...:
-            where[option] = value
-        path.write_text(json.dumps(described))
+            target[option] = value
+        path.write_text(json.dumps(description))
         gw.load(path)
     for value in others:
-        where[option] = value
-        path.write_text(json.dumps(described))
+        target[option] = value
+        path.write_text(json.dumps(description))
         with pytest.raises(gw.FormatError, match=f"{option}: expected"):
             gw.load(path)
 
 
 def mutated(rng, value):
-    """The same with one thing in it changed, removed or added."""
+    """The same value with one member, anywhere in it, changed or removed."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
         key = rng.choice(list(value)) if isinstance(value, dict) else int(rng.integers(len(value)))
         if rng.random() < 0.15:
@@ -147,7 +157,7 @@ def mutated(rng, value):
     return others[rng.integers(len(others))]
 
 
-def test_no_files(tmp_path):
+def test_paths_that_are_not_files(tmp_path):
     """A directory, and a pipe that nobody writes to, by any name."""
     for ending in ("keras", "h5", "onnx", "json", "pt", "safetensors"):
         folder, pipe = tmp_path / f"folder.{ending}", tmp_path / f"pipe.{ending}"
@@ -179,13 +189,17 @@ def test_mutants(tmp_path):
         except gw.FormatError:
             refused += 1
     assert 1000 < refused < 2000
-    for text in (
-        "[" * 100000,
-        "{}",
-        "3",
-        '{"in_shape": [1], "layers": 3}',
-        '{"in_shape": [1], "layers": [{"type": []}]}',
+    for text, reason in (
+        ("[" * 100000, "expected JSON, got one that is nested too deeply"),
+        ("{}", "expected an object with 'in_shape'"),
+        ("3", "expected an object with 'in_shape'"),
+        ('{"in_shape": [1], "layers": 3}', "layers: expected a list, got int"),
+        ('{"in_shape": [1], "layers": [{"type": []}]}', r"layers\[0\]: expected an object with 'shape'"),
+        (
+            '{"in_shape": [1], "layers": [{"type": [], "shape": 1}]}',
+            r"layers\[0\]: type: expected lstm, .*, got '\[\]'",
+        ),
     ):
         path.write_text(text)
-        with pytest.raises(gw.FormatError, match=r"model\.json: "):
+        with pytest.raises(gw.FormatError, match=rf"model\.json: {reason}$"):
             gw.load(path)

@@ -87,15 +87,15 @@ NUMBERS = {
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_padding_of_tokens(name):
-    """Of a large vocabulary the token for padding is hardly ever drawn."""
+    """The token for padding is hardly ever drawn from a large vocabulary."""
     make, shown = TOKENS[name]
     module, plain = make(Tokens), make(Whole)
     plain.load_state_dict(module.state_dict())
     model = gw.load(plain)
     assert gw.verify(model, plain).passed
-    found = gw.verify(model, module)
-    assert not found.passed
-    assert found.input == shown
+    verification = gw.verify(model, module)
+    assert not verification.passed
+    assert verification.input == shown
     assert gw.verify(model, module, steps=30, batch=6).input == shown
     with pytest.raises(ValueError, match=rf"got .*outputs that differ by .* on {shown}.* check=False .* lengths="):
         gw.load(module)
@@ -107,8 +107,8 @@ def test_special_numbers(name):
     module, plain = Numbers(function, ends=ends), Numbers(ends=ends)
     plain.load_state_dict(module.state_dict())
     model = gw.load(plain)
-    found = gw.verify(model, module)
-    assert not found.passed
+    verification = gw.verify(model, module)
+    assert not verification.passed
     with pytest.raises(ValueError, match=rf"outputs that differ by .* on {shown}"):
         gw.load(module)
 
@@ -116,7 +116,7 @@ def test_special_numbers(name):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_right_models_pass(kind, dtype):
-    """Whatever they do with numbers that are special: NaN and large ones go through every function."""
+    """Special numbers make no difference: NaN and large ones go through every function."""
     wide = 6
     functions = [nn.ReLU(), nn.SELU(), nn.SiLU(), nn.Softsign(), nn.ELU(), nn.GELU(), nn.Softplus(), nn.Hardsigmoid()]
     for function in functions:
@@ -150,7 +150,7 @@ def test_roundings_that_a_network_amplifies(nonlinearity, times):
 
 
 def test_originals_that_refuse_special_input():
-    """They give no other numbers."""
+    """Such input is left out of the comparison."""
 
     def finite(x):
         assert torch.isfinite(x).all()
@@ -166,12 +166,12 @@ def test_verification_says_how_far():
     other = gw.GRU(4, 5, seed=1)
     assert gw.verify(layer, other) == (0.0, 0.0, 1e-4, "random input")
     other.parameters["bias_ih_l0"] = other.parameters["bias_ih_l0"] + 0.1
-    found = gw.verify(layer, other)
-    assert not found.passed
-    assert found.sequences > 1e-3
-    assert found.windows > 1e-3
+    verification = gw.verify(layer, other)
+    assert not verification.passed
+    assert verification.sequences > 1e-3
+    assert verification.windows > 1e-3
     assert not gw.verify(layer, lambda x: np.full((*x.shape[:2], 5), np.nan)).passed
-    with_nan = gw.verify(layer, lambda x: layer(x)[0] * (np.nan if len(x) == 1 else 1))  # in windows alone
+    with_nan = gw.verify(layer, lambda x: layer(x)[0] * (np.nan if len(x) == 1 else 1))  # only in windows
     assert with_nan.sequences == 0
     assert not with_nan.passed
     with pytest.raises(ValueError, match="original: expected an output of shape"):
@@ -183,7 +183,7 @@ def test_verification_says_how_far():
 
 
 def test_originals_of_one_size(tmp_path):
-    """What takes so many rows and steps alone is not asked for others."""
+    """An original that takes only one number of rows and steps is not run on others."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     layer = gw.LSTM(3, 4, seed=1)
@@ -194,9 +194,9 @@ def test_originals_of_one_size(tmp_path):
             if size.dim_param:
                 size.dim_value = {"time": 7}.get(size.dim_param, 1)
     onnx.save(graph, tmp_path / "model.onnx")
-    found = gw.verify(layer, tmp_path / "model.onnx")
-    assert found.passed
-    assert found.windows is None
+    verification = gw.verify(layer, tmp_path / "model.onnx")
+    assert verification.passed
+    assert verification.windows is None
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -218,8 +218,8 @@ def test_keras_executes_nothing_unless_asked(tmp_path, monkeypatch):
             group.attrs["layer_names"] = [layer["config"]["name"].encode() for layer in layers]
             group.attrs["keras_version"] = b"2.9.0"
             for layer in layers:
-                own = group.create_group(layer["config"]["name"])
-                own.attrs["weight_names"] = [b"d/kernel", b"d/bias"] if layer is dense else np.zeros(0, "S1")
+                layer_group = group.create_group(layer["config"]["name"])
+                layer_group.attrs["weight_names"] = [b"d/kernel", b"d/bias"] if layer is dense else np.zeros(0, "S1")
             group["d/d/kernel"], group["d/d/bias"] = weights["0.weight"].T, weights["0.bias"]
 
     def load_model(path, **options):

@@ -15,7 +15,7 @@ from tests.fuzz.inputs import Input
 from tests.fuzz.large import LARGE
 
 CORPUS = Path(__file__).parent / "corpus"
-OPTIONS = ".options.json"  # beside a file of the corpus: what gw.load is item besides
+OPTIONS = ".options.json"  # beside a file of the corpus: the options of gw.load
 
 
 class Format(NamedTuple):
@@ -64,9 +64,9 @@ def made(name: str, seed: int, index: int) -> Input:
 
 
 def corpus(name: str) -> dict[str, Callable[[], Input]]:
-    """The files of every fault that was found, by their paths, and those that are made."""
-    kept = {str(path): functools.partial(read, path) for path in files(name)}
-    return kept | {f"large.py: {name}: {key}": make for key, make in LARGE[name].items()}
+    """The inputs of every fault that was found: files, by their paths, and those that are made anew."""
+    saved = {str(path): functools.partial(read, path) for path in files(name)}
+    return saved | {f"large.py: {name}: {key}": make for key, make in LARGE[name].items()}
 
 
 def files(name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The same inputs led by coverage: those that reach new lines of the readers are changed further.
+"""The same inputs, guided by coverage: those that reach new lines of the readers are changed further.
 
 `python -m tests.fuzz --guided` starts this module once for each format, with atheris (libFuzzer) in the process.
 """
@@ -18,7 +18,7 @@ import atheris
 with atheris.instrument_imports(include=["gatewise.formats"]):
     import gatewise as gw
 
-    for _module in ("safetensors", "rtneural", "hdf5", "keras", "onnx", "pytorch", "protobuf"):
+    for _module in ("safetensors", "rtneural", "keras", "onnx", "pytorch"):
         importlib.import_module(f"gatewise.formats.{_module}")
 
 from tests.fuzz import formats
@@ -26,10 +26,11 @@ from tests.fuzz.inputs import Input, changed_bytes
 
 
 def main(name: str, folder: str, *arguments: str) -> None:
-    """Until libFuzzer ends the process, with what its arguments say."""
+    """Fuzz one format until libFuzzer, which gets the arguments, ends the process."""
     warnings.simplefilter("ignore")
     seeds = [formats.made(name, 0, i) for i in range(len(formats.seeds(name)))]
-    kinds = list({seed.suffix: seed for seed in seeds}.values())  # of files, which a first byte tells apart
+    # The kinds of files that a format has; the first byte of libFuzzer's data tells which of them the rest is.
+    kinds = list({seed.suffix: seed for seed in seeds}.values())
     pool = Path(folder)
     pool.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate([*seeds, *(formats.read(path) for path in formats.files(name))]):
@@ -42,18 +43,18 @@ def main(name: str, folder: str, *arguments: str) -> None:
         return kind._replace(data=data[1:])
 
     def try_one(data: bytes) -> None:
-        one = as_input(data)
-        path = pool.parent / f"{name}-input{one.suffix}"
-        path.write_bytes(one.data)
+        item = as_input(data)
+        path = pool.parent / f"{name}-input{item.suffix}"
+        path.write_bytes(item.data)
         with contextlib.suppress(gw.FormatError):
-            gw.load(path, **one.options)
+            gw.load(path, **item.options)
 
     def change(data: bytes, most: int, seed: int) -> bytes:
-        chance, one = random.Random(seed), as_input(data)
+        chance, item = random.Random(seed), as_input(data)
         try:
-            changed = formats.changed(name, chance, one).data
-        except Exception:  # what was changed before is no JSON, archive or pickle any more
-            changed = changed_bytes(chance, one.data)
+            changed = formats.changed(name, chance, item).data
+        except Exception:  # after earlier changes the data is not JSON, an archive or a pickle any more
+            changed = changed_bytes(chance, item.data)
         return (data[:1] + changed)[:most]
 
     atheris.Setup([sys.argv[0], *arguments, folder], try_one, custom_mutator=change)
@@ -61,14 +62,23 @@ def main(name: str, folder: str, *arguments: str) -> None:
 
 
 def run(name: str, seconds: int, seed: int, save: Path) -> int:
-    """One format in a process of its own; what it found lies in `save`, without its first byte a file of the format."""
+    """Fuzz one format in another process, which puts what it finds into `save`.
+
+    Such a file is one of the format, after a first byte.
+    """
     save.mkdir(parents=True, exist_ok=True)
     arguments = [
-        f"-max_total_time={seconds}", f"-seed={seed + 1}", "-timeout=20", "-rss_limit_mb=4096", "-max_len=300000",
-        f"-artifact_prefix={save}/{name}-guided-", "-print_final_stats=1", "-verbosity=0",
-    ]  # fmt: skip
-    order = [sys.executable, "-m", "tests.fuzz.guided", name, str(save / f"{name}-pool"), *arguments]
-    return subprocess.run(order).returncode
+        f"-max_total_time={seconds}",
+        f"-seed={seed + 1}",
+        f"-artifact_prefix={save}/{name}-guided-",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        "-max_len=300000",
+        "-print_final_stats=1",
+        "-verbosity=0",
+    ]
+    command = [sys.executable, "-m", "tests.fuzz.guided", name, str(save / f"{name}-pool"), *arguments]
+    return subprocess.run(command).returncode
 
 
 if __name__ == "__main__":

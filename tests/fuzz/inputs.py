@@ -1,4 +1,4 @@
-"""What the fuzzer gives to `gw.load`, and changes that many formats share: of bytes, of JSON, of archives."""
+"""The inputs of the fuzzer, and the changes that many formats share: of bytes, of JSON, of archives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEEP = "@nested {} times@"  # stands in a tree of JSON for lists that json.dumps
 
 
 class Input(NamedTuple):
-    """One file, and how it is loaded."""
+    """One file, and the options that it is loaded with."""
 
     suffix: str
     data: bytes
@@ -35,32 +35,34 @@ class Input(NamedTuple):
 
 
 def changed_bytes(chance: random.Random, data: bytes, most: int = 4) -> bytes:
-    """With some bytes replaced, left out, doubled, moved, or read as another number."""
+    """The same bytes with some replaced, left out, doubled, moved, or overwritten by another number."""
     changed = bytearray(data or b"\0")
     for _ in range(chance.randint(1, most)):
         if not changed:
             break
-        at, size = chance.randrange(len(changed)), min(chance.choice((1, 1, 2, 4, 8, 16, 100)), len(changed))
-        what = chance.randrange(8)
-        if what == 0:
-            changed[at] = chance.randrange(256)
-        elif what == 1:
-            changed[at] ^= 1 << chance.randrange(8)
-        elif what == 2:
-            del changed[at : at + size]
-        elif what == 3:
-            changed[at:at] = changed[at : at + size]
-        elif what == 4:
+        start, size = chance.randrange(len(changed)), min(chance.choice((1, 1, 2, 4, 8, 16, 100)), len(changed))
+        change = chance.randrange(8)
+        if change == 0:
+            changed[start] = chance.randrange(256)
+        elif change == 1:
+            changed[start] ^= 1 << chance.randrange(8)
+        elif change == 2:
+            del changed[start : start + size]
+        elif change == 3:
+            changed[start:start] = changed[start : start + size]
+        elif change == 4:
             other = chance.randrange(len(changed))
-            changed[at : at + size] = changed[other : other + size]
-        elif what == 5:
-            changed[at : at + 1] = chance.choice((b"9", b"-", b"{", b"]", b'"', b"e", b"null", b"\\u0000", b"\xff" * 8))
-        elif what == 6:
+            changed[start : start + size] = changed[other : other + size]
+        elif change == 5:
+            changed[start : start + 1] = chance.choice(
+                (b"9", b"-", b"{", b"]", b'"', b"e", b"null", b"\\u0000", b"\xff" * 8)
+            )
+        elif change == 6:
             width = chance.choice((1, 2, 4, 8))
-            number = chance.choice((*NUMBERS, len(changed), at)) % (1 << 8 * width)
-            changed[at : at + width] = number.to_bytes(width, chance.choice(("little", "little", "big")))
+            number = chance.choice((*NUMBERS, len(changed), start)) % (1 << 8 * width)
+            changed[start : start + width] = number.to_bytes(width, chance.choice(("little", "little", "big")))
         elif chance.random() < 0.2:
-            del changed[at:]
+            del changed[start:]
     return bytes(changed)
 
 
@@ -68,38 +70,38 @@ def changed_bytes(chance: random.Random, data: bytes, most: int = 4) -> bytes:
 
 
 def changed_tree(chance: random.Random, tree: Any) -> Any:
-    """With some nodes left out, doubled, swapped, renamed, nested, or other values in their place."""
+    """The same tree with some nodes left out, doubled, swapped, renamed, nested or replaced."""
     try:
         root = [copy.deepcopy(tree)]
-    except RecursionError:  # it was nested deeply by a change before
+    except RecursionError:  # an earlier change nested it deeply
         return tree
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         container, key = _spot(chance, root)
-        value, what = container[key], chance.randrange(12)
-        if what == 0 and container is not root:
+        value, change = container[key], chance.randrange(12)
+        if change == 0 and container is not root:
             del container[key]
-        elif what == 1:
+        elif change == 1:
             _insert(chance, container, key, copy.deepcopy(value))
-        elif what == 2:
+        elif change == 2:
             other, place = _spot(chance, root)
             if other is container or not isinstance(value, (list, dict)):
                 other[place], container[key] = container[key], other[place]
-        elif what == 3:
+        elif change == 3:
             container[key] = copy.deepcopy(chance.choice(VALUES))
-        elif what == 4:
+        elif change == 4:
             other, place = _spot(chance, root)
             container[key] = copy.deepcopy(other[place])
-        elif what == 5:
+        elif change == 5:
             for _ in range(chance.choice((1, 1, 2, 30))):
                 container[key] = [container[key]] if chance.random() < 0.5 else {chance.choice(KEYS): container[key]}
-        elif what == 6 and isinstance(value, list):
+        elif change == 6 and isinstance(value, list):
             container[key] = (value * chance.choice((2, 3, 100)))[:5000]
-        elif what == 7 and isinstance(value, dict) and value:
+        elif change == 7 and isinstance(value, dict) and value:
             name = chance.choice([*value])
             value[chance.choice((*KEYS, str(name) + "x"))] = value.pop(name)
-        elif what == 8:
+        elif change == 8:
             _insert(chance, container, key, copy.deepcopy(chance.choice((*VALUES, *NUMBERS))))
-        elif what == 9:
+        elif change == 9:
             container[key] = DEEP.format(chance.choice((50, 500, 5000, 100_000)))
         elif isinstance(value, str):
             container[key] = chance.choice((value + "_1", value[:-1], value.upper(), chance.choice(NAMES)))
@@ -118,7 +120,7 @@ NAMES = (
 
 
 def _spot(chance: random.Random, root: list[Any]) -> tuple[Any, Any]:
-    """A random place; at each level it may be that one, so that the nodes above the many numbers have their share."""
+    """A random node. The search may end at each level, so that it does not nearly always end at a number."""
     container, key = root, 0
     while isinstance(container[key], (list, dict)) and container[key] and chance.random() < 0.8:
         container = container[key]
@@ -135,8 +137,10 @@ def _insert(chance: random.Random, container: Any, key: Any, value: Any) -> None
 
 
 def text_of(tree: Any) -> bytes:
-    """JSON of a tree, of which nesting that json.dumps cannot write is given by DEEP: the first of each kind, since a
-    list may hold thousands of them."""
+    """JSON of a tree, in which DEEP becomes nesting that json.dumps could not write.
+
+    Only the first text of each depth does, since a list may hold thousands of them.
+    """
     try:
         text = json.dumps(tree)
     except RecursionError:
@@ -157,28 +161,28 @@ def unpacked(data: bytes) -> list[tuple[str, bytes]]:
 def packed(members: list[tuple[str, bytes]], compressed: bool = False) -> bytes:
     file, how = io.BytesIO(), zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w", how) as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # of names that occur twice
         for name, data in members:
             archive.writestr(zipfile.ZipInfo(name), data)  # a fixed date
     return file.getvalue()
 
 
 def changed_members(chance: random.Random, members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """With a member left out, doubled, renamed, swapped, cut or much longer."""
+    """The same members with one of them left out, doubled, renamed, swapped, cut or much longer."""
     changed = [*members]
-    at = chance.randrange(len(changed))
-    (name, data), what = changed[at], chance.randrange(6)
-    if what == 0:
-        del changed[at]
-    elif what == 1:
+    i = chance.randrange(len(changed))
+    (name, data), change = changed[i], chance.randrange(6)
+    if change == 0:
+        del changed[i]
+    elif change == 1:
         changed.insert(chance.randrange(len(changed)), (name, chance.choice(changed)[1]))
-    elif what == 2:
-        changed[at] = chance.choice((name + "x", "../" + name, name.upper(), chance.choice(changed)[0] + "0", "")), data
-    elif what == 3:
+    elif change == 2:
+        changed[i] = chance.choice((name + "x", "../" + name, name.upper(), chance.choice(changed)[0] + "0", "")), data
+    elif change == 3:
         other = chance.randrange(len(changed))
-        changed[at], changed[other] = (name, changed[other][1]), (changed[other][0], data)
-    elif what == 4:
-        changed[at] = name, data[: chance.randrange(len(data) + 1)]
+        changed[i], changed[other] = (name, changed[other][1]), (changed[other][0], data)
+    elif change == 4:
+        changed[i] = name, data[: chance.randrange(len(data) + 1)]
     else:
-        changed[at] = name, data + chance.choice((b" ", b"\0", b"[],", b"{}")) * chance.choice((1, 1000, 200_000))
+        changed[i] = name, data + chance.choice((b" ", b"\0", b"[],", b"{}")) * chance.choice((1, 1000, 200_000))
     return changed

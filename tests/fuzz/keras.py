@@ -19,7 +19,7 @@ CONFIGS = re.compile(rb'\{"(?:class_name|module|name|config)[ -~]*\}')
 
 
 def hdf5_seeds() -> list[Input]:
-    with_weights_alone = [
+    with_weights = [
         Input(
             ".weights.h5",
             (DATA / f"{name}.weights.h5").read_bytes(),
@@ -27,22 +27,22 @@ def hdf5_seeds() -> list[Input]:
         )
         for name in ("chain", "keras2_chain")
     ]
-    whole = [Input(".h5", (DATA / name).read_bytes()) for name in ("around.h5", "keras2_gates.h5")]
-    return [*whole, *with_weights_alone]
+    models = [Input(".h5", (DATA / name).read_bytes()) for name in ("around.h5", "keras2_gates.h5")]
+    return [*models, *with_weights]
 
 
 def hdf5_changed(chance: random.Random, valid: Input) -> Input:
     data, options = valid.data, valid.options
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        what = chance.random()
-        if what < 0.1 and "config" in options:
+        change = chance.random()
+        if change < 0.1 and "config" in options:
             changed = changed_tree(chance, options["config"])
             options = {"config": json.loads(text_of(changed)) if _is_plain(changed) else options["config"]}
-        elif what < 0.25:
+        elif change < 0.25:
             data = _with_text(chance, data)
-        elif what < 0.55:
+        elif change < 0.55:
             data = _with_address(chance, data)
-        elif what < 0.85:
+        elif change < 0.85:
             data = _with_field(chance, data)
         else:
             data = changed_bytes(chance, data, 2)
@@ -50,42 +50,52 @@ def hdf5_changed(chance: random.Random, valid: Input) -> Input:
 
 
 def _is_plain(tree: object) -> bool:
-    """Whether it can be valid as it would come from a file of JSON."""
+    """Whether it could come from a JSON file."""
     return isinstance(tree, dict) and "@nested" not in repr(tree)
 
 
 def _with_address(chance: random.Random, data: bytes) -> bytes:
-    """Another address where one stands, such as its own or that of another structure."""
+    """The same bytes with one address replaced, such as by its own or that of another structure."""
     places, addresses = [], []
-    for at in range(0, min(len(data), 60_000) - 8, 4):
-        number = int.from_bytes(data[at : at + 8], "little")
+    for position in range(0, min(len(data), 60_000) - 8, 4):
+        number = int.from_bytes(data[position : position + 8], "little")
         if 0 < number < len(data):
-            places.append(at)
+            places.append(position)
             addresses.append(number)
     if not places:
         return data
-    at = chance.choice(places)
+    place = chance.choice(places)
     starts = [match.start() for match in SIGNATURES.finditer(data)]
     number = chance.choice(
-        (chance.choice(addresses), chance.choice(starts or [0]), at, at - 8, len(data), len(data) - 1, 2**64 - 1, 0, 1)
+        (
+            chance.choice(addresses),
+            chance.choice(starts or [0]),
+            place,
+            place - 8,
+            len(data),
+            len(data) - 1,
+            2**64 - 1,
+            0,
+            1,
+        )
     )
-    return data[:at] + (number % 2**64).to_bytes(8, "little") + data[at + 8 :]
+    return data[:place] + (number % 2**64).to_bytes(8, "little") + data[place + 8 :]
 
 
 def _with_field(chance: random.Random, data: bytes) -> bytes:
-    """Another number in or behind the head of a structure."""
+    """The same bytes with a number replaced, in the head of a structure or after it."""
     starts = [match.start() for match in SIGNATURES.finditer(data)]
     if not starts:
         return data
     width = chance.choice((1, 1, 2, 4, 8))
-    at = chance.choice(starts) + chance.randrange(4, chance.choice((16, 48, 200)))
-    before = int.from_bytes(data[at : at + width], "little")
+    place = chance.choice(starts) + chance.randrange(4, chance.choice((16, 48, 200)))
+    before = int.from_bytes(data[place : place + width], "little")
     number = chance.choice((*NUMBERS, before + 1, before - 1, before + 8, 2 * before, len(data))) % (1 << 8 * width)
-    return data[:at] + number.to_bytes(width, "little") + data[at + width :]
+    return data[:place] + number.to_bytes(width, "little") + data[place + width :]
 
 
 def _with_text(chance: random.Random, data: bytes) -> bytes:
-    """Another configuration in the place of the one in an attribute, no longer than that."""
+    """The same bytes with the configuration in an attribute replaced by another one that is not longer."""
     matches = [match for match in CONFIGS.finditer(data) if len(match[0]) > 50]
     if not matches:
         return data
@@ -104,17 +114,17 @@ def archive_seeds() -> list[Input]:
 
 
 def archive_changed(chance: random.Random, valid: Input) -> Input:
-    data, what = valid.data, chance.random()
-    if what < 0.9:
+    data, change = valid.data, chance.random()
+    if change < 0.9:
         members = unpacked(data)
         for i, (name, content) in enumerate(members):
-            if name == "config.json" and what < 0.55:
+            if name == "config.json" and change < 0.55:
                 members[i] = name, text_of(changed_tree(chance, json.loads(content)))
-            elif name.endswith(".h5") and 0.55 < what < 0.75:
+            elif name.endswith(".h5") and 0.55 < change < 0.75:
                 members[i] = name, hdf5_changed(chance, Input(".h5", content)).data
-        if what > 0.75:
+        if change > 0.75:
             members = changed_members(chance, members)
         data = packed(members, compressed=chance.random() < 0.5)
-    if what > 0.85:
+    if change > 0.85:
         data = changed_bytes(chance, data)
     return valid._replace(data=data)

@@ -1,4 +1,4 @@
-"""Files of torch.save: archives with pickles in them, and from before PyTorch 1.6 pickles one after another."""
+"""Files of torch.save: archives with pickles in them, and from PyTorch before 1.6 pickles one after another."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ def seeds() -> list[Input]:
         dict(gru.named_parameters()),
     ]
     files = []
-    for way in (True, False):
-        for one in weights[: 4 if way else 2]:
+    for is_zip in (True, False):
+        for value in weights[: 4 if is_zip else 2]:
             file = io.BytesIO()
-            torch.save(one, file, _use_new_zipfile_serialization=way)
+            torch.save(value, file, _use_new_zipfile_serialization=is_zip)
             files.append(file.getvalue())
     return [Input(".pt", data) for data in files]
 
 
 def changed(chance: random.Random, valid: Input) -> Input:
-    data, what = valid.data, chance.random()
-    if data[:2] == b"PK" and what < 0.85:
+    data, change = valid.data, chance.random()
+    if data[:2] == b"PK" and change < 0.85:
         members = unpacked(data)
-        if what < 0.6:
+        if change < 0.6:
             members = [(n, _changed_pickle(chance, d) if n.endswith("data.pkl") else d) for n, d in members]
         else:
             members = changed_members(chance, members)
         data = packed(members)
-    elif what < 0.85:
-        pickles, rest = _pickles(data)
-        at = chance.randrange(len(pickles))
+    elif change < 0.85:
+        pickles, numbers = _pickles(data)
+        i = chance.randrange(len(pickles))
         if chance.random() < 0.8:
-            pickles[at] = _changed_pickle(chance, pickles[at])
+            pickles[i] = _changed_pickle(chance, pickles[i])
         else:
-            pickles.insert(chance.randrange(len(pickles)), pickles.pop(at) if chance.random() < 0.5 else pickles[at])
-        data = b"".join(pickles) + (rest if chance.random() < 0.8 else rest[: chance.randrange(len(rest) + 1)])
-    if what > 0.8:
+            pickles.insert(chance.randrange(len(pickles)), pickles.pop(i) if chance.random() < 0.5 else pickles[i])
+        data = b"".join(pickles) + (numbers if chance.random() < 0.8 else numbers[: chance.randrange(len(numbers) + 1)])
+    if change > 0.8:
         data = changed_bytes(chance, data)
     options = {"prefix": chance.choice(("encoder.", "model_state_dict."))} if chance.random() < 0.1 else {}
     return Input(valid.suffix, data, options)
 
 
 def _pickles(data: bytes) -> tuple[list[bytes], bytes]:
-    """The pickles at the beginning of a file, and the numbers behind them."""
+    """The pickles at the beginning of a file, and the numbers after them."""
     reader, pickles = io.BytesIO(data), []
     for _ in range(5):  # a mark, the version, the system, the object, the names of the storages
         begin = reader.tell()
@@ -78,29 +78,29 @@ def _pickles(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _changed_pickle(chance: random.Random, data: bytes) -> bytes:
-    """With operations left out, doubled, swapped or put in, or with another number or text."""
+    """The same pickle with operations left out, doubled, swapped or added, or with another number or text."""
     places = [place for _, _, place in pickletools.genops(data)]
     parts = [data[begin:end] for begin, end in zip(places, [*places[1:], len(data)], strict=True)]
     for _ in range(chance.choice((1, 1, 2, 4))):
-        at, what = chance.randrange(len(parts)), chance.randrange(7)
-        if what == 0:
-            del parts[at]
-        elif what == 1:
-            parts[at:at] = [parts[at]] * chance.choice((1, 1, 2, 100))
-        elif what == 2:
+        i, change = chance.randrange(len(parts)), chance.randrange(7)
+        if change == 0:
+            del parts[i]
+        elif change == 1:
+            parts[i:i] = [parts[i]] * chance.choice((1, 1, 2, 100))
+        elif change == 2:
             other = chance.randrange(len(parts))
-            parts[at], parts[other] = parts[other], parts[at]
-        elif what == 3:
-            parts.insert(at, chance.choice(OPCODES))
-        elif what == 4:
-            parts[at] = chance.choice(OPCODES)
-        elif what == 5:
-            parts[at:at] = [chance.choice(OPCODES) for _ in range(chance.choice((2, 5, 30)))]
-        elif parts[at][:1] in (b"K", b"M", b"J"):
-            width = {b"K": 1, b"M": 2, b"J": 4}[parts[at][:1]]
-            parts[at] = parts[at][:1] + (chance.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, "little")
+            parts[i], parts[other] = parts[other], parts[i]
+        elif change == 3:
+            parts.insert(i, chance.choice(OPCODES))
+        elif change == 4:
+            parts[i] = chance.choice(OPCODES)
+        elif change == 5:
+            parts[i:i] = [chance.choice(OPCODES) for _ in range(chance.choice((2, 5, 30)))]
+        elif parts[i][:1] in (b"K", b"M", b"J"):
+            width = {b"K": 1, b"M": 2, b"J": 4}[parts[i][:1]]
+            parts[i] = parts[i][:1] + (chance.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, "little")
         else:
-            parts[at] = parts[at][:1] + changed_bytes(chance, parts[at][1:] or b"\0", 1)
+            parts[i] = parts[i][:1] + changed_bytes(chance, parts[i][1:] or b"\0", 1)
         if not parts:
             break
     return b"".join(parts)

@@ -60,7 +60,7 @@ def safetensors_seeds() -> list[Input]:
 
 
 def packed_weights(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file without a word of what the weights are of."""
+    """A safetensors file that does not say to which layer the weights belong."""
     header, at = {}, 0
     for name, array in arrays.items():
         header[name] = {"dtype": "F32", "shape": [*array.shape], "data_offsets": [at, at + array.nbytes]}

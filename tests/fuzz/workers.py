@@ -51,11 +51,11 @@ class Result(NamedTuple):
 
 
 class TookTooLongError(BaseException):
-    """Which no reader catches."""
+    """No reader catches it."""
 
 
 def run(sources: dict[str, Source], jobs: Iterator[Job], count: int) -> Iterator[Result]:
-    """What becomes of each input, as soon as it is known, in no order."""
+    """The results of the inputs, each as soon as it is known, in any order."""
     workers = [_Worker(sources) for _ in range(count)]
     try:
         for worker in workers:
@@ -102,17 +102,17 @@ class _Worker:
             self.connection.send(job)
 
     def results(self) -> Iterator[Result]:
-        """What it has told since."""
+        """The results that have come since the last call."""
         with contextlib.suppress(EOFError, OSError):
             while self.connection.poll():
-                told = self.connection.recv()
-                if told is None:
+                result = self.connection.recv()
+                if result is None:
                     self.job = None
                     return
-                yield told
+                yield result
 
     def ended(self) -> str:
-        """Why it is no more, or empty."""
+        """Why the process has ended, or hangs; empty while it works."""
         if self.index.value != self._seen:
             self._seen, self._since = self.index.value, time.monotonic()
         if time.monotonic() - self._since > SECONDS_OF_NOTHING:
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _work(connection: Connection, sources: dict[str, Source], index: Any, folder: str) -> None:
-    """The life of a child."""
+    """Load the inputs of one job after another: the main loop of a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _too_long)
     said = os.open(os.path.join(folder, "stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -160,12 +160,12 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def outcome(item: Input, folder: str) -> str:
-    """What `gw.load` makes of one input: "loaded", "refused", or what is wrong."""
+    """The outcome of loading one input: "loaded", "refused", or what is wrong."""
     path = os.path.join(folder, f"input{item.suffix}")
     with open(path, "wb") as file:
         file.write(item.data)
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts again from here
+        file.write("5")  # resets the peak of memory
     before = _status("VmRSS")
     most = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS_OF_C, most))
@@ -188,7 +188,7 @@ def outcome(item: Input, folder: str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The last lines of gatewise that it came through."""
+    """The last lines of gatewise in its traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gatewise" in frame.filename]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:-4:-1])
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedWriter
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,30 +19,6 @@ def check_is_other(output: str, *inputs: str) -> None:
         with suppress(FileNotFoundError):  # whoever reads the file reports it
             if os.path.samefile(path, output):
                 raise ValueError(f"{output}: expected another file than {path}")
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[BufferedWriter]:
-    """Open a new file that takes the place of `path` when the block ends, and is removed if the block raises."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(f"{path}: expected a file, or nothing yet")
-    target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f".gatewise.{secrets.token_hex(8)}")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                with suppress(FileNotFoundError):
-                    os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-                yield file
-            os.replace(temporary, target)
-        except OSError as error:
-            if error.filename == temporary:  # a name that nobody knows
-                error.filename = path
-            raise
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def write_npy(

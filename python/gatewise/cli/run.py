@@ -18,8 +18,9 @@ import gatewise as gw
 from gatewise.arguments.arrays import Array
 from gatewise.cli.inputs import SequenceFile, ending_of, open_sequence, time_axis
 from gatewise.cli.models import load_model, streaming_obstacles, using_threads
-from gatewise.cli.outputs import check_is_other, replacing, write_csv, write_npy
+from gatewise.cli.outputs import check_is_other, write_csv, write_npy
 from gatewise.formats.errors import at
+from gatewise.formats.files import replacing
 
 CHUNK_NUMBERS = 2**20  # in the widest layer of a chunk: a few MB
 MAX_CHUNK = 4096  # steps, by default

@@ -1,6 +1,6 @@
-"""Models from files and from objects of other frameworks, and back to files. One module a format.
+"""Models from files and from objects of other frameworks, and back to files.
 
-Each imports its framework only when it is used, and executes nothing that comes from a file.
+Each format has a module or a folder, which imports its framework only when it is used. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import stat
 from typing import Any
 
 from gatewise.formats import safetensors
-from gatewise.formats.errors import FormatError
+from gatewise.formats.errors import FormatError, reading
+from gatewise.formats.files import open_regular
 from gatewise.formats.signatures import SAFETENSORS, described
 from gatewise.formats.verification import Verification, verify
 from gatewise.layers.sequential import Sequential
@@ -19,10 +20,18 @@ from gatewise.weights.module import Module
 __all__ = ["FormatError", "Verification", "load", "save", "verify"]
 
 ENDINGS = {
-    ".safetensors": "safetensors", ".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx",
-    ".json": "rtneural", ".pt": "pytorch", ".pth": "pytorch", ".ckpt": "pytorch", ".bin": "pytorch",
+    ".safetensors": "safetensors",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".onnx": "onnx",
+    ".json": "rtneural",
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+    ".ckpt": "pytorch",
+    ".bin": "pytorch",
     "": "safetensors",
-}  # fmt: skip
+}
 READ = ", ".join(filter(None, ENDINGS))
 WRITTEN = ("safetensors", "onnx", "rtneural")
 
@@ -33,21 +42,21 @@ def load(source: Any, **options: Any) -> Any:
     Parameters
     ----------
     source : str, path-like or torch.nn.Module
-        A file: what it is, its name's ending says.
+        A file, whose format the ending of its name tells:
 
-        - `.safetensors`, or no ending: what `save` wrote; or weights under PyTorch's names, as for `.pt`
-        - `.pt`, `.pth`, `.ckpt`, `.bin`: a state_dict that torch.save wrote, or what has one in it; read without
+        - `.safetensors`, or no ending: written by `save`; or weights under PyTorch's names, as in `.pt`
+        - `.pt`, `.pth`, `.ckpt`, `.bin`: a state_dict that torch.save wrote, also inside a checkpoint; read without
           PyTorch, as data
         - `.keras`, `.h5`, `.hdf5`: Keras; `.weights.h5` with `config`
         - `.onnx`: ONNX
         - `.json`: RTNeural
 
-        A module: torch.nn.LSTM, GRU, RNN, their cells, or what has such layers and others one after the other, also on
-        gatewise.torch. It is run beside what comes out, as `verify` does it, and must agree.
+        Or a module: torch.nn.LSTM, GRU, RNN, their cells, or one with such layers and others one after the other, also
+        on gatewise.torch. The module and the model are run on the same input, as `verify` does it, and must agree.
     **options
-        Of state_dicts: `prefix` (str) of the layer's names, `nonlinearity` ("tanh" or "relu") of an RNN, `batch_first`
-        (bool). Of Keras: `config` (dict, JSON or path), which `.weights.h5` lacks. Of ONNX: `node` (str), the name of
-        one recurrent node, which alone is taken. Of modules: `check` (bool), whether to run both.
+        For state_dicts: `prefix` (str), how the names of the layer begin; `nonlinearity` ("tanh" or "relu") of an RNN;
+        `batch_first` (bool). For Keras: `config` (dict, JSON or path), which is missing in `.weights.h5`. For ONNX:
+        `node` (str), the name of the only recurrent node to read. For modules: `check` (bool), whether to run both.
 
     Returns
     -------
@@ -56,8 +65,8 @@ def load(source: Any, **options: Any) -> Any:
     Raises
     ------
     FormatError
-        A ValueError: the file is damaged, of another version or format, or has what gatewise cannot do, named; or it is
-        no file (a directory, a pipe).
+        A ValueError: the file is damaged, of another version or format, has something that gatewise cannot do, which is
+        named, or is not a file (a directory, a pipe).
     OSError
         If it cannot be read.
     """
@@ -66,7 +75,8 @@ def load(source: Any, **options: Any) -> Any:
             raise TypeError(f"source: expected a path or a torch.nn.Module, got {type(source).__name__}")
         return _module("pytorch").load_module(source, **options)
     path = os.fsdecode(source)
-    _check_file(path)
+    with reading(path):
+        _check_file(path)
     format = _format(path)
     if format == "safetensors" and (options or safetensors.is_foreign(path)):
         format = "pytorch"
@@ -81,16 +91,16 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     model : Sequential, or any layer
     path : str or path-like
         `.onnx`: ONNX, with states as inputs and outputs; `.json`: RTNeural. `.safetensors`, or no ending: a safetensors
-        file with what the model is and its weights under the names of its state_dict.
+        file of the model's description and its weights under the names of its state_dict.
 
     Raises
     ------
     TypeError
-        If `model` is something else, or has something else in it; classes derived from gatewise's are.
+        If `model` is something else, or has something else in it, such as a class derived from one of gatewise's.
     ValueError
         If the name has another ending, or the format cannot hold the model.
     OSError
-        If the file cannot be written, or something is there that is no file; what was there is untouched.
+        If the file cannot be written, or `path` leads to something that is not a file. What was there is untouched.
     """
     format = _format(os.fsdecode(path))
     if format not in WRITTEN:
@@ -99,30 +109,27 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
 
 
 def _format(path: str) -> str | None:
-    """The module for a file of this name; None: no format has this ending."""
+    """The format of files of this name, or None if there is none with this ending."""
     return ENDINGS.get(os.path.splitext(path)[1].lower())
 
 
 def _check_file(path: str) -> None:
-    """Whether it is a file, and one of a known ending; without any it must be a safetensors file."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode) and os.path.isfile(os.path.join(path, "saved_model.pb")):
-        raise FormatError(f"{path}: expected a file, got a SavedModel of TensorFlow; Keras can save it as .keras")
-    if not stat.S_ISREG(mode):  # a pipe would wait for a writer
-        raise FormatError(f"{path}: expected a file")
+    """Refuse anything but a file of a known ending, or a safetensors file without an ending."""
+    if stat.S_ISDIR(os.stat(path).st_mode) and os.path.isfile(os.path.join(path, "saved_model.pb")):
+        raise ValueError("expected a file, got a SavedModel of TensorFlow; Keras can save it as .keras")
     ending = os.path.splitext(path)[1]
-    if ending.lower() in filter(None, ENDINGS):
-        return
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        if ending.lower() in filter(None, ENDINGS):
+            return
         content = described(file.read(64))
     if ending:
-        raise FormatError(f"{path}: expected a name that ends in {READ}, got {ending!r}, and in the file {content}")
+        raise ValueError(f"expected a name that ends in {READ}, got {ending!r}, and in the file {content}")
     if content != SAFETENSORS:
-        raise FormatError(f"{path}: expected a safetensors file, or a name that ends in {READ}, got {content}")
+        raise ValueError(f"expected a safetensors file, or a name that ends in {READ}, got {content}")
 
 
 def _module(format: str | None) -> Any:
-    """The module of a format, imported in so many words: what freezes programs looks for these."""
+    """The module of a format. Each import is spelled out: programs that freeze others look for these statements."""
     if format == "keras":
         from gatewise.formats import keras
 

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in one kind of error."""
+"""Everything that can be wrong with a file, as one kind of error."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 
 class FormatError(ValueError):
-    """A file that cannot be taken, with the file's name and the reason."""
+    """A file that cannot be read as a model, with the file's name and the reason."""
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what a reader finds wrong with the file into a FormatError that names it.
+    """Turn whatever a reader finds wrong with a file into a FormatError that names the file.
 
-    So does an error that no reader foresaw, whose kind and traceback are kept: a damaged file may lead to any of them,
-    and a program that catches FormatError goes on.
+    That includes errors of unforeseen kinds, whose kind and traceback are kept: a damaged file may lead to any of them,
+    and a program that catches FormatError should go on.
     """
     try:
         yield
@@ -32,15 +32,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def printable(text: str, most: int = 1000) -> str:
-    """One line that any terminal can print, of what may come from a file: its start if it is long."""
+    """A text that may come from a file, as one line that any terminal can print; only its start if it is long."""
     line = " ".join(text[: most + 1].split()).encode("ascii", "backslashreplace").decode()
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", line)
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", line)
     return line if len(text) <= most and len(line) <= most else line[:most] + " ..."
 
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """What is wrong in here is wrong there."""
+    """Prefix the ValueErrors and TypeErrors raised inside with a place, such as `layers[3]`."""
     try:
         yield
     except (ValueError, TypeError) as error:

@@ -1,22 +1,22 @@
-"""JSON from files that nobody vouches for: memory is bounded before the text is parsed."""
+"""JSON from files that may come from anywhere: memory is bounded before the text is parsed."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, NoReturn
 
-# The bytes of memory that a parsed text takes, at most, for each of these characters: a list or an object, a member of
-# one, a name with its place in an object, half a string.
+# Bytes of memory that each of these characters of a text may cost, at most: a list or an object, a member of one, a
+# name with its place in an object, half a string.
 COSTS = {b"[": 80, b"{": 80, b",": 40, b":": 120, b'"': 16}
 MOST_COST = 20  # times the bytes of the text; what people write takes some 2 (numbers) to 15 (names and short lists)
-FREE_COST = 2**24  # bytes that any text may take besides
+FREE_COST = 2**24  # bytes that any text may cost in addition
 
 
 def check_cost(text: bytes) -> None:
-    """Refuse a text of which the objects would take far more memory than the text itself.
+    """Refuse a text whose objects would take far more memory than the text itself.
 
-    Three bytes make an empty list, which takes a hundred bytes. To count characters is enough for an upper bound:
-    those within strings only add to it.
+    Three bytes can make an empty list, which takes a hundred bytes. Counting characters gives an upper bound: those
+    within strings only add to it.
     """
     cost = sum(text.count(character) * size for character, size in COSTS.items())
     most = MOST_COST * len(text) + FREE_COST
@@ -30,14 +30,14 @@ def parse(text: bytes, *, is_strict: bool = False) -> Any:
     Parameters
     ----------
     text : bytes
-        In UTF-8, or in what `json.loads` takes besides.
+        In UTF-8, or in another encoding that `json.loads` takes.
     is_strict : bool
         Refuse what readers of JSON disagree about: names that occur twice, NaN, infinities.
 
     Raises
     ------
     ValueError
-        If it is no JSON, or nested too deeply, or its objects would take far more memory than the text.
+        If it is not valid JSON, is nested too deeply, or its objects would take far more memory than the text.
     """
     check_cost(text)
     try:
@@ -58,4 +58,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number of JSON")

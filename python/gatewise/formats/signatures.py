@@ -1,19 +1,19 @@
-"""What a file is, as its first bytes say: for messages about files that were not expected."""
+"""What kind of file begins with some bytes: for messages about files of another kind than expected."""
 
 from __future__ import annotations
 
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": "HDF5, as in .h5",
-    b"PK\x03\x04": "a zip archive, as .keras, .pt and .npz are",
+    b"PK\x03\x04": "a zip archive, as in .keras, .pt and .npz",
     b"\x93NUMPY": "an array of NumPy, as in .npy",
-    b"\x1f\x8b": "something that gzip compressed",
+    b"\x1f\x8b": "data that gzip compressed",
 }
 SAFETENSORS = "safetensors"
 TEXT = {*range(0x20, 0x7F), *b"\t\n\r\f"}
 
 
 def described(head: bytes) -> str:
-    """In a few words what a file is that begins with these bytes, some 64 of them."""
+    """The kind of a file that begins with these bytes, of which some 64 are enough."""
     for signature, name in SIGNATURES.items():
         if head.startswith(signature):
             return name

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats import protobuf
 from gatewise.formats.errors import reading
-from gatewise.formats.onnx_graph import PEEPHOLES, RECURRENT, Scope
-from gatewise.formats.onnx_values import (
+from gatewise.formats.files import write_pieces
+from gatewise.formats.onnx import protobuf
+from gatewise.formats.onnx.graph import PEEPHOLES, RECURRENT, Scope
+from gatewise.formats.onnx.values import (
     IN_CELLS,
     LAYER_BYTES,
     SINCE,
@@ -39,7 +40,6 @@ from gatewise.formats.onnx_values import (
     subgraphs,
     time_of,
 )
-from gatewise.formats.safetensors import write_pieces
 from gatewise.layers import blocks
 from gatewise.layers.activation import Activation, Block
 from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer, shown

@@ -1,11 +1,10 @@
-"""Pickles with tensors of PyTorch, read as data: nothing in them is called, imported or made.
+"""Pickles with tensors of PyTorch, read as data: nothing in them is called, imported or instantiated.
 
-A pickle is a program for a machine with a stack (PEP 307, PEP 3154; the module pickletools lists its instructions).
-This machine knows texts, whole numbers, tuples, lists, dicts and the calls that stand for tensors. Objects of other
-classes have a name and nothing in them; floats, bytes, sets and what dicts hold under keys that are no texts are left
-out.
+A pickle is a program for a stack machine (PEP 307, PEP 3154; the module pickletools lists its instructions). This
+machine knows texts, whole numbers, tuples, lists, dicts and the calls that stand for tensors. An object of any other
+class becomes the name of the class. Floats, bytes, sets, and members of dicts whose keys are not texts are left out.
 
-Time and memory are linear in the bytes that are read: what would take many times more has a limit.
+Time and memory are linear in the bytes that are read: whatever would take many times more has a limit.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_STACK = 2**20  # values on the stack
-MOST_NESTED = 1000  # marks, behind each of which the values of one list, dict or tuple begin
+MOST_NESTED = 1000  # marks, each of which is where the values of a list, dict or tuple begin on the stack
 MOST_CLASSES = 2**12
 MOST_NAME = 2**12  # bytes of a class's name
 MOST_INTEGER = 16  # bytes
 MOST_AXES = 64
 MOST_ARGUMENTS = 8
-# What is made is counted in units of up to 75 bytes of memory: so many are free, and one more for so many bytes read.
+# Values are counted in units of up to 75 bytes of memory. A pickle may make FREE_UNITS, and one more for every
+# BYTES_A_UNIT bytes of its size.
 FREE_UNITS = 2**18
 BYTES_A_UNIT = 8
 
@@ -36,25 +36,25 @@ class Class(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """Something that a class or a function would have made."""
+    """An object that a class or a function would have made."""
 
-    of: Class
+    made_by: Class
 
 
 class Storage(NamedTuple):
-    """Numbers of one type in a row, which are elsewhere in the file."""
+    """Numbers of one type, which are elsewhere in the file: all those under a key, or a part of them."""
 
     kind: str  # of the numbers: "float32"
     key: str
     length: int
-    begin: int  # numbers before the first one, in the row that the file has
-    whole: int  # numbers in that row
+    begin: int  # numbers under this key before the first one
+    total: int  # numbers under this key
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; or without one, some other tensor."""
+    """A view of a storage; a tensor of another kind has none."""
 
-    kind: str  # of the numbers, or what other tensor it is
+    kind: str  # of the numbers, or of the tensor if it has no storage
     storage: Storage | None = None
     offset: int = 0
     shape: tuple[int, ...] = ()
@@ -62,16 +62,25 @@ class Tensor(NamedTuple):
 
 
 KINDS = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "UntypedStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
-}  # fmt: skip
+}
 UNKNOWN = Instance(Class("builtins", "object"))
 
 
 def read(file: BinaryIO, size: int, storages: dict[str, Storage]) -> Any:
-    """What one pickle holds, which begins where the file stands and has at most `size` bytes.
+    """The value of the pickle that begins at the file's position and has at most `size` bytes.
 
     The storages that it names are added to `storages`, by their keys.
     """
@@ -79,6 +88,8 @@ def read(file: BinaryIO, size: int, storages: dict[str, Storage]) -> Any:
 
 
 class _Machine:
+    """The stack machine: its stack, the marks in it, and the memo of values that can be recalled."""
+
     def __init__(self, file: BinaryIO, size: int, storages: dict[str, Storage]) -> None:
         self.file, self.left, self.storages = file, size, storages
         self.units = FREE_UNITS + size // BYTES_A_UNIT
@@ -101,7 +112,7 @@ class _Machine:
             if len(stack) > MOST_STACK:
                 raise ValueError(f"expected a pickle of at most {MOST_STACK} values at a time, got more")
 
-    # -- what it reads
+    # -- reading the pickle
 
     def take(self, count: int) -> bytes:
         self._leave(count)
@@ -129,20 +140,20 @@ class _Machine:
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
-    # -- what it keeps
+    # -- the stack and the memo
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("expected a sound pickle, got one that takes a value where none is")
+            raise ValueError("expected a sound pickle, got one that takes a value from an empty stack")
         return self.stack.pop()
 
     def pop_all(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Take all values above the last mark, and the mark."""
         if not self.marks:
-            raise ValueError("expected a sound pickle, got one that takes values where none are")
+            raise ValueError("expected a sound pickle, got one that takes values without a mark")
         first = self.marks.pop()
         values = self.stack[first:]
         del self.stack[first:]
@@ -158,26 +169,26 @@ class _Machine:
         if self.units < 0:
             raise ValueError("expected a pickle of tensors, got one of far more other things")
 
-    def remember(self, place: int) -> None:
-        if place > len(self.memo) + 1:  # Python 2 begins with 1, and all count on from there
-            raise ValueError("expected a sound pickle, got one whose memory has gaps")
-        self.memo += [None] * (place + 1 - len(self.memo))
+    def remember(self, index: int) -> None:
+        if index > len(self.memo) + 1:  # each index is the next one, but Python 2 begins with 1
+            raise ValueError("expected a sound pickle, got one whose memo has gaps")
+        self.memo += [None] * (index + 1 - len(self.memo))
         value = self.pop()
-        self.memo[place] = value
+        self.memo[index] = value
         self.push(value)
 
-    def recall(self, place: int) -> None:
-        if place >= len(self.memo):
-            raise ValueError("expected a sound pickle, got one that recalls what it has not remembered")
-        self.push(self.memo[place])
+    def recall(self, index: int) -> None:
+        if index >= len(self.memo):
+            raise ValueError("expected a sound pickle, got one that recalls a value before it is in the memo")
+        self.push(self.memo[index])
 
-    # -- what it makes
+    # -- values
 
     def text(self, count: int) -> None:
         self.push(self.take(count).decode("utf-8", "surrogatepass"))
 
     def old_text(self, count: int) -> None:
-        """Of Python 2."""
+        """Push a text that Python 2 wrote."""
         self.push(self.take(count).decode("latin-1"))
 
     def integer(self, count: int) -> None:
@@ -187,7 +198,7 @@ class _Machine:
             self.push(int.from_bytes(self.take(count), "little", signed=True))
 
     def unknown(self, count: int = 0) -> None:
-        """What matters to no tensor, of so many bytes."""
+        """Skip a value of `count` bytes that no tensor needs."""
         self.skip(count)
         self.push(UNKNOWN)
 
@@ -195,7 +206,7 @@ class _Machine:
         self.spend(1)
         self.push((*values,))
 
-    def several(self, count: int) -> None:
+    def make_short_tuple(self, count: int) -> None:
         self.make_tuple([self.pop() for _ in range(count)][::-1])
 
     def make_list(self) -> None:
@@ -234,7 +245,7 @@ class _Machine:
         else:
             target.pop(key, None)
 
-    def find(self, module: Any, name: Any) -> None:
+    def push_class(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MOST_NAME:
             raise ValueError("expected a class by its name")
         if (module, name) not in self.classes and len(self.classes) == MOST_CLASSES:
@@ -252,7 +263,7 @@ class _Machine:
         self.push(self.called(function, arguments) if isinstance(function, Class) else UNKNOWN)
 
     def called(self, function: Class, arguments: tuple[Any, ...]) -> Any:
-        """What stands for the value of a call."""
+        """The data that stands for the result of a call."""
         first = arguments[0] if arguments else None
         if function in DICTS:
             return self.ordered(first)
@@ -266,46 +277,47 @@ class _Machine:
         return self.instances.setdefault(function, Instance(function))
 
     def ordered(self, pairs: Any) -> dict[str, Any]:
-        """An OrderedDict; Python 2 wrote pairs of names and values with it."""
-        made: dict[str, Any] = {}
+        """An OrderedDict, to which Python 2 gave pairs of names and values."""
+        members: dict[str, Any] = {}
         pairs = pairs if isinstance(pairs, list) else []
         self.spend(2 + len(pairs))
         for pair in pairs:
             if isinstance(pair, list) and len(pair) == 2:
-                self.set(made, *pair)
-        return made
+                self.set(members, *pair)
+        return members
 
     def call_with_names(self) -> None:
         self.pop()
         self.call()
 
     def build(self) -> None:
-        """Attributes, of which none says more of a tensor."""
+        """Drop the attributes of an object: tensors do not need them."""
         self.pop()
         self.push(self.pop())
 
     def storage(self) -> None:
-        found = self.pop()
-        if isinstance(found, tuple) and found[:1] == ("module",) and len(found) > 1 and isinstance(found[1], Class):
-            self.push(found[1])  # a class with its source, in files of before PyTorch 1.6
+        reference = self.pop()
+        is_module = isinstance(reference, tuple) and reference[:1] == ("module",) and len(reference) > 1
+        if is_module and isinstance(reference[1], Class):
+            self.push(reference[1])  # a class with its source, in files of PyTorch before 1.6
             return
         self.spend(4)
-        storage = _storage(found)
+        storage = _storage(reference)
         self.storages.setdefault(storage.key, storage)
         self.push(storage)
 
 
-def _storage(found: Any) -> Storage:
-    """A storage as torch.save names it: its type, key, device, size, and the part that is meant."""
-    if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
+def _storage(reference: Any) -> Storage:
+    """A storage as torch.save refers to it: its type, key, device, size, and perhaps a part of it."""
+    if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
         raise ValueError("expected a reference to a storage")
-    _, kind, key, _, count, *rest = found
+    _, kind, key, _, count, *parts = reference
     if not isinstance(kind, Class) or not isinstance(key, str) or not _is_size(count):
         raise ValueError("expected the type, the key and the size of a storage")
     name = KINDS.get(kind.name, kind.name)
-    if rest in ([], [None]):
+    if parts in ([], [None]):
         return Storage(name, key, count, 0, count)
-    part = rest[0]
+    part = parts[0]
     if not isinstance(part, tuple) or len(part) != 3 or not _is_size(part[1]) or not _is_size(part[2]):
         raise ValueError(f"storage {key!r}: expected a part of it")
     if part[1] + part[2] > count:
@@ -314,16 +326,16 @@ def _storage(found: Any) -> Storage:
 
 
 def _tensor(
-    how: str, storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *rest: Any
+    kind: str, storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *options: Any
 ) -> Tensor:
-    """A view of a storage, or some other tensor; of `rest` the first two are gradients and hooks."""
-    if how not in ("tensor", "tensor_v2"):
-        return Tensor(rest[2].name if len(rest) > 2 and isinstance(rest[2], Class) else how)
+    """The tensor that PyTorch's function `_rebuild_` + `kind` makes; the first two options are gradients and hooks."""
+    if kind not in ("tensor", "tensor_v2"):
+        return Tensor(options[2].name if len(options) > 2 and isinstance(options[2], Class) else kind)
     if not isinstance(storage, Storage) or not _is_size(offset):
         raise ValueError("expected a tensor of a storage")
     if not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
         raise ValueError(f"storage {storage.key!r}: expected a tensor of some shape and strides")
-    if len(rest) > 2:
+    if len(options) > 2:
         return Tensor("a negative or conjugate view")
     return Tensor(storage.kind, storage, offset, shape, strides)
 
@@ -337,20 +349,34 @@ def _are_sizes(values: Any) -> bool:
 
 
 ITEM_SIZES = {
-    "float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
-    "bool": 1, "complex64": 8, "complex128": 16,
-}  # fmt: skip
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
 DICTS = {
-    Class("collections", "OrderedDict"), Class("collections", "defaultdict"), Class("builtins", "dict"),
+    Class("collections", "OrderedDict"),
+    Class("collections", "defaultdict"),
+    Class("builtins", "dict"),
     Class("__builtin__", "dict"),
-}  # fmt: skip
+}
 PARAMETERS = {
-    Class("torch._utils", "_rebuild_parameter"), Class("torch._utils", "_rebuild_parameter_with_state"),
-    Class("torch.nn.parameter", "Parameter"), Class("torch.nn.parameter", "Buffer"),
-}  # fmt: skip
+    Class("torch._utils", "_rebuild_parameter"),
+    Class("torch._utils", "_rebuild_parameter_with_state"),
+    Class("torch.nn.parameter", "Parameter"),
+    Class("torch.nn.parameter", "Buffer"),
+}
 FROM_TYPE = Class("torch._tensor", "_rebuild_from_type_v2")
 
-# A number behind an instruction, of so many bytes: a value, a place, or how many bytes follow.
+# What each instruction does. `number(n)` reads a number of n bytes after it: a value, an index, or a count of bytes.
 INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda m: m.skip(1),  # the protocol
     b"\x95": lambda m: m.skip(8),  # a frame
@@ -377,9 +403,9 @@ INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x96": lambda m: m.unknown(m.number(8)),
     b")": lambda m: m.push(()),
     b"t": lambda m: m.make_tuple(m.pop_all()),
-    b"\x85": lambda m: m.several(1),
-    b"\x86": lambda m: m.several(2),
-    b"\x87": lambda m: m.several(3),
+    b"\x85": lambda m: m.make_short_tuple(1),
+    b"\x86": lambda m: m.make_short_tuple(2),
+    b"\x87": lambda m: m.make_short_tuple(3),
     b"]": _Machine.make_list,
     b"a": lambda m: m.extend([m.pop()]),
     b"e": lambda m: m.extend(m.pop_all()),
@@ -389,8 +415,8 @@ INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x8f": lambda m: m.unknown(),  # a set
     b"\x90": lambda m: m.extend(m.pop_all()),
     b"\x91": _Machine.frozen_set,
-    b"c": lambda m: m.find(m.line(), m.line()),
-    b"\x93": lambda m: m.find(*[m.pop() for _ in range(2)][::-1]),
+    b"c": lambda m: m.push_class(m.line(), m.line()),
+    b"\x93": lambda m: m.push_class(*[m.pop() for _ in range(2)][::-1]),
     b"R": _Machine.call,
     b"\x81": _Machine.call,
     b"\x92": _Machine.call_with_names,

@@ -1,7 +1,8 @@
-"""Files that torch.save wrote, read without PyTorch: the pickle as data, and of the numbers those that are asked for.
+"""Files that torch.save wrote, read without PyTorch: the pickle as data, and the numbers only on demand.
 
-Since version 1.6 a file is a zip archive without compression: `data.pkl`, and each storage as a member of its own.
-Before, it was a row of pickles, a list of the storages' keys, and behind it the storages in the order of this list.
+Since PyTorch 1.6 a file is a zip archive without compression: `data.pkl`, and each storage as a member of its own.
+Before that it was several pickles one after another, the last of them a list of the storages' keys, and then the
+storages in the order of this list.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats import pickles, signatures
-from gatewise.formats.pickles import ITEM_SIZES, Class, Instance, Storage, Tensor
+from gatewise.formats import signatures
+from gatewise.formats.pytorch import pickles
+from gatewise.formats.pytorch.pickles import ITEM_SIZES, Class, Instance, Storage, Tensor
+from gatewise.formats.weights import widened
 
-MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of an old file is
-PROTOCOL = 1001  # and the second one
-HEADER = 30  # bytes of a member's own header, before its name
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of an old file
+PROTOCOL = 1001  # the second pickle of an old file
+HEADER = 30  # bytes of the header that precedes each member, before its name
 HEADER_MARK = b"PK\x03\x04"
 DTYPES = {"float32": "f4", "float64": "f8", "float16": "f2", "bfloat16": "u2"}
 
@@ -34,7 +37,15 @@ class Place(NamedTuple):
 
 
 class Checkpoint:
-    """What a file holds: nested dicts of tensors, and the numbers of each tensor on demand."""
+    """The contents of a file: nested dicts of tensors, and the numbers of each tensor on demand.
+
+    Attributes
+    ----------
+    root : object
+        What was saved, with data in place of objects; see `pickles`.
+    size : int
+        Bytes of the file.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -49,7 +60,7 @@ class Checkpoint:
             raise ValueError(f"expected a file that torch.save wrote, got {signatures.described(head)}")
 
     def numbers(self, tensor: Tensor) -> Array:
-        """The numbers of a tensor of float32 or float64; those of float16 and bfloat16 in float32, which is exact."""
+        """The numbers of a tensor of float32 or float64; those of float16 and bfloat16 as float32, which is exact."""
         storage = tensor.storage
         if storage is None or tensor.kind not in DTYPES:
             raise ValueError(f"expected numbers of {', '.join(DTYPES)}, got {tensor.kind}")
@@ -79,7 +90,7 @@ class Checkpoint:
         if f"{self.folder}constants.pkl" in members:
             raise ValueError(
                 "expected a state_dict, got a TorchScript archive, which is a program; "
-                "torch.save(module.state_dict(), path) writes what can be read"
+                "torch.save(module.state_dict(), path) writes a file that can be read"
             )
         self.members = members
         byteorder = f"{self.folder}byteorder"
@@ -100,34 +111,34 @@ class Checkpoint:
                 listed = archive.infolist()
         except (MemoryError, ValueError):
             raise
-        except Exception as error:  # of many kinds: zipfile's own, struct's, of places before the file's start
+        except Exception as error:  # of many kinds: zipfile's own, struct's, of offsets before the file's start
             raise ValueError(f"expected a sound zip archive, got {type(error).__name__}: {error}") from None
-        members = {one.filename: one for one in listed}
+        members = {member.filename: member for member in listed}
         if len(members) != len(listed):
-            raise ValueError("expected an archive as torch.save writes it, got one with two members of one name")
+            raise ValueError("expected an archive as torch.save writes it, got one with two members of the same name")
         end = 0
-        for one in sorted(listed, key=lambda one: one.header_offset):
-            if one.header_offset < end:
+        for member in sorted(listed, key=lambda member: member.header_offset):
+            if member.header_offset < end:
                 raise ValueError("expected an archive as torch.save writes it, got one whose members overlap")
-            end = one.header_offset + HEADER + one.compress_size
+            end = member.header_offset + HEADER + member.compress_size
         if end > self.size:
             raise ValueError("expected a whole archive, got one that is cut short")
         return members
 
     def _member(self, name: str) -> Place:
-        one = self.members.get(name)
-        if one is None:
-            raise ValueError(f"expected {name!r} in the archive, got none")
-        if one.compress_type != ZIP_STORED or one.file_size != one.compress_size or one.flag_bits & 1:
+        member = self.members.get(name)
+        if member is None:
+            raise ValueError(f"expected {name!r} in the archive, got an archive without it")
+        if member.compress_type != ZIP_STORED or member.file_size != member.compress_size or member.flag_bits & 1:
             raise ValueError("expected an archive as torch.save writes it, without compression")
-        self.file.seek(one.header_offset)
+        self.file.seek(member.header_offset)
         header = self.file.read(HEADER)
         if len(header) != HEADER or header[: len(HEADER_MARK)] != HEADER_MARK:
-            raise ValueError(f"expected {name!r} where the archive says that it is")
-        begin = one.header_offset + HEADER + sum(struct.unpack("<HH", header[26:]))
-        if begin + one.file_size > self.size:
-            raise ValueError(f"expected {one.file_size} bytes of {name!r}, got a file that is cut short")
-        return Place(begin, one.file_size)
+            raise ValueError(f"expected {name!r} at byte {member.header_offset}, as the archive says, got other bytes")
+        begin = member.header_offset + HEADER + sum(struct.unpack("<HH", header[26:]))  # the name and extra fields
+        if begin + member.file_size > self.size:
+            raise ValueError(f"expected {member.file_size} bytes of {name!r}, got a file that is cut short")
+        return Place(begin, member.file_size)
 
     # -- pickles
 
@@ -136,9 +147,9 @@ class Checkpoint:
         self.members = {}
         storages: dict[str, Storage] = {}
         for expected in (MAGIC, PROTOCOL):
-            found = self._pickle({})
-            if type(found) is not int or found != expected:
-                raise ValueError(f"expected a file that torch.save wrote, got {described(found)} in a pickle")
+            value = self._pickle({})
+            if type(value) is not int or value != expected:
+                raise ValueError(f"expected a file that torch.save wrote, got {described(value)} in a pickle")
         system = self._pickle({})
         if isinstance(system, dict) and system.get("little_endian") is False:
             self.order = ">"
@@ -147,27 +158,27 @@ class Checkpoint:
         is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not is_list or len(keys) != len(storages) or {*keys} != storages.keys():
             raise ValueError("expected the numbers of each storage once, got a list of other storages")
-        self.places = self._walk(keys, storages)
+        self.places = self._storage_places(keys, storages)
 
     def _pickle(self, storages: dict[str, Storage]) -> Any:
         return pickles.read(self.file, self.size - self.file.tell(), storages)
 
-    def _walk(self, keys: list[str], storages: Mapping[str, Storage]) -> dict[str, Place]:
-        """The places of the storages: each is the count of its numbers, and the numbers."""
+    def _storage_places(self, keys: list[str], storages: Mapping[str, Storage]) -> dict[str, Place]:
+        """The places of the storages, each of which is the count of its numbers, and then the numbers."""
         places, begin = {}, self.file.tell()
         for key in keys:
             storage = storages[key]
             self.file.seek(begin)
             count = self.file.read(8)
-            if int.from_bytes(count, "little" if self.order == "<" else "big") != storage.whole or len(count) < 8:
-                raise ValueError(f"storage {key!r}: expected {storage.whole} numbers, got another count")
+            if int.from_bytes(count, "little" if self.order == "<" else "big") != storage.total or len(count) < 8:
+                raise ValueError(f"storage {key!r}: expected {storage.total} numbers, got another count")
             size = ITEM_SIZES.get(storage.kind)
             if size is None:
                 raise ValueError(f"storage {key!r}: expected numbers of a known size, got {storage.kind}")
-            places[key] = Place(begin + 8, storage.whole * size)
-            begin += 8 + storage.whole * size
+            places[key] = Place(begin + 8, storage.total * size)
+            begin += 8 + storage.total * size
             if begin > self.size:
-                raise ValueError(f"storage {key!r}: expected {storage.whole} numbers, got a file that is cut short")
+                raise ValueError(f"storage {key!r}: expected {storage.total} numbers, got a file that is cut short")
         return places
 
     def _place(self, storage: Storage) -> Place:
@@ -177,28 +188,19 @@ class Checkpoint:
 
 
 def described(root: object) -> str:
-    """What there is instead of a state_dict."""
+    """What was saved instead of a state_dict."""
     if isinstance(root, (Class, Instance)):
-        return f"a pickled object of class {root.of if isinstance(root, Instance) else root}"
+        return f"a pickled object of class {root.made_by if isinstance(root, Instance) else root}"
     return type(root).__name__
 
 
 def span(tensor: Tensor) -> int:
-    """How many numbers of its storage lie from a tensor's first one to its last one."""
+    """How many numbers of the storage there are from the first one of a tensor to its last one."""
     if 0 in tensor.shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
 
 
 def size_of(tensor: Tensor) -> int:
-    """The bytes of a tensor's numbers, in memory or from the first to the last in the file, whichever are more."""
+    """The bytes of a tensor, in memory or from its first number to its last one in the file, whichever are more."""
     return max(math.prod(tensor.shape), span(tensor)) * max(4, ITEM_SIZES.get(tensor.kind, 0))
-
-
-def widened(array: Array, kind: str) -> Array:
-    """Numbers of float32 from those of float16, or of bfloat16: float32's upper half, here as whole numbers."""
-    if kind == "float16":
-        return array.astype(np.float32)
-    if kind == "bfloat16":
-        return (array.astype(np.uint32, order="C") << 16).view(np.float32)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

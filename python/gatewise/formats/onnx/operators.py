@@ -1,4 +1,4 @@
-"""What each operator of ONNX does to the meaning of its inputs; recurrent nodes are in onnx_graph.py."""
+"""What each operator of ONNX does to the meaning of its inputs; recurrent nodes are in graph.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats.onnx_values import (
+from gatewise.formats.onnx.values import (
     EXTREMES,
     FLOATS,
     IN_CELLS,
@@ -52,7 +52,7 @@ from gatewise.formats.onnx_values import (
 from gatewise.weights.functions import Function
 
 if TYPE_CHECKING:
-    from gatewise.formats.onnx_graph import Scope
+    from gatewise.formats.onnx.graph import Scope
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gatewise.arguments.arrays import Array
-from gatewise.formats.onnx_operators import OPERATIONS, Call
-from gatewise.formats.onnx_values import (
+from gatewise.formats.onnx.operators import OPERATIONS, Call
+from gatewise.formats.onnx.values import (
     FLOATS,
     IN_CELLS,
     MOST_AXES,
