@@ -117,7 +117,7 @@ class _Options:
         )  # fmt: skip
 
     def attributes(self, *, weights_only: bool = False, record: bool = False) -> dict[str, Any]:
-        """As the handlers ask for them; see Numbers in cpp/bindings/xla.cpp."""
+        """As the handlers ask for them; see Numbers in cpp/bindings/frameworks/xla.cpp."""
         of = self.architecture
         numbers = [of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions, of.bias]
         others = [self.batch_first, self.lengths, self.resets, self.checkpoint_every, record]

@@ -2,7 +2,7 @@
 // checked here but the sizes that a packed stack knows; who calls has looked at the memory. Nothing here needs Python.
 #pragma once
 
-#include "python.hpp"
+#include "../python.hpp"
 
 namespace gatewise {
 

@@ -9,8 +9,8 @@
 #include <numeric>
 #include <utility>
 
+#include "../method.hpp"
 #include "dlpack.hpp"
-#include "method.hpp"
 
 namespace gatewise {
 namespace {
