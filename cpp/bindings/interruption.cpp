@@ -43,7 +43,6 @@ void take_gil(PyThreadState* state) {
 }  // namespace
 
 void find_main_thread() {
-  namespace py = pybind11;
   // Up to Python 3.12, only `threading` knows it, and takes for it the thread that imported it first.
   const py::module_ thread = py::module_::import("_thread");
   main_thread = (py::hasattr(thread, "_get_main_thread_ident")

@@ -1,13 +1,12 @@
 // Long calls: they let other Python threads run, look for signals meanwhile, and survive the end of the interpreter.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <cfenv>
 #include <chrono>
 #include <type_traits>
 
 #include "../core/contract.hpp"
+#include "pybind.hpp"
 
 namespace gatewise {
 
@@ -61,7 +60,7 @@ void without_gil(Size operations, const Work& work) {
     throw;
   }
   released.take_back();
-  if (released.has_raised()) throw pybind11::error_already_set();
+  if (released.has_raised()) throw py::error_already_set();
 }
 
 }  // namespace gatewise

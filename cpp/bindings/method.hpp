@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "../core/forks.hpp"
-#include "python.hpp"
+#include "pybind.hpp"
 
 namespace gatewise {
 

@@ -1,9 +1,22 @@
 // The table of contents of gatewise._core. What is said to the user is said in Python; here are only the checks that
 // keep memory safe.
 #define GATEWISE_IMPORTS_NUMPY
-#include "python.hpp"
+#include "interruption.hpp"
+#include "pybind.hpp"
 
 namespace gatewise {
+
+void bind_settings(py::module_& module);
+void bind_plans(py::module_& module);
+void bind_packed(py::module_& module);
+void bind_tapes(py::module_& module);
+void bind_networks(py::module_& module);
+void bind_streams(py::module_& module);
+void bind_pools(py::module_& module);
+void bind_foreign(py::module_& module);
+void bind_tensors(py::module_& module);
+void bind_xla(py::module_& module);
+
 namespace {
 
 // pybind11 allocates an instance whose __init__ never ran when one of its methods is called, and nobody writes to that
@@ -24,7 +37,8 @@ PYBIND11_MODULE(_core_of_main_interpreter, module, pybind11::mod_gil_not_used())
   gatewise::find_main_thread();
   gatewise::bind_settings(module);
   gatewise::bind_plans(module);
-  gatewise::bind_layers(module);
+  gatewise::bind_packed(module);
+  gatewise::bind_tapes(module);
   gatewise::bind_networks(module);
   gatewise::bind_streams(module);
   gatewise::bind_pools(module);

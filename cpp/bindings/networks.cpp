@@ -1,17 +1,14 @@
 // Whole networks: their nodes, their state, and their call over a whole sequence.
+#include "networks.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "python.hpp"
+#include "interruption.hpp"
+#include "packed.hpp"
 
 namespace gatewise {
 namespace {
-
-const Kernels& kernels_for(const py::dtype& dtype) {
-  require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
-  const Backend& backend = active_backend();
-  return dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64;
-}
 
 Size bytes_of_type(const Kernels& kernels, Size elements) { return elements * kernels.item_bytes; }
 
@@ -23,16 +20,6 @@ struct RowWeights {
   RowFunction function;
   Buffer memory;
 };
-
-Operation operation_of(const std::string& name) {
-  const std::pair<const char*, Operation> known[] = {
-      {"dense", Operation::dense},           {"activate", Operation::activate}, {"normalize", Operation::normalize},
-      {"layer_norm", Operation::layer_norm}, {"add", Operation::add},           {"multiply", Operation::multiply},
-      {"average", Operation::average}};
-  for (const auto& [text, operation] : known)
-    if (name == text) return operation;
-  throw py::value_error("internal: an unknown operation");
-}
 
 // weights as Kernels::pack_rows has them, None where there is none.
 std::shared_ptr<RowWeights> row_weights_of(const std::string& operation, const py::dtype& dtype, Size input,

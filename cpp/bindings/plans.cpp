@@ -1,23 +1,12 @@
 // Which rows take which steps, and where their state starts anew, as the core wants to have it.
+#include "plans.hpp"
+
 #include <algorithm>
 #include <functional>
 
-#include "python.hpp"
+#include "arrays.hpp"
 
 namespace gatewise {
-namespace {
-
-// The elements of a C-contiguous array of the given type and size; null for None.
-template <class Value>
-const Value* elements(const Array& array, int type_number, Size size) {
-  if (!array) return nullptr;
-  auto* raw = reinterpret_cast<PyArrayObject*>(array->ptr());
-  if (PyArray_TYPE(raw) != type_number || !PyArray_ISCARRAY_RO(raw) || PyArray_SIZE(raw) != size)
-    throw py::value_error("internal: lengths or resets of the wrong dtype, size or layout");
-  return static_cast<const Value*>(PyArray_DATA(raw));
-}
-
-}  // namespace
 
 Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets, bool packed)
     : steps_(steps), batch_(batch) {
@@ -48,8 +37,10 @@ void bind_plans(py::module_& module) {
   using namespace py::literals;
   py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
       .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets, bool packed) {
-             return std::make_shared<Plan>(steps, batch, elements<std::int64_t>(lengths, NPY_INT64, batch),
-                                           elements<std::uint8_t>(resets, NPY_BOOL, steps * batch), packed);
+             const void* const ends = flat(NPY_INT64, lengths, batch, false);
+             const void* const flags = flat(NPY_BOOL, resets, steps * batch, false);
+             return std::make_shared<Plan>(steps, batch, static_cast<const std::int64_t*>(ends),
+                                           static_cast<const std::uint8_t*>(flags), packed);
            }),
            "steps"_a, "batch"_a, "lengths"_a, "resets"_a, "packed"_a = false);
 }

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "interruption.hpp"
 #include "method.hpp"
+#include "networks.hpp"
 
 namespace gatewise {
 namespace {

@@ -1,7 +1,11 @@
 // Backends, threads, memory that is used again, and what only the tests ask.
-#include "python.hpp"
-
 #include <cstring>
+
+#include "../core/memory.hpp"
+#include "../core/threads.hpp"
+#include "arrays.hpp"
+#include "interruption.hpp"
+#include "names.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -54,11 +58,6 @@ py::array evaluate(const std::string& name, const py::array& x, double alpha, do
   return y;
 }
 
-const Kernels& kernels_for(const py::dtype& dtype) {
-  const Backend& backend = active_backend();
-  return *(dtype.num() == NPY_DOUBLE ? backend.float64 : backend.float32);
-}
-
 // Without the GIL, so that a benchmark can load all cores at once.
 Size multiply_add(const py::dtype& dtype, Size repetitions) {
   const Kernels& kernels = kernels_for(dtype);
@@ -79,30 +78,6 @@ Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
 }
 
 }  // namespace
-
-Function function_of(const NamedFunction& named) {
-  const std::pair<const char*, Activation> known[] = {{"linear", Activation::linear},
-                                                      {"affine", Activation::affine},
-                                                      {"relu", Activation::relu},
-                                                      {"leaky_relu", Activation::leaky_relu},
-                                                      {"thresholded_relu", Activation::thresholded_relu},
-                                                      {"elu", Activation::elu},
-                                                      {"selu", Activation::selu},
-                                                      {"tanh", Activation::tanh},
-                                                      {"scaled_tanh", Activation::scaled_tanh},
-                                                      {"sigmoid", Activation::sigmoid},
-                                                      {"hard_sigmoid", Activation::hard_sigmoid},
-                                                      {"softmax", Activation::softmax},
-                                                      {"softplus", Activation::softplus},
-                                                      {"softsign", Activation::softsign},
-                                                      {"silu", Activation::silu},
-                                                      {"gelu", Activation::gelu},
-                                                      {"exp", Activation::exp}};
-  const auto& [name, alpha, beta] = named;
-  for (const auto& [text, activation] : known)
-    if (name == text) return {activation, alpha, beta};
-  throw py::value_error("internal: an unknown activation, " + name);
-}
 
 void bind_settings(py::module_& module) {
   module.def("configuration", configuration);

@@ -5,7 +5,9 @@
 #include <cstring>
 
 #include "../core/window.hpp"
+#include "interruption.hpp"
 #include "method.hpp"
+#include "networks.hpp"
 
 #include <numpy/arrayscalars.h>
 

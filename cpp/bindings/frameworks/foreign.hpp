@@ -2,7 +2,12 @@
 // checked here but the sizes that a packed stack knows; who calls has looked at the memory. Nothing here needs Python.
 #pragma once
 
-#include "../python.hpp"
+#include <array>
+#include <cstdint>
+#include <tuple>
+
+#include "../interruption.hpp"
+#include "../packed.hpp"
 
 namespace gatewise {
 

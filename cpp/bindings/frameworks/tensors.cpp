@@ -9,7 +9,9 @@
 #include <numeric>
 #include <utility>
 
+#include "../interruption.hpp"
 #include "../method.hpp"
+#include "../packed.hpp"
 #include "dlpack.hpp"
 
 namespace gatewise {

@@ -1,0 +1,60 @@
+// Stacks of layers, packed for one backend, and the calls that run them.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "../core/memory.hpp"
+#include "../core/network.hpp"
+#include "arrays.hpp"
+#include "names.hpp"
+#include "plans.hpp"
+
+namespace gatewise {
+
+// A stack of layers, packed for one backend and never changed afterwards. Shared by a layer, its streams and its tapes.
+struct Packed {
+  const Kernels* kernels;
+  Size input, hidden, projection, layers, directions;
+  std::optional<Formula> formula;
+  std::vector<Layer> layer;  // [L*D]
+  Buffer memory;
+
+  // Only sizes: `pack` must follow, or `place` in memory that was packed before.
+  Packed(const Kernels& kernels, Cell cell, Size input, Size hidden, Size projection, Size layers, Size directions,
+         std::optional<Formula> formula = std::nullopt);
+  Packed(const Packed&) = delete;
+  Packed& operator=(const Packed&) = delete;
+
+  Size bytes() const;                                            // of all packed layers
+  void place(const void* packed);                                // aligned to 64 bytes
+  void pack(const std::vector<Weights>& weights, void* packed);  // [L*D]
+  void pack(const std::vector<Weights>& weights);                // in memory of its own
+
+  int type_number() const { return type_number_of(*kernels); }
+  Stack stack() const { return {layer.data(), layers, directions}; }
+  Size recurrent() const { return projection ? projection : hidden; }
+  Size output() const { return directions * recurrent(); }
+  Size operations(Size batch) const { return operations_of(stack(), batch); }  // multiply-adds of a step
+  int threads(Size steps, Size batch) const { return threads_of(*kernels, stack(), steps, batch); }
+  bool has_cell() const { return layer[0].cell == Cell::lstm; }
+};
+
+// The same as in arrays.hpp; null for None.
+void* flat(const Packed& packed, const Array& array, Size size, bool writeable);
+Rows<void*> rows_of(const Packed& packed, const Array& array, Size steps, Size batch, Size units, bool writeable);
+Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units);
+
+// A whole call but for its scratch, with states [L*D, B, .], which are contiguous.
+Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
+                     const py::array& output, const py::array& hidden_after, const Array& cell_after, const Plan* plan);
+
+// Run a call that is complete but for the scratch. Neither knows of Python.
+Status compute(const Packed& packed, Forward& call);
+Status compute(const Packed& packed, Backward& call);
+// The same from Python: without the GIL where that pays.
+void run_forward(const Packed& packed, Forward& call);
+void run_backward(const Packed& packed, Backward& call);
+
+}  // namespace gatewise
