@@ -7,7 +7,7 @@
 namespace gatewise {
 
 void bind_settings(py::module_& module);
-void bind_plans(py::module_& module);
+void bind_schedules(py::module_& module);
 void bind_packed(py::module_& module);
 void bind_tapes(py::module_& module);
 void bind_networks(py::module_& module);
@@ -36,7 +36,7 @@ PYBIND11_MODULE(_core_of_main_interpreter, module, pybind11::mod_gil_not_used())
   if (_import_array() < 0) throw pybind11::error_already_set();
   gatewise::find_main_thread();
   gatewise::bind_settings(module);
-  gatewise::bind_plans(module);
+  gatewise::bind_schedules(module);
   gatewise::bind_packed(module);
   gatewise::bind_tapes(module);
   gatewise::bind_networks(module);

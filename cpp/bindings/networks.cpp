@@ -199,7 +199,7 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
 
 // x and output as run_network has them; parts of the state before, None: zero, and after.
 void forward(const HeldNetwork& network, const py::array& x, const std::vector<Array>& before, const py::array& output,
-             const std::vector<Array>& after, const Plan* plan) {
+             const std::vector<Array>& after, const HeldSchedule* schedule) {
   const std::size_t parts = network.state_parts.size();
   require(x.ndim() >= 2 && before.size() == parts && after.size() == parts, "internal: another number of states");
   const Size batch = x.shape(1);
@@ -211,7 +211,7 @@ void forward(const HeldNetwork& network, const py::array& x, const std::vector<A
     to.push_back(flat(*network.kernels, after[i], size, true));
     require(to.back(), "internal: no room for a state");
   }
-  run_network(network, x, from, output, to, batch, plan);
+  run_network(network, x, from, output, to, batch, schedule);
 }
 
 }  // namespace
@@ -236,18 +236,18 @@ Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size unit
 }
 
 void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
-                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan) {
+                 const py::array& output, const std::vector<void*>& after, Size batch, const HeldSchedule* schedule) {
   const Sequences given = sequences_of(network, x, network.output(), output);
   const bool ends = std::any_of(network.nodes.begin(), network.nodes.end(),
                                 [](const Node& node) { return node.kind == Node::Kind::last; });
   const Size steps = given.steps;
   require(given.batch == batch && output.shape(0) == (ends ? 1 : steps), "internal: another batch, or other steps");
-  const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
-  require(!schedule.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
+  const Schedule rows_and_resets = schedule ? schedule->checked(steps, batch) : Schedule{};
+  require(!rows_and_resets.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
   if (batch == 0) return;
   without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&](Interrupt* interrupt) {
     Run run;
-    run.lay_out(network, steps, batch, schedule, 0);
+    run.lay_out(network, steps, batch, rows_and_resets, 0);
     const Buffer memory(static_cast<std::size_t>(run.bytes()));
     run.place(memory.data(), before.data(), after.data());
     run(given.input, given.output, interrupt);
@@ -334,7 +334,7 @@ void bind_networks(py::module_& module) {
   py::class_<HeldNetwork, std::shared_ptr<HeldNetwork>>(module, "Network")
       .def(py::init(&network_of), "dtype"_a, "nodes"_a, "sums"_a = nullptr)
       .def_property_readonly("backend", [=](const HeldNetwork& network) { return backend_of(network); })
-      .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "plan"_a = nullptr);
+      .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "schedule"_a = nullptr);
 }
 
 }  // namespace gatewise

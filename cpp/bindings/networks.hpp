@@ -7,7 +7,7 @@
 #include "../core/memory.hpp"
 #include "../core/network.hpp"
 #include "arrays.hpp"
-#include "plans.hpp"
+#include "schedules.hpp"
 
 namespace gatewise {
 
@@ -32,7 +32,7 @@ Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size unit
 // A whole sequence: x [T, B, I] with any strides but the last, or tokens [T, B] of int64; output [T, B, O], or [1, B,
 // O] where the network ends with the last step; the parts of the state before, null: zero, and after.
 void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
-                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan);
+                 const py::array& output, const std::vector<void*>& after, Size batch, const HeldSchedule* schedule);
 
 // What a state is copied into or from: an array a part, of its bytes.
 void check_parts(const std::vector<py::array>& arrays, const std::vector<Size>& bytes);

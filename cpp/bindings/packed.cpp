@@ -49,8 +49,8 @@ std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtyp
 }
 
 void forward(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell, const py::array& output,
-             const py::array& hidden_after, const Array& cell_after, const Plan* plan) {
-  Forward call = forward_call(packed, x, hidden, cell, output, hidden_after, cell_after, plan);
+             const py::array& hidden_after, const Array& cell_after, const HeldSchedule* schedule) {
+  Forward call = forward_call(packed, x, hidden, cell, output, hidden_after, cell_after, schedule);
   run_forward(packed, call);
 }
 
@@ -69,7 +69,7 @@ Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps
 
 Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
                      const py::array& output, const py::array& hidden_after, const Array& cell_after,
-                     const Plan* plan) {
+                     const HeldSchedule* schedule) {
   require(x.ndim() == 3, "internal: x is not three-dimensional");
   Forward call{};
   call.stack = packed.stack();
@@ -77,7 +77,7 @@ Forward forward_call(const Packed& packed, const py::array& x, const Array& hidd
   call.batch = x.shape(1);
   call.input = read_rows(packed, x, call.steps, call.batch, packed.input);
   call.output = rows_of(packed, output, call.steps, call.batch, packed.output(), true);
-  if (plan) call.schedule = plan->schedule(call.steps, call.batch);
+  if (schedule) call.schedule = schedule->checked(call.steps, call.batch);
   call.threads = packed.threads(call.steps, call.batch);
   const Size states = packed.layers * packed.directions * call.batch;
   call.hidden_before = flat(packed, hidden, states * packed.recurrent(), false);
@@ -164,7 +164,7 @@ void bind_packed(py::module_& module) {
            "weights"_a, "formula"_a = std::nullopt)
       .def_property_readonly("backend", [](const Packed& packed) { return packed.kernels->level; })
       .def("forward", forward, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a,
-           "plan"_a = nullptr);
+           "schedule"_a = nullptr);
 }
 
 }  // namespace gatewise

@@ -9,7 +9,7 @@
 #include "../core/network.hpp"
 #include "arrays.hpp"
 #include "names.hpp"
-#include "plans.hpp"
+#include "schedules.hpp"
 
 namespace gatewise {
 
@@ -48,7 +48,8 @@ Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps
 
 // A whole call but for its scratch, with states [L*D, B, .], which are contiguous.
 Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
-                     const py::array& output, const py::array& hidden_after, const Array& cell_after, const Plan* plan);
+                     const py::array& output, const py::array& hidden_after, const Array& cell_after,
+                     const HeldSchedule* schedule);
 
 // Run a call that is complete but for the scratch. Neither knows of Python.
 Status compute(const Packed& packed, Forward& call);

@@ -10,25 +10,25 @@ struct Tape {
   std::shared_ptr<const Packed> packed;
   py::array x, output;
   Array hidden;
-  std::shared_ptr<const Plan> plan;
+  std::shared_ptr<const HeldSchedule> schedule;
   Buffer memory;
   Dropout dropout;
   Size checkpoint_every;
 
   Tape(std::shared_ptr<const Packed> weights, const py::array& x, const Array& hidden, const Array& cell,
        const py::array& output, const py::array& hidden_after, const Array& cell_after,
-       std::shared_ptr<const Plan> given_plan, Size checkpoint_every, double probability, std::uint64_t seed,
+       std::shared_ptr<const HeldSchedule> held_schedule, Size checkpoint_every, double probability, std::uint64_t seed,
        std::uint64_t call_count)
       : packed(present(weights)),
         x(x),
         output(output),
         hidden(hidden),
-        plan(std::move(given_plan)),
+        schedule(std::move(held_schedule)),
         dropout{probability, seed, call_count},
         checkpoint_every(checkpoint_every) {
     require(checkpoint_every >= 0, "internal: a negative distance of checkpoints");
     require(trains(packed->layer[0]), "internal: a cell that does not train");
-    Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after, plan.get());
+    Forward call = forward_call(*packed, x, hidden, cell, output, hidden_after, cell_after, schedule.get());
     call.dropout = dropout;
     call.checkpoint_every = checkpoint_every;
     const Size size = packed->kernels->tape_size(call);
@@ -43,7 +43,7 @@ struct Tape {
     call.stack = packed->stack();
     call.steps = x.shape(0);
     call.batch = x.shape(1);
-    if (plan) call.schedule = plan->schedule(call.steps, call.batch);
+    if (schedule) call.schedule = schedule->checked(call.steps, call.batch);
     call.checkpoint_every = checkpoint_every;
     call.input = read_rows(*packed, x, call.steps, call.batch, packed->input);
     call.output = read_rows(*packed, output, call.steps, call.batch, packed->output());
@@ -110,9 +110,9 @@ void bind_tapes(py::module_& module) {
   using namespace py::literals;
   py::class_<Tape>(module, "Tape")
       .def(py::init<std::shared_ptr<const Packed>, const py::array&, const Array&, const Array&, const py::array&,
-                    const py::array&, const Array&, std::shared_ptr<const Plan>, Size, double, std::uint64_t,
+                    const py::array&, const Array&, std::shared_ptr<const HeldSchedule>, Size, double, std::uint64_t,
                     std::uint64_t>(),
-           "packed"_a, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a, "plan"_a,
+           "packed"_a, "x"_a, "hidden"_a, "cell"_a, "output"_a, "hidden_after"_a, "cell_after"_a, "schedule"_a,
            "checkpoint_every"_a, "probability"_a, "seed"_a, "call_count"_a)
       .def_property_readonly("nbytes", [](const Tape& tape) { return tape.memory.bytes(); })
       .def("trace", &Tape::trace, "layer"_a, "direction"_a, "kept"_a, "carried"_a, "hidden"_a)

@@ -112,7 +112,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   mask_ = network.masks() ? &network.nodes.front() : nullptr;
   if (mask_) {
     require_possible(*mask_, steps, batch);
-    rows_.resize(steps, batch);
+    schedule_memory_.resize(steps, batch);
     ends_.resize(static_cast<std::size_t>(batch));
   }
   const void* const* const sums = looked_up ? looked_up : network.sums[0] ? network.sums : nullptr;
@@ -141,7 +141,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       piece.scratch = kernels_->forward_scratch(call) * item_;
       if (mask_) {  // as many bytes as either way needs
         Forward uneven = call;
-        uneven.schedule = rows_.any();
+        uneven.schedule = schedule_memory_.unfilled();
         piece.scratch = std::max(piece.scratch, kernels_->forward_scratch(uneven) * item_);
       }
       if (looks_up_ && pieces_.empty()) call.lookup = {nullptr, {sums[0], sums[1]}};
@@ -222,7 +222,7 @@ Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
   const NetworkInput kept = without_masked(input);
   if (is_asked(interrupt_)) return Status::interrupted;
   const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
-  use(rows_.make(ends_.data(), steps), steps);
+  use(schedule_memory_.make(ends_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
   const Status status = run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
   use(given_schedule_, most_steps_);

@@ -123,10 +123,10 @@ class Run {
   Size* restarts_ = nullptr;  // [T, B] the last time up to here at which the state starts anew; null: never
   const Node* mask_ = nullptr;
   bool ends_in_time_ = false;
-  Schedule given_schedule_{};  // the caller's
-  Size most_steps_ = 0;        // as many as it was laid out for
-  RowSchedule rows_;           // those that are not masked
-  std::vector<Size> ends_;     // [B] how many they are
+  Schedule given_schedule_{};       // the caller's
+  Size most_steps_ = 0;             // as many as it was laid out for
+  ScheduleMemory schedule_memory_;  // of the steps that are not masked
+  std::vector<Size> ends_;          // [B] how many they are
   Size kept_bytes_ = 0, kept_input_bytes_ = 0, kept_output_bytes_ = 0;
   std::uint8_t* kept_ = nullptr;                         // [T, B] 1: not masked
   char *kept_input_ = nullptr, *kept_output_ = nullptr;  // [T, B, .] one behind the other

@@ -28,7 +28,7 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       saved_counts_(size(batch)),
       saved_inputs_(size(steps * batch * input_bytes_)),
       places_(size(steps * batch)) {
-  rows_.resize(steps, batch);
+  schedule_memory_.resize(steps, batch);
   std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
   Size state_bytes = 0;
   for (const StatePart& part : rest.parts()) state_bytes += part_bytes(part);
@@ -54,7 +54,7 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
   }
   // Room for a full window, in one schedule or the other.
   Size most = 0;
-  for (const Schedule& schedule : {Schedule{}, rows_.any()}) {
+  for (const Schedule& schedule : {Schedule{}, schedule_memory_.unfilled()}) {
     lay_out_rest(steps, schedule);
     most = std::max(most, run_.bytes());
   }
@@ -142,7 +142,7 @@ Status Window::step(Rows<void*> output, Interrupt* interrupt) {
   const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
   const Size steps = *most;
   if (*least < steps || steps != laid_out_steps_) {
-    lay_out_rest(steps, *least < steps ? rows_.make(counts_.data(), steps) : Schedule{});
+    lay_out_rest(steps, *least < steps ? schedule_memory_.make(counts_.data(), steps) : Schedule{});
     if (size(run_.bytes()) > scratch_.bytes()) scratch_ = Buffer(size(run_.bytes()));
     run_.place(scratch_.data(), nullptr, state_after_.data());
     laid_out_steps_ = *least < steps ? 0 : steps;

@@ -60,7 +60,7 @@ class Window {
   Buffer state_;
   std::vector<void*> state_after_;  // of a call, not used further
   std::vector<std::int64_t> places_;
-  RowSchedule rows_;
+  ScheduleMemory schedule_memory_;
   Run run_, head_run_;
   Size laid_out_steps_ = 0;  // of run_, without a schedule; 0: another one
 };

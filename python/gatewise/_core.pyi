@@ -48,7 +48,7 @@ def xla_sizes(
 ) -> tuple[int, int]: ...
 
 @final
-class Plan:
+class Schedule:
     def __init__(
         self, steps: int, batch: int, lengths: _Array | None, resets: _Array | None, packed: bool = False
     ) -> None: ...
@@ -77,7 +77,7 @@ class Packed:
         output: _Array,
         hidden_after: _Array,
         cell_after: _Array | None,
-        plan: Plan | None = None,
+        schedule: Schedule | None = None,
     ) -> None: ...
 
 @final
@@ -91,7 +91,7 @@ class Tape:
         output: _Array,
         hidden_after: _Array,
         cell_after: _Array | None,
-        plan: Plan | None,
+        schedule: Schedule | None,
         checkpoint_every: int,
         probability: float,
         seed: int,
@@ -147,7 +147,7 @@ class Network:
         before: Sequence[_Array | None],
         output: _Array,
         after: Sequence[_Array | None],
-        plan: Plan | None = None,
+        schedule: Schedule | None = None,
     ) -> None: ...
 
 class Stream:
@@ -196,7 +196,7 @@ class Foreign:
         packed: Packed,
         steps: int,
         batch: int,
-        plan: Plan | None,
+        schedule: Schedule | None,
         checkpoint_every: int,
         probability: float,
         seed: int,

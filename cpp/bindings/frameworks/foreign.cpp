@@ -31,7 +31,7 @@ SomeCall ForeignCall::start() const {
   call.stack = packed->stack();
   call.steps = steps;
   call.batch = batch;
-  if (plan) call.schedule = plan->schedule(steps, batch);
+  if (schedule) call.schedule = schedule->checked(steps, batch);
   call.checkpoint_every = checkpoint_every;
   call.dropout = {probability, seed, 0};
   call.threads = std::min(most_threads, packed->threads(steps, batch));
@@ -82,14 +82,15 @@ void ForeignCall::backward(Interrupt* interrupt, const Triple& x, Address hidden
 void bind_foreign(py::module_& module) {
   using namespace py::literals;
   py::class_<ForeignCall>(module, "Foreign")
-      .def(py::init([](std::shared_ptr<const Packed> packed, Size steps, Size batch, std::shared_ptr<const Plan> plan,
-                       Size checkpoint_every, double probability, std::uint64_t seed, int most_threads) {
+      .def(py::init([](std::shared_ptr<const Packed> packed, Size steps, Size batch,
+                       std::shared_ptr<const HeldSchedule> schedule, Size checkpoint_every, double probability,
+                       std::uint64_t seed, int most_threads) {
              if (steps < 0 || batch < 0 || checkpoint_every < 0 || most_threads < 1)
                throw py::value_error("internal: a negative size");
-             return ForeignCall{present(packed),  steps,       batch, std::move(plan),
+             return ForeignCall{present(packed),  steps,       batch, std::move(schedule),
                                 checkpoint_every, probability, seed,  most_threads};
            }),
-           "packed"_a, "steps"_a, "batch"_a, "plan"_a, "checkpoint_every"_a, "probability"_a, "seed"_a,
+           "packed"_a, "steps"_a, "batch"_a, "schedule"_a, "checkpoint_every"_a, "probability"_a, "seed"_a,
            "most_threads"_a)
       .def_property_readonly("tape_bytes", &ForeignCall::tape_bytes)
       .def("forward", without_gil_at(&ForeignCall::forward))

@@ -20,7 +20,7 @@ using Triple = std::tuple<Address, Size, Size>;
 struct ForeignCall {
   std::shared_ptr<const Packed> packed;
   Size steps, batch;
-  std::shared_ptr<const Plan> plan;
+  std::shared_ptr<const HeldSchedule> schedule;
   Size checkpoint_every;
   double probability;
   std::uint64_t seed;

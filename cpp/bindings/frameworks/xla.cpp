@@ -217,16 +217,16 @@ struct Walk : Invocation {
     const bool has_lengths = numbers.lengths, has_resets = numbers.resets;
     if (has_lengths) lengths = read_lengths();
     if (has_resets) resets = read_resets();
-    std::shared_ptr<const Plan> plan;
+    std::shared_ptr<const HeldSchedule> schedule;
     if (has_lengths || has_resets)
-      plan = std::make_shared<const Plan>(taken, batch, has_lengths ? lengths.data() : nullptr,
-                                          has_resets ? resets.data() : nullptr);
+      schedule = std::make_shared<const HeldSchedule>(taken, batch, has_lengths ? lengths.data() : nullptr,
+                                                      has_resets ? resets.data() : nullptr);
     const xla::Buffer& weights = arguments.next();
     arguments.end();
     packed->place(reinterpret_cast<const void*>(behind_mark(weights, packed->bytes())));
     const Mark mark = Invocation::mark(packed->bytes(), 0, 0);
     require_call(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
-    return {packed, taken, batch, plan, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
+    return {packed, taken, batch, schedule, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
   }
 
   std::vector<std::int64_t> read_lengths() {

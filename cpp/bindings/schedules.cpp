@@ -1,5 +1,4 @@
-// Which rows take which steps, and where their state starts anew, as the core wants to have it.
-#include "plans.hpp"
+#include "schedules.hpp"
 
 #include <algorithm>
 #include <functional>
@@ -8,7 +7,7 @@
 
 namespace gatewise {
 
-Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets, bool packed)
+HeldSchedule::HeldSchedule(Size steps, Size batch, const std::int64_t* lengths, const std::uint8_t* resets, bool packed)
     : steps_(steps), batch_(batch) {
   if (steps < 0 || batch < 0) throw py::value_error("internal: a negative size");
   if (packed && !(lengths && std::is_sorted(lengths, lengths + batch, std::greater<>())))
@@ -18,8 +17,8 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
     const auto [least, most] = std::minmax_element(ends.begin(), ends.end());
     if (steps != (batch ? *most : 0) || (batch && *least < 0))
       throw py::value_error("internal: lengths do not fit the steps");
-    rows_.resize(steps, batch);
-    schedule_ = rows_.make(ends.data(), steps);
+    memory_.resize(steps, batch);
+    schedule_ = memory_.make(ends.data(), steps);
     schedule_.packed = packed;
   }
   if (resets) {
@@ -28,19 +27,19 @@ Plan::Plan(Size steps, Size batch, const std::int64_t* lengths, const std::uint8
   }
 }
 
-const Schedule& Plan::schedule(Size steps, Size batch) const {
-  if (steps != steps_ || batch != batch_) throw py::value_error("internal: a plan for other sizes");
+const Schedule& HeldSchedule::checked(Size steps, Size batch) const {
+  if (steps != steps_ || batch != batch_) throw py::value_error("internal: a schedule for other sizes");
   return schedule_;
 }
 
-void bind_plans(py::module_& module) {
+void bind_schedules(py::module_& module) {
   using namespace py::literals;
-  py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan")
+  py::class_<HeldSchedule, std::shared_ptr<HeldSchedule>>(module, "Schedule")
       .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets, bool packed) {
              const void* const ends = flat(NPY_INT64, lengths, batch, false);
              const void* const flags = flat(NPY_BOOL, resets, steps * batch, false);
-             return std::make_shared<Plan>(steps, batch, static_cast<const std::int64_t*>(ends),
-                                           static_cast<const std::uint8_t*>(flags), packed);
+             return std::make_shared<HeldSchedule>(steps, batch, static_cast<const std::int64_t*>(ends),
+                                                   static_cast<const std::uint8_t*>(flags), packed);
            }),
            "steps"_a, "batch"_a, "lengths"_a, "resets"_a, "packed"_a = false);
 }
