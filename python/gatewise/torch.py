@@ -203,7 +203,7 @@ class _Call:
     steps: int  # of the tensors
     taken: int  # of the longest row
     batch: int
-    plan: _core.Plan | None
+    plan: _core.Schedule | None
     checkpoint_every: int
     dropout: float
     seed: int
@@ -947,7 +947,7 @@ class _Layer(_Module):
 
     def _gatewise_call(
         self, x: Tensor, state: tuple[Tensor, ...] | None, weights: tuple[Any, ...], batch_first: bool, steps: int,
-        taken: int, batch: int, plan: _core.Plan | None, checkpoint_every: int | None, packed_rows: int | None = None,
+        taken: int, batch: int, plan: _core.Schedule | None, checkpoint_every: int | None, packed_rows: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         of = self._gatewise_architecture(x.dtype)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
@@ -977,7 +977,7 @@ class _Layer(_Module):
             x = x.reshape(steps, batch, -1)
         else:
             lengths = steps - np.searchsorted(counts[::-1], np.arange(batch), side="right")
-            plan, packed_rows = _core.Plan(steps, batch, lengths, None, packed=True), x.size(0)
+            plan, packed_rows = _core.Schedule(steps, batch, lengths, None, packed=True), x.size(0)
         if state is not None and input.sorted_indices is not None:
             state = tuple(part.index_select(1, input.sorted_indices) for part in state)
         if state is not None and any(part.size(1) != batch for part in state):

@@ -108,7 +108,7 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     return np.asarray(array, np.bool_, order="C")
 
 
-def plan(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
+def plan(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Schedule | None, int]:
     """What the core has to know of lengths and resets, if it is anything at all; and the steps of the longest row."""
     batch = axes.rows
     steps, ends, flags = axes.steps, None, None
@@ -124,7 +124,7 @@ def plan(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Pla
             flags = np.ascontiguousarray(given)
     if ends is None and flags is None:
         return None, steps
-    return _core.Plan(steps, axes.batch, ends, flags), steps
+    return _core.Schedule(steps, axes.batch, ends, flags), steps
 
 
 def cut(sequence: Array, steps: int) -> Array:

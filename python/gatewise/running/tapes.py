@@ -121,7 +121,7 @@ class Tape:
 
 def record(
     layout: Layout, packed: _core.Packed, x: Array, hidden: Array | None, cell: Array | None,
-    plan: _core.Plan | None, steps: int, checkpoint_every: int, dropout: tuple[float, int, int],
+    plan: _core.Schedule | None, steps: int, checkpoint_every: int, dropout: tuple[float, int, int],
 ) -> Tape:  # fmt: skip
     """Run forward and keep what backward needs. x has the layout's order of axes; dropout: p, seed, call_count."""
     # A copy, since the caller may write to x before backward.
