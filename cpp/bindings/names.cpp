@@ -1,17 +1,9 @@
 #include "names.hpp"
 
-#include <utility>
-
 #include "pybind.hpp"
 
 namespace gatewise {
 namespace {
-
-constexpr std::pair<const char*, Cell> cells[] = {{"lstm", Cell::lstm},
-                                                  {"gru", Cell::gru},
-                                                  {"gru_reset_before", Cell::gru_reset_before},
-                                                  {"rnn_tanh", Cell::rnn_tanh},
-                                                  {"rnn_relu", Cell::rnn_relu}};
 
 constexpr std::pair<const char*, Activation> activations[] = {{"linear", Activation::linear},
                                                               {"affine", Activation::affine},

@@ -3,11 +3,17 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "../core/contract.hpp"
 
 namespace gatewise {
 
+inline constexpr std::pair<const char*, Cell> cells[] = {{"lstm", Cell::lstm},
+                                                         {"gru", Cell::gru},
+                                                         {"gru_reset_before", Cell::gru_reset_before},
+                                                         {"rnn_tanh", Cell::rnn_tanh},
+                                                         {"rnn_relu", Cell::rnn_relu}};
 Cell cell_of(const std::string& name);
 
 // Name, alpha and beta.

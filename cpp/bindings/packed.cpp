@@ -17,6 +17,16 @@ Formula formula_of(const FormulaTuple& tuple) {
   return formula;
 }
 
+// What Python must know of each cell, so that it repeats no number of the core.
+py::dict cells_by_name() {
+  using namespace py::literals;
+  py::dict by_name;
+  for (const auto& [name, cell] : cells)
+    by_name[name] = py::dict("gates"_a = gates_of(cell), "kept"_a = kept_of(cell), "carried"_a = carries(cell),
+                             "has_cell_state"_a = has_cell_state(cell), "trains"_a = trains(cell));
+  return by_name;
+}
+
 // One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_ch) a layer and direction; None where there is
 // none.
 std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden,
@@ -46,6 +56,15 @@ std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtyp
   }
   without_gil(packed->operations(1), [&] { packed->pack(canonical); });
   return packed;
+}
+
+Size tape_bytes_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection,
+                   Size layers, Size directions, Size steps, Size batch, Size checkpoint_every) {
+  const Size most_sequences = 1 << 20;
+  require(layers <= most_sequences && steps >= 0 && batch >= 0 && checkpoint_every >= 0, "internal: sizes do not fit");
+  const Packed packed(kernels_for(dtype), cell_of(cell), input, hidden, projection, layers, directions);
+  require(trains(packed.layer[0]), "internal: a cell that does not train");
+  return tape_bytes(packed, steps, batch, checkpoint_every);
 }
 
 void forward(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell, const py::array& output,
@@ -86,6 +105,21 @@ Forward forward_call(const Packed& packed, const py::array& x, const Array& hidd
   call.cell_after = flat(packed, cell_after, states * packed.hidden, true);
   require(packed.has_cell() == cell_after.has_value(), "internal: a cell state for LSTM only");
   return call;
+}
+
+Size tape_bytes(const Packed& packed, Size steps, Size batch, Size checkpoint_every) {
+  constexpr double most_values = 1LL << 46;  // more than any machine has, well below where sizes overflow
+  constexpr double values_of_unit = 8;       // at most, the output and the padding of panels included
+  const double units = static_cast<double>(packed.hidden + packed.kernels->lanes) *
+                       static_cast<double>(packed.layers * packed.directions);
+  if (values_of_unit * units * static_cast<double>(steps) * static_cast<double>(batch) > most_values)
+    throw std::bad_alloc();
+  Forward call{};
+  call.stack = packed.stack();
+  call.steps = steps;
+  call.batch = batch;
+  call.checkpoint_every = checkpoint_every;
+  return packed.kernels->tape_size(call) * packed.kernels->item_bytes;
 }
 
 Status compute(const Packed& packed, Forward& call) {
@@ -159,6 +193,9 @@ void Packed::pack(const std::vector<Weights>& weights) {
 
 void bind_packed(py::module_& module) {
   using namespace py::literals;
+  module.def("cells", cells_by_name);
+  module.def("tape_bytes", tape_bytes_of, "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a,
+             "directions"_a, "steps"_a, "batch"_a, "checkpoint_every"_a = 0);
   py::class_<Packed, std::shared_ptr<Packed>>(module, "Packed")
       .def(py::init(&packed_of), "cell"_a, "dtype"_a, "input"_a, "hidden"_a, "projection"_a, "layers"_a, "directions"_a,
            "weights"_a, "formula"_a = std::nullopt)

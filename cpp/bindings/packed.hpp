@@ -38,7 +38,7 @@ struct Packed {
   Size output() const { return directions * recurrent(); }
   Size operations(Size batch) const { return operations_of(stack(), batch); }  // multiply-adds of a step
   int threads(Size steps, Size batch) const { return threads_of(*kernels, stack(), steps, batch); }
-  bool has_cell() const { return layer[0].cell == Cell::lstm; }
+  bool has_cell() const { return has_cell_state(layer[0].cell); }
 };
 
 // The same as in arrays.hpp; null for None.
@@ -50,6 +50,9 @@ Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps
 Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
                      const py::array& output, const py::array& hidden_after, const Array& cell_after,
                      const HeldSchedule* schedule);
+
+// Bytes of the tape of a recorded forward in which every row takes all steps; throws where there cannot be as many.
+Size tape_bytes(const Packed& packed, Size steps, Size batch, Size checkpoint_every);
 
 // Run a call that is complete but for the scratch. Neither knows of Python.
 Status compute(const Packed& packed, Forward& call);

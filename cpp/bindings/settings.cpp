@@ -15,16 +15,13 @@ namespace gatewise {
 namespace {
 
 py::dict configuration() {
-  py::dict found;
-  found["compiler"] = GATEWISE_COMPILER;
-  found["openmp"] = has_threads();
-  found["eigen"] = GATEWISE_EIGEN;
-  py::list built;
-#define GATEWISE_LEVEL(LEVEL) built.append(#LEVEL);
+  py::list levels;
+#define GATEWISE_LEVEL(LEVEL) levels.append(#LEVEL);
   GATEWISE_LEVELS
 #undef GATEWISE_LEVEL
-  found["levels"] = built;
-  return found;
+  using namespace py::literals;
+  return py::dict("version"_a = GATEWISE_VERSION, "compiler"_a = GATEWISE_COMPILER, "openmp"_a = has_threads(),
+                  "eigen"_a = GATEWISE_EIGEN, "levels"_a = levels);
 }
 
 // An uninitialised array whose memory goes back to the store, not to the system.

@@ -49,8 +49,14 @@ struct Function {
 GATEWISE_INLINE constexpr Size gates_of(Cell cell) {
   return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
 }
-// Values of a unit and step that a tape keeps beside the carried state.
-GATEWISE_INLINE constexpr Size kept_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 1; }
+// Values of a unit and step that a tape keeps, not counting the carried state.
+GATEWISE_INLINE constexpr Size kept_of(Cell cell) {
+  return cell == Cell::lstm || cell == Cell::gru ? 4 : cell == Cell::gru_reset_before ? 2 : 1;
+}
+// Whether the state of a unit goes from step to step beside h as products read it: c of an LSTM, h of a GRU.
+GATEWISE_INLINE constexpr bool carries(Cell cell) { return cell != Cell::rnn_tanh && cell != Cell::rnn_relu; }
+GATEWISE_INLINE constexpr bool has_cell_state(Cell cell) { return cell == Cell::lstm; }
+GATEWISE_INLINE constexpr bool trains(Cell cell) { return cell != Cell::gru_reset_before; }
 
 // Where a cell has other functions than its own, or what else Keras and ONNX vary.
 struct Formula {
@@ -72,7 +78,7 @@ struct Layer {
 
 // Whether it is recorded, and has a backward.
 GATEWISE_INLINE constexpr bool trains(const Layer& layer) {
-  return layer.cell != Cell::gru_reset_before && !layer.formula;
+  return trains(layer.cell) && !layer.formula;
 }
 
 GATEWISE_INLINE constexpr Size output_of(const Layer& layer) {

@@ -87,7 +87,7 @@ std::vector<StatePart> Network::parts() const {
       const Layer& layer = *node.stack.layer;
       const Size sequences = node.stack.layers * node.stack.directions;
       parts.push_back({sequences, output_of(layer)});
-      if (layer.cell == Cell::lstm) parts.push_back({sequences, layer.hidden});
+      if (has_cell_state(layer.cell)) parts.push_back({sequences, layer.hidden});
     }
     if (node.kind == Node::Kind::convolution && node.is_causal()) parts.push_back({node.left, node.input});
   }
@@ -145,7 +145,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
         piece.scratch = std::max(piece.scratch, kernels_->forward_scratch(uneven) * item_);
       }
       if (looks_up_ && pieces_.empty()) call.lookup = {nullptr, {sums[0], sums[1]}};
-      part += node.stack.layer->cell == Cell::lstm ? 2 : 1;
+      part += has_cell_state(node.stack.layer->cell) ? 2 : 1;
     } else if (node.kind == Node::Kind::rows || node.kind == Node::Kind::convolution) {
       const bool gathers = node.kind == Node::Kind::convolution;
       piece.block = gathers ? std::min(rows, std::max(batch, convolution_rows)) : rows;
@@ -195,7 +195,7 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
   for (Piece& piece : pieces_) {
     if (piece.node->kind == Node::Kind::recurrent) {
       Forward& call = piece.forward;
-      const bool has_cell = call.stack.layer->cell == Cell::lstm;
+      const bool has_cell = has_cell_state(call.stack.layer->cell);
       call.hidden_before = before ? before[piece.part] : nullptr;
       call.hidden_after = after[piece.part];
       call.cell_before = has_cell && before ? before[piece.part + 1] : nullptr;

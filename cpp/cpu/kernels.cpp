@@ -20,6 +20,15 @@
 namespace gatewise::GATEWISE_KERNEL {
 namespace {
 
+// Whether the contract says of a cell what its file says.
+template <class Type>
+constexpr bool agrees(Cell cell) {
+  return gates_of(cell) == Type::gates && kept_of(cell) == Type::kept && carries(cell) == Type::carried &&
+         has_cell_state(cell) == (Type::carried && !Type::carries_hidden) && trains(cell) == Type::trains;
+}
+static_assert(agrees<Lstm>(Cell::lstm) && agrees<Gru>(Cell::gru) && agrees<GruResetBefore>(Cell::gru_reset_before) &&
+              agrees<RnnTanh>(Cell::rnn_tanh) && agrees<RnnRelu>(Cell::rnn_relu));
+
 // Calls function(cell) with the type that belongs to the kind.
 template <class Function>
 auto with_cell(Cell cell, const Function& function) {

@@ -407,10 +407,9 @@ std::tuple<Size, Size> sizes(const std::string& backend, const std::string& cell
   const Backend& of = backend_named(backend);
   check_sizes({input, hidden, projection, layers, directions, 0, 0, 0, 0, 0, 0},
               static_cast<double>(steps) * static_cast<double>(batch));
-  const auto packed = std::make_shared<Packed>(item_bytes == 4 ? *of.float32 : *of.float64, cell_of(cell), input,
-                                               hidden, projection, layers, directions);
-  const ForeignCall call{packed, steps, batch, nullptr, checkpoint_every, 0.0, 0, 1};
-  return {mark_bytes + packed->bytes(), mark_bytes + call.tape_bytes()};
+  const Packed packed(item_bytes == 4 ? *of.float32 : *of.float64, cell_of(cell), input, hidden, projection, layers,
+                      directions);
+  return {mark_bytes + packed.bytes(), mark_bytes + tape_bytes(packed, steps, batch, checkpoint_every)};
 }
 
 }  // namespace
