@@ -176,15 +176,17 @@ void accumulate_gradients(const Sequence& sequence, const BackwardScratch<Cell>&
   const auto add = [&](auto gates, const Real* rows, Size unit, Size row, Size size, const Real* grads,
                        Size grads_panel, Size grads_row, Team::Share share, Real* sums) {
     constexpr int width = decltype(gates)::value;
-    Product product{};
-    product.rows = size;
-    product.panels = share.count();
-    product.segments = 1;
-    product.run = block.rows;
-    product.scalars = {rows, unit, row, 0};
-    product.vectors = {grads + share.begin * grads_panel, grads_panel, grads_row, 0};
-    product.sums = {sums + share.begin * size * width * lanes, size * width * lanes, width * lanes};
-    if (block.end < sequence.steps) product.start = {product.sums.data, product.sums.panel, product.sums.row};
+    Product product{
+        .rows = size,
+        .panels = share.count(),
+        .run = block.rows,
+        .scalars = {.data = rows, .row = unit, .step = row},
+        .vectors = {.data = grads + share.begin * grads_panel, .panel = grads_panel, .step = grads_row},
+        .sums = {.data = sums + share.begin * size * width * lanes,
+                 .panel = size * width * lanes,
+                 .row = width * lanes},
+    };
+    if (block.end < sequence.steps) product.start = product.sums.as_start();
     multiply_interruptibly<width>(product, team, sequence.interrupt);
   };
   using Gates = std::integral_constant<int, G>;
@@ -207,13 +209,16 @@ template <class Cell>
 Product product_of_gradients(const Layer& layer, const BackwardScratch<Cell>& s, int first_sum, const Real* turned,
                              Team::Share share) {
   const Size depth = BackwardScratch<Cell>::depth(layer), sums_row = Cell::sums * lanes;
-  Product product{};
-  product.panels = share.count();
-  product.segments = panels_of(layer.hidden);
-  product.run = Cell::gates * lanes;
-  product.scalars = {s.grad_sums + first_sum * lanes, sums_row, 1, s.rows * sums_row};
-  product.vectors = {turned + share.begin * depth * lanes, depth * lanes, lanes, Cell::gates * lanes * lanes};
-  return product;
+  return {
+      .panels = share.count(),
+      .segments = panels_of(layer.hidden),
+      .run = Cell::gates * lanes,
+      .scalars = {.data = s.grad_sums + first_sum * lanes, .row = sums_row, .segment = s.rows * sums_row},
+      .vectors = {.data = turned + share.begin * depth * lanes,
+                  .panel = depth * lanes,
+                  .step = lanes,
+                  .segment = Cell::gates * lanes * lanes},
+  };
 }
 
 // The gradients of the input of a block, in the columns of `share`; zero where a row has no step.
@@ -223,7 +228,7 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
   const Size panel_size = s.rows * lanes, units = sequence.layer.input;
   Product product = product_of_gradients(sequence.layer, s, Cell::first_input_sum, s.input_turned, share);
   product.rows = block.rows;
-  product.sums = {s.grad_input + share.begin * panel_size, panel_size, lanes};
+  product.sums = {.data = s.grad_input + share.begin * panel_size, .panel = panel_size, .row = lanes};
   const auto grad_row = [&](Size i, Size b) {
     return sequence.step_of(grads.input, sequence.time(i)) + sequence.row(b) * grads.input.row;
   };
@@ -237,7 +242,7 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
   };
   if (grads.add_to_input) {
     each([](Real* sums, const Real* row, Size count) { load_first(row, count).store(sums); });
-    product.start = {product.sums.data, product.sums.panel, product.sums.row};
+    product.start = product.sums.as_start();
   }
   multiply_interruptibly<1>(product, team, sequence.interrupt);
   each([](const Real* sums, Real* row, Size count) { store_first(Register::load(sums), row, count); });
@@ -329,16 +334,19 @@ bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
         team.wait();
         grad_cell_hidden = s.grad_cell_hidden;
         grad_output.data = nullptr;
-        Product product{};
-        product.rows = rows;
-        product.panels = own.count();
-        product.segments = panels_of(recurrent);
-        product.run = lanes;
-        product.scalars = {s.grad_projected + row * lanes, lanes, 1, s.rows * lanes};
-        product.vectors = {s.projection_turned + own.begin * product.segments * lanes * lanes,
-                           product.segments * lanes * lanes, lanes, lanes * lanes};
-        product.sums = {grad_cell_hidden + own.begin * batch * lanes, batch * lanes, lanes};
-        multiply<1>(product);
+        const Size segments = panels_of(recurrent), panel = segments * lanes * lanes;
+        multiply<1>({
+            .rows = rows,
+            .panels = own.count(),
+            .segments = segments,
+            .run = lanes,
+            .scalars = {.data = s.grad_projected + row * lanes, .row = lanes, .segment = s.rows * lanes},
+            .vectors = {.data = s.projection_turned + own.begin * panel,
+                        .panel = panel,
+                        .step = lanes,
+                        .segment = lanes * lanes},
+            .sums = {.data = grad_cell_hidden + own.begin * batch * lanes, .panel = batch * lanes, .row = lanes},
+        });
       }
       update_backward<Cell>(sequence, own, rows, tape, grad_cell_hidden, grad_output, s.grad_carried,
                             s.grad_sums + row * sums_row, sums_panel,
@@ -348,7 +356,7 @@ bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
       product.rows = rows;
       product.descending = turns_back(i);
       product.scalars.data += row * sums_row;
-      product.sums = {s.grad_hidden + own_hidden.begin * batch * lanes, batch * lanes, lanes};
+      product.sums = {.data = s.grad_hidden + own_hidden.begin * batch * lanes, .panel = batch * lanes, .row = lanes};
       multiply<1>(product);
       // Where the state was set to zero before the step, nothing comes through to the steps before.
       reset_panels(sequence, i, own_hidden, s.grad_hidden);

@@ -111,16 +111,15 @@ void make_input_sums(const Layer& layer, Size rows, const Real* input, Size inpu
   Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))};
   const Panels<Cell> packed(packed_arena, layer);
   const Size panels = panels_of(layer.hidden), panel = Cell::sums * lanes, row = panels * panel;
-  Product product{};
-  product.rows = rows;
-  product.panels = panels;
-  product.segments = 1;
-  product.run = layer.input;
-  product.scalars = {input, input_row, 1, 0};
-  product.vectors = {packed.input, layer.input * G * lanes, G * lanes, 0};
-  product.start = {packed.bias, panel, 0};
-  product.sums = {sums, panel, row};
-  multiply<G>(product);
+  multiply<G>({
+      .rows = rows,
+      .panels = panels,
+      .run = layer.input,
+      .scalars = {.data = input, .row = input_row},
+      .vectors = {.data = packed.input, .panel = layer.input * G * lanes, .step = G * lanes},
+      .start = {.data = packed.bias, .panel = panel},
+      .sums = {.data = sums, .panel = panel, .row = row},
+  });
   start_unfed_sums(packed, {0, panels}, rows, sums, panel, row);
 }
 
@@ -144,27 +143,29 @@ void start_sums(const Sequence& sequence, const Panels<Cell>& packed, const Rows
   const Size inputs = sequence.layer.input, row = Cell::sums * lanes, panel = s.rows * row;
   const Size rows = sequence.rows_between(lowest, lowest + count);
   if (sequence.place) return look_up_sums<Cell>(sequence, s, lowest, count, share);
-  Product product{};
-  product.panels = share.count();
-  product.segments = 1;
-  product.run = inputs;
-  product.vectors = {packed.input + share.begin * inputs * G * lanes, inputs * G * lanes, G * lanes, 0};
-  product.start = {packed.bias + share.begin * row, row, 0};
-  product.sums = {s.sums + share.begin * panel, panel, row};
+  Product product{
+      .panels = share.count(),
+      .run = inputs,
+      .vectors = {.data = packed.input + share.begin * inputs * G * lanes,
+                  .panel = inputs * G * lanes,
+                  .step = G * lanes},
+      .start = {.data = packed.bias + share.begin * row, .panel = row},
+      .sums = {.data = s.sums + share.begin * panel, .panel = panel, .row = row},
+  };
   if (s.input) {
     gather_rows(
         sequence, lowest, count, inputs, [&](Size i, Size b) { return sequence.input_row(i, b); }, s.input, team);
     team.wait();
     product.rows = rows;
-    product.scalars = {s.input, inputs, 1, 0};
+    product.scalars = {.data = s.input, .row = inputs};
     multiply_interruptibly<G>(product, team, sequence.interrupt);
   } else if (sequence.schedule.packed) {
     product.rows = rows;
-    product.scalars = {sequence.step_of(sequence.input, lowest), sequence.input.row, 1, 0};
+    product.scalars = {.data = sequence.step_of(sequence.input, lowest), .row = sequence.input.row};
     multiply_interruptibly<G>(product, team, sequence.interrupt);
   } else {
     const Rows<const Real*> input{sequence.step_of(sequence.input, lowest), sequence.input.step, sequence.input.row};
-    product.scalars = {input.data, 0, 1, 0};
+    product.scalars = {.data = input.data};
     multiply_times<G>(product, input, count, sequence.batch, team, sequence.interrupt);
   }
   start_unfed_sums(packed, share, rows, s.sums, panel, row);
@@ -176,17 +177,21 @@ template <class Cell, int G = Cell::gates, int first = 0>
 Product product_with_hidden(const Layer& layer, const Panels<Cell>& packed, BatchRows hidden, Size rows,
                             bool descending, Team::Share share, Real* sums, Size sums_panel) {
   const Size recurrent = output_of(layer), row = Cell::sums * lanes, step = Cell::gates * lanes;
-  Product product{};
-  product.descending = descending;
-  product.rows = rows;
-  product.panels = share.count();
-  product.segments = 1;
-  product.run = recurrent;
-  product.scalars = {hidden.data, hidden.row, 1, 0};
-  product.vectors = {packed.hidden + share.begin * recurrent * step + first * lanes, recurrent * step, step, 0};
-  product.sums = {sums + share.begin * sums_panel + (Cell::first_hidden_sum + first) * lanes, sums_panel, row};
-  product.start = {product.sums.data, sums_panel, row};
-  return product;
+  const Sums added{.data = sums + share.begin * sums_panel + (Cell::first_hidden_sum + first) * lanes,
+                   .panel = sums_panel,
+                   .row = row};
+  return {
+      .rows = rows,
+      .panels = share.count(),
+      .run = recurrent,
+      .scalars = {.data = hidden.data, .row = hidden.row},
+      .vectors = {.data = packed.hidden + share.begin * recurrent * step + first * lanes,
+                  .panel = recurrent * step,
+                  .step = step},
+      .start = added.as_start(),
+      .sums = added,
+      .descending = descending,
+  };
 }
 
 // Adds the products of a cell that multiplies r * h for its last gate: r of all units comes first.
@@ -375,15 +380,16 @@ bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidd
       }
       if (layer.projection) {
         team.wait();
-        Product product{};
-        product.rows = rows;
-        product.panels = own_projection.count();
-        product.segments = 1;
-        product.run = hidden;
-        product.scalars = {s.cell_hidden, hidden, 1, 0};
-        product.vectors = {packed.projection + own_projection.begin * hidden * lanes, hidden * lanes, lanes, 0};
-        product.sums = {s.projected + own_projection.begin * batch * lanes, batch * lanes, lanes};
-        multiply<1>(product);
+        multiply<1>({
+            .rows = rows,
+            .panels = own_projection.count(),
+            .run = hidden,
+            .scalars = {.data = s.cell_hidden, .row = hidden},
+            .vectors = {.data = packed.projection + own_projection.begin * hidden * lanes,
+                        .panel = hidden * lanes,
+                        .step = lanes},
+            .sums = {.data = s.projected + own_projection.begin * batch * lanes, .panel = batch * lanes, .row = lanes},
+        });
         for (Size panel = own_projection.begin; panel < own_projection.end; ++panel)
           for (Size b = 0; b < rows; ++b)
             store_first(Register::load(s.projected + (panel * batch + b) * lanes),

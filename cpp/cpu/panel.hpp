@@ -34,27 +34,34 @@ constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
 // costs 3 to 5 % (256: half of that, but errors above PyTorch's).
 constexpr Size chain_length = 128;
 
-// All strides count elements. k runs over `segments` times `run` steps.
-struct Product {
-  Size rows, panels, segments, run;
+// Where a product reads and writes. All strides count elements.
+struct Scalars {
+  const Real* data = nullptr;
+  Size row = 0, step = 1, segment = 0;
+};
+struct Vectors {
+  const Real* data = nullptr;  // [panel][segment][step][gate][lane]
+  Size panel = 0, step = 0, segment = 0;
+};
+struct Start {
+  const Real* data = nullptr;  // [panel][row][gate][lane]; null: zero
+  Size panel = 0, row = 0;     // row 0: every row has the same start
+};
+struct Sums {
+  Real* data = nullptr;  // [panel][row][gate][lane]; may be the start itself
+  Size panel = 0, row = 0;
 
-  struct {
-    const Real* data;
-    Size row, step, segment;
-  } scalars;
-  struct {
-    const Real* data;  // [panel][segment][step][gate][lane]
-    Size panel, step, segment;
-  } vectors;
-  struct {
-    const Real* data;  // [panel][row][gate][lane]; null: zero. row 0: the same start for every row
-    Size panel, row;
-  } start;
-  struct {
-    Real* data;  // [panel][row][gate][lane]; may be start itself
-    Size panel, row;
-  } sums;
-  bool descending;  // from the last panel to the first
+  Start as_start() const { return {data, panel, row}; }
+};
+
+// k runs over `segments` times `run` steps.
+struct Product {
+  Size rows = 0, panels = 0, segments = 1, run = 0;
+  Scalars scalars{};
+  Vectors vectors{};
+  Start start{};
+  Sums sums{};
+  bool descending = false;  // from the last panel to the first
 };
 
 // How the sums of a product are made: in chains over some whole segments, or over a part of one that is longer; in

@@ -78,17 +78,17 @@ void each_dense_block(const RowFunction& function, const RowPanels& packed, Size
   const Size panels = panels_of(function.output), depth = function.input;
   for (Size row = 0; row < rows; row += s.rows)
     for (Size panel = 0; panel < panels; panel += s.panels) {
-      Product product{};
-      product.rows = smaller(s.rows, rows - row);
-      product.panels = smaller(s.panels, panels - panel);
-      product.segments = 1;
-      product.run = depth;
-      product.scalars = {input + row * input_row, input_row, 1, 0};
-      product.vectors = {packed.weights + panel * depth * lanes, depth * lanes, lanes, 0};
-      product.start = {packed.values[0] + panel * lanes, lanes, 0};
-      product.sums = {s.sums, product.rows * lanes, lanes};
-      multiply<1>(product);
-      body(row, product.rows, panel, product.panels);
+      const Size row_count = smaller(s.rows, rows - row), panel_count = smaller(s.panels, panels - panel);
+      multiply<1>({
+          .rows = row_count,
+          .panels = panel_count,
+          .run = depth,
+          .scalars = {.data = input + row * input_row, .row = input_row},
+          .vectors = {.data = packed.weights + panel * depth * lanes, .panel = depth * lanes, .step = lanes},
+          .start = {.data = packed.values[0] + panel * lanes, .panel = lanes},
+          .sums = {.data = s.sums, .panel = row_count * lanes, .row = lanes},
+      });
+      body(row, row_count, panel, panel_count);
     }
 }
 

@@ -132,22 +132,21 @@ Rows<Real*> output_rows(const Call& call, Rows<Pointer> output, Size layer, Real
 inline Sequence sequence_of(const Call& call, Size layer, Size direction, Team::Share rows, Rows<const Real*> input,
                             Rows<Real*> output, const SequenceTape& tape) {
   const Size index = layer * call.stack.directions + direction;
-  const Layer& of = call.stack.layer[index];
-  const Size recurrent = output_of(of);
-  return {of,
-          call.steps,
-          rows.count(),
-          rows.begin,
-          call.batch,
-          direction == 1,
-          call.schedule,
-          input,
-          {output.data + direction * recurrent, output.step, output.row},
-          from(call.hidden_before, index * call.batch * recurrent),
-          tape,
-          nullptr,
-          nullptr,
-          call.interrupt};
+  const Size recurrent = output_of(call.stack.layer[index]);
+  return {
+      .layer = call.stack.layer[index],
+      .steps = call.steps,
+      .batch = rows.count(),
+      .first = rows.begin,
+      .whole = call.batch,
+      .reverse = direction == 1,
+      .schedule = call.schedule,
+      .input = input,
+      .output = {output.data + direction * recurrent, output.step, output.row},
+      .hidden_before = from(call.hidden_before, index * call.batch * recurrent),
+      .tape = tape,
+      .interrupt = call.interrupt,
+  };
 }
 
 inline Status status_of(const Call& call) { return is_asked(call.interrupt) ? Status::interrupted : Status::complete; }
@@ -227,15 +226,15 @@ Status run_backward(const Backward& call) {
       for (Size d = 0; d < directions; ++d) {
         const Size index = layer * directions + d, of_hidden = index * batch * recurrent,
                    of_cell = index * batch * hidden;
-        const SequenceGradients grads{
-            {grad_output.data ? grad_output.data + d * recurrent : nullptr, grad_output.step, grad_output.row},
-            from(call.grad_hidden_after, of_hidden),
-            from(call.grad_cell_after, of_cell),
-            grad_input,
-            d == 1,
-            from(call.grad_hidden_before, of_hidden),
-            from(call.grad_cell_before, of_cell),
-            call.gradients + index};
+        const SequenceGradients grads{.output = {grad_output.data ? grad_output.data + d * recurrent : nullptr,
+                                                 grad_output.step, grad_output.row},
+                                      .hidden_after = from(call.grad_hidden_after, of_hidden),
+                                      .cell_after = from(call.grad_cell_after, of_cell),
+                                      .input = grad_input,
+                                      .add_to_input = d == 1,
+                                      .hidden_before = from(call.grad_hidden_before, of_hidden),
+                                      .cell_before = from(call.grad_cell_before, of_cell),
+                                      .parameters = call.gradients + index};
         if (!backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, input),
                                               output_rows(call, call.output, layer, tape.output), tape.direction[d]),
                                   call, grads, scratch, team))
