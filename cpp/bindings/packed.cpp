@@ -6,7 +6,7 @@
 namespace gatewise {
 namespace {
 
-// gate, candidate and output, clip, peepholes.
+// gate, candidate, output, clip, peepholes
 using FormulaTuple = std::tuple<NamedFunction, NamedFunction, NamedFunction, double, bool>;
 
 Formula formula_of(const FormulaTuple& tuple) {
@@ -27,27 +27,27 @@ py::dict cells_by_name() {
   return by_name;
 }
 
-// One list (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_ch) a layer and direction; None where there is
-// none.
+// weights: for each layer and direction weight_ih, weight_hh, bias_ih, bias_hh, weight_hr and weight_ch, or None in
+// place of those that it does not have.
 std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden,
                                   Size projection, Size layers, Size directions,
                                   const std::vector<std::vector<Array>>& weights,
                                   const std::optional<FormulaTuple>& formula) {
   const Kernels& kernels = kernels_for(dtype);
   require(directions > 0 && layers >= 0 && layers <= static_cast<Size>(weights.size()),
-          "internal: a set of weights a layer and direction");
+          "internal: expected one set of weights for each layer and direction");
   const auto packed = std::make_shared<Packed>(kernels, cell_of(cell), input, hidden, projection, layers, directions,
                                                formula ? std::optional(formula_of(*formula)) : std::nullopt);
   const bool peepholes = packed->formula && packed->formula->peepholes;
   require(!peepholes || packed->has_cell(), "internal: peepholes of a cell without c");
-  require(weights.size() == packed->layer.size(), "internal: a set of weights a layer and direction");
+  require(weights.size() == packed->layer.size(), "internal: expected one set of weights for each layer and direction");
   std::vector<Weights> canonical;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const std::vector<Array>& arrays = weights[i];
     const Size gates = gates_of(packed->layer[i].cell) * hidden;
     require(arrays.size() == 6 && arrays[0] && arrays[1] && arrays[4].has_value() == (projection > 0) &&
                 arrays[5].has_value() == peepholes,
-            "internal: six weights a layer and direction");
+            "internal: expected six weights for each layer and direction");
     canonical.push_back({flat(*packed, arrays[0], gates * packed->layer[i].input, false),
                          flat(*packed, arrays[1], gates * packed->recurrent(), false),
                          flat(*packed, arrays[2], gates, false), flat(*packed, arrays[3], gates, false),
@@ -60,8 +60,8 @@ std::shared_ptr<Packed> packed_of(const std::string& cell, const py::dtype& dtyp
 
 Size tape_bytes_of(const std::string& cell, const py::dtype& dtype, Size input, Size hidden, Size projection,
                    Size layers, Size directions, Size steps, Size batch, Size checkpoint_every) {
-  const Size most_sequences = 1 << 20;
-  require(layers <= most_sequences && steps >= 0 && batch >= 0 && checkpoint_every >= 0, "internal: sizes do not fit");
+  const Size max_sequences = 1 << 20;
+  require(layers <= max_sequences && steps >= 0 && batch >= 0 && checkpoint_every >= 0, "internal: sizes do not fit");
   const Packed packed(kernels_for(dtype), cell_of(cell), input, hidden, projection, layers, directions);
   require(trains(packed.layer[0]), "internal: a cell that does not train");
   return tape_bytes(packed, steps, batch, checkpoint_every);
@@ -108,11 +108,11 @@ Forward forward_call(const Packed& packed, const py::array& x, const Array& hidd
 }
 
 Size tape_bytes(const Packed& packed, Size steps, Size batch, Size checkpoint_every) {
-  constexpr double most_values = 1LL << 46;  // more than any machine has, well below where sizes overflow
-  constexpr double values_of_unit = 8;       // at most, the output and the padding of panels included
+  constexpr double max_values = 1LL << 46;  // more than any machine has, well below where sizes overflow
+  constexpr double values_of_unit = 8;      // at most, the output and the padding of panels included
   const double units = static_cast<double>(packed.hidden + packed.kernels->lanes) *
                        static_cast<double>(packed.layers * packed.directions);
-  if (values_of_unit * units * static_cast<double>(steps) * static_cast<double>(batch) > most_values)
+  if (values_of_unit * units * static_cast<double>(steps) * static_cast<double>(batch) > max_values)
     throw std::bad_alloc();
   Forward call{};
   call.stack = packed.stack();

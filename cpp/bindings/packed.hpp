@@ -13,7 +13,7 @@
 
 namespace gatewise {
 
-// A stack of layers, packed for one backend and never changed afterwards. Shared by a layer, its streams and its tapes.
+// A stack of layers, packed for one backend and never changed afterwards. A layer, its streams and its tapes share it.
 struct Packed {
   const Kernels* kernels;
   Size input, hidden, projection, layers, directions;
@@ -27,10 +27,12 @@ struct Packed {
   Packed(const Packed&) = delete;
   Packed& operator=(const Packed&) = delete;
 
-  Size bytes() const;                                            // of all packed layers
-  void place(const void* packed);                                // aligned to 64 bytes
-  void pack(const std::vector<Weights>& weights, void* packed);  // [L*D]
-  void pack(const std::vector<Weights>& weights);                // in memory of its own
+  Size bytes() const;  // of all packed layers
+  // Uses weights that are packed already; the address is aligned to 64 bytes.
+  void place(const void* packed);
+  // Packs weights [L*D] into the given memory, or into memory of its own.
+  void pack(const std::vector<Weights>& weights, void* packed);
+  void pack(const std::vector<Weights>& weights);
 
   int type_number() const { return type_number_of(*kernels); }
   Stack stack() const { return {layer.data(), layers, directions}; }
@@ -41,12 +43,12 @@ struct Packed {
   bool has_cell() const { return has_cell_state(layer[0].cell); }
 };
 
-// The same as in arrays.hpp; null for None.
+// As in arrays.hpp; null for None.
 void* flat(const Packed& packed, const Array& array, Size size, bool writeable);
 Rows<void*> rows_of(const Packed& packed, const Array& array, Size steps, Size batch, Size units, bool writeable);
 Rows<const void*> read_rows(const Packed& packed, const Array& array, Size steps, Size batch, Size units);
 
-// A whole call but for its scratch, with states [L*D, B, .], which are contiguous.
+// A call that is complete but for its scratch. States [L*D, B, .] are contiguous; x and output have contiguous units.
 Forward forward_call(const Packed& packed, const py::array& x, const Array& hidden, const Array& cell,
                      const py::array& output, const py::array& hidden_after, const Array& cell_after,
                      const HeldSchedule* schedule);
@@ -54,10 +56,10 @@ Forward forward_call(const Packed& packed, const py::array& x, const Array& hidd
 // Bytes of the tape of a recorded forward in which every row takes all steps; throws where there cannot be as many.
 Size tape_bytes(const Packed& packed, Size steps, Size batch, Size checkpoint_every);
 
-// Run a call that is complete but for the scratch. Neither knows of Python.
+// Run a call that is complete but for its scratch, without Python.
 Status compute(const Packed& packed, Forward& call);
 Status compute(const Packed& packed, Backward& call);
-// The same from Python: without the GIL where that pays.
+// The same for a thread that holds the GIL, which is released where that pays.
 void run_forward(const Packed& packed, Forward& call);
 void run_backward(const Packed& packed, Backward& call);
 

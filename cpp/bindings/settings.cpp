@@ -1,4 +1,4 @@
-// Backends, threads, memory that is used again, and what only the tests ask.
+// Backends, threads, recycled memory, and what only tests and benchmarks ask for.
 #include <cstring>
 
 #include "../core/memory.hpp"
@@ -24,7 +24,7 @@ py::dict configuration() {
                   "eigen"_a = GATEWISE_EIGEN, "levels"_a = levels);
 }
 
-// An uninitialised array whose memory goes back to the store, not to the system.
+// An uninitialised array whose memory goes back to the store of recycled blocks, not to the system.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
   py::ssize_t bytes = dtype.itemsize();
@@ -36,6 +36,7 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   return py::array(dtype, shape, data, owner);
 }
 
+// Takes a new reference; throws the present Python exception if it is null.
 py::array taken_array(PyObject* array) {
   if (!array) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(array);
@@ -100,7 +101,7 @@ void bind_settings(py::module_& module) {
   module.def("read", read, py::arg("dtype"), py::arg("bytes"), py::arg("repetitions"));
 #if defined(__x86_64__)
   module.def("floating_point_mode", [] { return _mm_getcsr(); });
-  // Without the bits that no processor has, which raise a signal; exceptions stay masked.
+  // Bits that no processor has are cleared, since setting them raises a signal; exceptions stay masked.
   module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr((mode & 0xffffu) | 0x1f80u); }, py::arg("mode"));
 #else
   module.def("floating_point_mode", [] { return 0u; });

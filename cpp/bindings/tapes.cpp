@@ -5,7 +5,7 @@
 namespace gatewise {
 namespace {
 
-// A recorded forward. Its arrays must not be written to by anyone else: Python hands over copies and read-only views.
+// A recorded forward. Nobody else may write to its arrays: Python hands over copies and read-only views.
 struct Tape {
   std::shared_ptr<const Packed> packed;
   py::array x, output;
@@ -37,7 +37,7 @@ struct Tape {
     run_forward(*packed, call);
   }
 
-  // The call that undoes forward, but for the gradients.
+  // The call of backward, without the gradients.
   Backward backward_call() const {
     Backward call{};
     call.stack = packed->stack();
@@ -54,21 +54,23 @@ struct Tape {
     return call;
   }
 
-  // kept [T, B, H] as in core/contract.hpp, carried [T, B, H] or None, hidden [T, B, R]
+  // Writes what a layer and direction did: kept [T, B, H] each, in the order of core/contract.hpp, carried [T, B, H] or
+  // None, hidden [T, B, R].
   void trace(Size layer, Size direction, const std::vector<py::array>& kept, const Array& carried,
              const py::array& hidden_rows) const {
     const Backward call = backward_call();
-    const Size rows_in_all = call.steps * call.batch;
+    const Size all_rows = call.steps * call.batch;
     require(layer >= 0 && layer < packed->layers && direction >= 0 && direction < packed->directions &&
                 checkpoint_every == 0 && static_cast<Size>(kept.size()) == kept_of(packed->layer[0].cell) &&
                 carried.has_value() == packed->has_cell(),
             "internal: a trace of something else");
     std::vector<void*> values;
-    for (const py::array& value : kept) values.push_back(flat(*packed, value, rows_in_all * packed->hidden, true));
-    const Trace wanted{layer, direction, values.data(), flat(*packed, carried, rows_in_all * packed->hidden, true),
-                       flat(*packed, hidden_rows, rows_in_all * packed->recurrent(), true)};
-    without_gil(rows_in_all * packed->hidden * static_cast<Size>(kept.size()),
-                [&] { packed->kernels->trace(call, wanted); });
+    for (const py::array& value : kept) values.push_back(flat(*packed, value, all_rows * packed->hidden, true));
+    const Trace memory_of_trace{layer, direction, values.data(),
+                                flat(*packed, carried, all_rows * packed->hidden, true),
+                                flat(*packed, hidden_rows, all_rows * packed->recurrent(), true)};
+    without_gil(all_rows * packed->hidden * static_cast<Size>(kept.size()),
+                [&] { packed->kernels->trace(call, memory_of_trace); });
   }
 
   void backward(const Array& grad_output, const Array& grad_hidden, const Array& grad_cell, const py::array& grad_x,
@@ -84,21 +86,22 @@ struct Tape {
     call.grad_hidden_before = flat(*packed, grad_hidden_before, states * recurrent, true);
     call.grad_cell_before = flat(*packed, grad_cell_before, states * hidden_size, true);
     require(packed->has_cell() == grad_cell_before.has_value(), "internal: a cell state for LSTM only");
-    require(static_cast<Size>(gradients.size()) == sequences, "internal: a set of gradients a layer and direction");
+    require(static_cast<Size>(gradients.size()) == sequences,
+            "internal: expected one set of gradients for each layer and direction");
 
-    std::vector<Gradients> of_layer;
+    std::vector<Gradients> gradients_of_layers;
     for (Size i = 0; i < sequences; ++i) {
       const Layer& layer = packed->layer[i];
       const Size gates = gates_of(layer.cell) * layer.hidden;
-      const std::vector<Array>& to = gradients[i];
-      require(to.size() == 6 && to[0] && to[1] && to[4].has_value() == (layer.projection > 0),
-              "internal: six gradients a layer and direction");
-      of_layer.push_back({flat(*packed, to[0], gates * layer.input, true),
-                          flat(*packed, to[1], gates * recurrent, true), flat(*packed, to[2], gates, true),
-                          flat(*packed, to[3], gates, true),
-                          flat(*packed, to[4], layer.projection * layer.hidden, true)});
+      const std::vector<Array>& arrays = gradients[i];
+      require(arrays.size() == 6 && arrays[0] && arrays[1] && arrays[4].has_value() == (layer.projection > 0),
+              "internal: expected six gradients for each layer and direction");
+      gradients_of_layers.push_back({flat(*packed, arrays[0], gates * layer.input, true),
+                                     flat(*packed, arrays[1], gates * recurrent, true),
+                                     flat(*packed, arrays[2], gates, true), flat(*packed, arrays[3], gates, true),
+                                     flat(*packed, arrays[4], layer.projection * layer.hidden, true)});
     }
-    call.gradients = of_layer.data();
+    call.gradients = gradients_of_layers.data();
     call.threads = packed->threads(call.steps, call.batch);
     run_backward(*packed, call);
   }

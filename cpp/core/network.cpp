@@ -17,7 +17,7 @@ namespace {
 // Rows of a convolution that are brought together at a time: enough for its product, few enough for the second cache.
 constexpr Size convolution_rows = 256;
 
-// Before any step there can be.
+// Earlier than any step.
 constexpr Size never = -(Size(1) << 62);
 
 template <class Pointer>
@@ -30,14 +30,14 @@ auto row_of(Rows<Pointer> rows, Size time, Size row, Size item) {
   return bytes_of(rows.data, (time * rows.step + row * rows.row) * item);
 }
 
-// What is more than any machine has, and well below where sizes would wrap around.
-constexpr double most_elements = 1ll << 46;
+// More than any machine has, and well below where sizes overflow.
+constexpr double max_elements = 1ll << 46;
 
 void require_possible(const Node& node, Size steps, Size batch) {
   const Size width = std::max({node.input, node.taps * (node.kind == Node::Kind::lookup ? 0 : node.input), node.output,
                                node.kind == Node::Kind::recurrent ? 16 * node.stack.layer->hidden : 0});
   const double rows = static_cast<double>(std::max<Size>(steps, 1)) * static_cast<double>(std::max<Size>(batch, 1));
-  if (rows * static_cast<double>(width) > most_elements) throw std::bad_alloc();
+  if (rows * static_cast<double>(width) > max_elements) throw std::bad_alloc();
 }
 
 Size operations_of(const Node& node, Size rows) {
@@ -46,7 +46,7 @@ Size operations_of(const Node& node, Size rows) {
       return operations_of(node.stack, rows);
     case Node::Kind::rows:
     case Node::Kind::convolution:
-      // An activation takes as long as eight multiply-adds or so.
+      // An activation takes about as long as eight multiply-adds.
       return rows * node.output * (8 + (node.function.operation == Operation::dense ? node.function.input : 0));
     case Node::Kind::mask:
     case Node::Kind::lookup:
@@ -72,7 +72,7 @@ Size operations_of(const Stack& stack, Size batch) {
 int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batch) {
   const Size sequences = stack.layers * stack.directions, hidden = stack.layer->hidden;
   return threads_for(operations_of(stack, batch) / sequences, steps * sequences,
-                     std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / rows_alone(hidden)));
+                     std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / min_rows_per_group(hidden)));
 }
 
 bool Network::masks_or_reverses() const {
@@ -100,11 +100,11 @@ Size Network::operations(Size rows) const {
   return operations;
 }
 
-void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
+void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int max_threads,
                   const void* const* looked_up) {
   kernels_ = network.kernels;
   item_ = network.item();
-  most_steps_ = steps_ = steps;
+  max_steps_ = steps_ = steps;
   batch_ = batch;
   given_schedule_ = schedule_ = schedule;
   ends_with_time_ = true;
@@ -137,9 +137,9 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       call.batch = batch;
       call.schedule = schedule;
       call.threads = threads_of(*kernels_, node.stack, steps, batch);
-      if (most_threads) call.threads = std::min(call.threads, most_threads);
+      if (max_threads) call.threads = std::min(call.threads, max_threads);
       piece.scratch = kernels_->forward_scratch(call) * item_;
-      if (mask_) {  // as many bytes as either way needs
+      if (mask_) {  // enough for both: rows of one length, and of different lengths
         Forward uneven = call;
         uneven.schedule = schedule_memory_.unfilled();
         piece.scratch = std::max(piece.scratch, kernels_->forward_scratch(uneven) * item_);
@@ -150,7 +150,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       const bool gathers = node.kind == Node::Kind::convolution;
       piece.block = gathers ? std::min(rows, std::max(batch, convolution_rows)) : rows;
       piece.threads = threads_for(operations_of(node, piece.block), 1, piece.block);
-      if (most_threads) piece.threads = std::min(piece.threads, most_threads);
+      if (max_threads) piece.threads = std::min(piece.threads, max_threads);
       piece.scratch = kernels_->rows_scratch(node.function, piece.block, piece.threads) * item_;
       if (gathers) {
         gathered_ = std::max(gathered_, piece.block * node.taps * node.input * item_);
@@ -213,9 +213,9 @@ Status Run::operator()(const NetworkInput& input, Rows<void*> output, Interrupt*
   return mask_ ? run_masked(input, output) : run(input, output);
 }
 
-// Steps that are left out are left out of the sequence: what is behind them moves up.
+// Masked steps are taken out of the sequence, and later ones move up.
 Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
-  use(given_schedule_, most_steps_);
+  use(given_schedule_, max_steps_);
   const bool has_masked = find_masked(input);
   if (is_asked(interrupt_)) return Status::interrupted;
   if (!has_masked) return run(input, output);
@@ -225,7 +225,7 @@ Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
   use(schedule_memory_.make(ends_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
   const Status status = run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
-  use(given_schedule_, most_steps_);
+  use(given_schedule_, max_steps_);
   if (ends_with_time_)
     put_back(output);
   else if (ends_in_time_)
@@ -245,7 +245,7 @@ void Run::use(const Schedule& schedule, Size steps) {
   }
 }
 
-// Whether there are any.
+// Flags the steps that are not masked. Returns whether any step is masked.
 bool Run::find_masked(const NetworkInput& input) {
   const auto is_masked = [&](Size t, Size b) {
     if (input.tokens) return static_cast<double>(input.tokens[t * batch_ + b]) == mask_->masked;
@@ -271,7 +271,7 @@ bool Run::find_masked(const NetworkInput& input) {
   return found;
 }
 
-// Behind the end of a row there are zeros, which are tokens, too.
+// After the end of a row there are zeros, which are valid tokens, too.
 NetworkInput Run::without_masked(const NetworkInput& input) {
   const Size bytes = input.tokens ? static_cast<Size>(sizeof(std::int64_t)) : mask_->input * item_;
   std::memset(kept_input_, 0, static_cast<std::size_t>(steps_ * batch_ * bytes));
@@ -290,7 +290,7 @@ NetworkInput Run::without_masked(const NetworkInput& input) {
   return {{kept_input_, batch_ * mask_->input, mask_->input}, nullptr};
 }
 
-// The outputs of the steps that were kept, each at its time.
+// Copies the outputs of the steps that are not masked to their times.
 void Run::put_back(Rows<void*> output) const {
   const Size bytes = pieces_.back().node->output * item_;
   for (Size b = 0; b < batch_; ++b) {
@@ -321,12 +321,12 @@ Status Run::run(const NetworkInput& input, Rows<void*> output) {
         i + 1 == pieces_.size() ? output : Rows<void*>{buffers_[i % 2], batch_ * node.output, node.output};
     switch (node.kind) {
       case Node::Kind::mask:
-        break;  // done before
+        break;  // done by run_masked
       case Node::Kind::recurrent:
         piece.forward.input = from;
         piece.forward.output = to;
         piece.forward.interrupt = interrupt_;
-        if (looks_up_ && i == 0) piece.forward.lookup.place = input.tokens;
+        if (looks_up_ && i == 0) piece.forward.lookup.rows = input.tokens;
         kernels_->forward(piece.forward);
         break;
       case Node::Kind::lookup:
@@ -372,7 +372,7 @@ void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) 
                   static_cast<std::size_t>(bytes));
 }
 
-// Whether the call is to end, in a walk over time that copies rows of so many bytes. Looks every 16 MB or so.
+// Whether the call is to end, asked in a loop over time that copies rows of this many bytes. Looks after about 16 MB.
 bool Run::is_asked_at(Size time, Size row_bytes) const {
   constexpr Size bytes_between_looks = Size(1) << 24;
   if (!interrupt_) return false;
@@ -385,7 +385,7 @@ void Run::find_restarts() {
     restarts_[i] = schedule_.resets[i] ? i / batch_ : i < batch_ ? never : restarts_[i - batch_];
 }
 
-// What a convolution has of a row at a time, which may lie before this call.
+// The input of a convolution of a row at a time, which may lie before this call.
 const char* Run::row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const {
   const Node& node = *piece.node;
   if (at >= 0) return row_of(from, at, row, item_);
@@ -414,7 +414,7 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
   if (node.is_causal()) keep_history(piece, from);
 }
 
-// The last rows that the next ones will read. Where they came before this call they move up, from the first on.
+// Keeps the last inputs, which the next steps will read. Those from before this call move up, the first one first.
 void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
   const Node& node = *piece.node;
   const Size bytes = node.input * item_;

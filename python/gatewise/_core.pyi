@@ -221,7 +221,7 @@ class Foreign:
         checkpoint_every: int,
         probability: float,
         seed: int,
-        most_threads: int,
+        max_threads: int,
     ) -> None: ...
     @property
     def tape_bytes(self) -> int: ...

@@ -6,16 +6,16 @@ namespace gatewise {
 namespace {
 
 template <class Pointer = void*>
-Pointer at(Address address) {
+Pointer pointer_to(Address address) {
   return reinterpret_cast<Pointer>(address);
 }
 
 template <class Pointer>
-Rows<Pointer> rows_at(const Triple& rows) {
-  return {at<Pointer>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
+Rows<Pointer> rows_at(const AddressedRows& rows) {
+  return {pointer_to<Pointer>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
 }
 
-// `method` as Python calls it.
+// The method as Python calls it: without the GIL.
 template <class... Arguments>
 auto without_gil_at(void (ForeignCall::*method)(Interrupt*, Arguments...) const) {
   return [method](const ForeignCall& call, Arguments... arguments) {
@@ -34,7 +34,7 @@ SomeCall ForeignCall::start() const {
   if (schedule) call.schedule = schedule->checked(steps, batch);
   call.checkpoint_every = checkpoint_every;
   call.dropout = {probability, seed, 0};
-  call.threads = std::min(most_threads, packed->threads(steps, batch));
+  call.threads = std::min(max_threads, packed->threads(steps, batch));
   return call;
 }
 
@@ -42,39 +42,42 @@ Size ForeignCall::tape_bytes() const {
   return packed->kernels->tape_size(start<Forward>()) * packed->kernels->item_bytes;
 }
 
-void ForeignCall::forward(Interrupt* interrupt, const Triple& x, Address hidden, Address cell, const Triple& output,
-                          Address hidden_after, Address cell_after, Address tape) const {
+void ForeignCall::forward(Interrupt* interrupt, const AddressedRows& x, Address hidden, Address cell,
+                          const AddressedRows& output, Address hidden_after, Address cell_after, Address tape) const {
   Forward call = start<Forward>();
   call.input = rows_at<const void*>(x);
-  call.hidden_before = at(hidden);
-  call.cell_before = at(cell);
+  call.hidden_before = pointer_to(hidden);
+  call.cell_before = pointer_to(cell);
   call.output = rows_at<void*>(output);
-  call.hidden_after = at(hidden_after);
-  call.cell_after = at(cell_after);
-  call.tape = at(tape);
+  call.hidden_after = pointer_to(hidden_after);
+  call.cell_after = pointer_to(cell_after);
+  call.tape = pointer_to(tape);
   call.interrupt = interrupt;
   compute(*packed, call);
 }
 
-void ForeignCall::backward(Interrupt* interrupt, const Triple& x, Address hidden, const Triple& output, Address tape,
-                           const Triple& grad_output, Address grad_hidden, Address grad_cell, const Triple& grad_x,
-                           Address grad_hidden_before, Address grad_cell_before,
+void ForeignCall::backward(Interrupt* interrupt, const AddressedRows& x, Address hidden, const AddressedRows& output,
+                           Address tape, const AddressedRows& grad_output, Address grad_hidden, Address grad_cell,
+                           const AddressedRows& grad_x, Address grad_hidden_before, Address grad_cell_before,
                            const std::vector<std::array<Address, 5>>& gradients) const {
-  if (gradients.size() != packed->layer.size()) throw py::value_error("internal: five gradients a layer and direction");
+  if (gradients.size() != packed->layer.size())
+    throw py::value_error("internal: expected five gradients for each layer and direction");
   Backward call = start<Backward>();
   call.input = rows_at<const void*>(x);
-  call.hidden_before = at(hidden);
+  call.hidden_before = pointer_to(hidden);
   call.output = rows_at<const void*>(output);
-  call.tape = at(tape);
+  call.tape = pointer_to(tape);
   call.grad_output = rows_at<const void*>(grad_output);
-  call.grad_hidden_after = at(grad_hidden);
-  call.grad_cell_after = at(grad_cell);
+  call.grad_hidden_after = pointer_to(grad_hidden);
+  call.grad_cell_after = pointer_to(grad_cell);
   call.grad_input = rows_at<void*>(grad_x);
-  call.grad_hidden_before = at(grad_hidden_before);
-  call.grad_cell_before = at(grad_cell_before);
-  std::vector<Gradients> of_layer;
-  for (const auto& to : gradients) of_layer.push_back({at(to[0]), at(to[1]), at(to[2]), at(to[3]), at(to[4])});
-  call.gradients = of_layer.data();
+  call.grad_hidden_before = pointer_to(grad_hidden_before);
+  call.grad_cell_before = pointer_to(grad_cell_before);
+  std::vector<Gradients> gradients_of_layers;
+  for (const auto& five : gradients)
+    gradients_of_layers.push_back(
+        {pointer_to(five[0]), pointer_to(five[1]), pointer_to(five[2]), pointer_to(five[3]), pointer_to(five[4])});
+  call.gradients = gradients_of_layers.data();
   call.interrupt = interrupt;
   compute(*packed, call);
 }
@@ -84,14 +87,14 @@ void bind_foreign(py::module_& module) {
   py::class_<ForeignCall>(module, "Foreign")
       .def(py::init([](std::shared_ptr<const Packed> packed, Size steps, Size batch,
                        std::shared_ptr<const HeldSchedule> schedule, Size checkpoint_every, double probability,
-                       std::uint64_t seed, int most_threads) {
-             if (steps < 0 || batch < 0 || checkpoint_every < 0 || most_threads < 1)
+                       std::uint64_t seed, int max_threads) {
+             if (steps < 0 || batch < 0 || checkpoint_every < 0 || max_threads < 1)
                throw py::value_error("internal: a negative size");
              return ForeignCall{present(packed),  steps,       batch, std::move(schedule),
-                                checkpoint_every, probability, seed,  most_threads};
+                                checkpoint_every, probability, seed,  max_threads};
            }),
            "packed"_a, "steps"_a, "batch"_a, "schedule"_a, "checkpoint_every"_a, "probability"_a, "seed"_a,
-           "most_threads"_a)
+           "max_threads"_a)
       .def_property_readonly("tape_bytes", &ForeignCall::tape_bytes)
       .def("forward", without_gil_at(&ForeignCall::forward))
       .def("backward", without_gil_at(&ForeignCall::backward));

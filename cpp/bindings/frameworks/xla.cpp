@@ -1,5 +1,5 @@
 // Handlers that XLA calls inside a compiled program: what gatewise.jax is built on. They run on XLA's threads, without
-// Python. An error that they return becomes JAX's; whatever the program asks for, memory stays safe.
+// Python. JAX raises the errors that they return. Memory stays safe, whatever the program asks for.
 #include "xla.hpp"
 
 #include <algorithm>
@@ -21,35 +21,35 @@ void require_call(bool holds, const char* what) {
   if (!holds) throw WrongCall(std::string("gatewise: internal: ") + what);
 }
 
-// ---- what a call frame holds
+// ---- attributes and arrays of a call
 
 class Options {
  public:
   explicit Options(const xla::Attributes& attributes) : attributes_(attributes) {}
 
   std::string text(const char* name) const {
-    const auto* found = static_cast<const xla::String*>(value(name, xla::Attribute::string));
-    return {found->data, found->size};
+    const auto* string = static_cast<const xla::String*>(value(name, xla::Attribute::string));
+    return {string->data, string->size};
   }
 
   // int64
   const xla::Array& numbers(const char* name) const {
-    const auto& found = *static_cast<const xla::Array*>(value(name, xla::Attribute::array));
-    require_call(found.dtype == xla::DataType::int64, name);
-    return found;
+    const auto& array = *static_cast<const xla::Array*>(value(name, xla::Attribute::array));
+    require_call(array.dtype == xla::DataType::int64, name);
+    return array;
   }
 
   std::vector<bool> flags(const char* name) const {
-    const xla::Array& found = numbers(name);
-    const auto* first = static_cast<const std::int64_t*>(found.data);
-    return std::vector<bool>(first, first + found.size);
+    const xla::Array& array = numbers(name);
+    const auto* first = static_cast<const std::int64_t*>(array.data);
+    return std::vector<bool>(first, first + array.size);
   }
 
  private:
   const void* value(const char* name, xla::Attribute type) const {
     for (std::int64_t i = 0; i < attributes_.size; ++i) {
-      const xla::String& own = *attributes_.names[i];
-      if (std::string_view(own.data, own.size) != name) continue;
+      const xla::String& present = *attributes_.names[i];
+      if (std::string_view(present.data, present.size) != name) continue;
       require_call(attributes_.types[i] == type, name);
       return attributes_.values[i];
     }
@@ -92,7 +92,7 @@ Address address(const xla::Buffer& buffer) { return reinterpret_cast<Address>(bu
 Address address(const xla::Buffer* buffer) { return buffer ? address(*buffer) : 0; }
 Address address(const Buffer& memory) { return reinterpret_cast<Address>(memory.data()); }
 
-// ---- forward and backward have in common
+// ---- what the handlers share
 
 const Backend& backend_named(const std::string& name) {
   for (const Backend& backend : backends())
@@ -100,43 +100,46 @@ const Backend& backend_named(const std::string& name) {
   throw WrongCall("gatewise: the program was made for backend " + name + ", which this machine cannot run");
 }
 
-// At the beginning of packed weights and of a tape, which go through the hands of JAX's transformations: enough to tell
-// them from zeros, and from those of another backend or size. A wrong one is wrong numbers, never wrong memory.
+// Precedes packed weights and tapes, which pass through JAX's transformations: enough to tell them from zeros, and from
+// those of another backend or size. If a transformation mixes them up all the same, numbers are wrong, but memory is
+// safe.
 struct Mark {
   char backend[40];
-  std::int64_t sizes[3];  // steps, batch and distance of checkpoints; of weights their bytes
+  std::int64_t sizes[3];  // of a tape: steps, batch and distance of checkpoints; of weights: their bytes
 };
 constexpr Size mark_bytes = 64;
-static_assert(sizeof(Mark) == mark_bytes, "what stands behind it stays aligned");
+static_assert(sizeof(Mark) == mark_bytes, "what follows the mark must stay aligned");
 
-// A buffer of bytes that begins with a mark.
-Address behind_mark(const xla::Buffer& buffer, Size bytes) {
+// The address after the mark in a buffer of bytes.
+Address after_mark(const xla::Buffer& buffer, Size bytes) {
   require_call(buffer.dtype == xla::DataType::uint8 && Buffers::elements(buffer) >= mark_bytes + bytes &&
                    address(buffer) % 64 == 0,
                "bytes of the wrong dtype, size or alignment");
   return address(buffer) + mark_bytes;
 }
 
-// As gatewise.jax lists them. Of packing only the first six matter.
+// As gatewise.jax lists them. Packing reads only the first six.
 struct Numbers {
   std::int64_t input_size, hidden_size, proj_size, num_layers, directions, bias;
   std::int64_t batch_first, lengths, resets, checkpoint_every, record;
 };
 
-// Sizes whose products overflow would fit arrays that are empty.
-void check_sizes(const Numbers& of, double sequence_steps) {
-  constexpr double most = 1LL << 46, most_size = 1LL << 31;
-  for (const std::int64_t size : {of.input_size, of.hidden_size, of.proj_size, of.num_layers, of.directions})
-    require_call(size >= 0 && static_cast<double>(size) < most_size, "a size that is none");
-  const double sequences = static_cast<double>(of.num_layers) * static_cast<double>(of.directions);
-  const double widest = static_cast<double>(of.input_size) + 3.0 * static_cast<double>(of.hidden_size);
-  require_call(sequences * 4 * static_cast<double>(of.hidden_size) * widest < most && sequences * widest < 1LL << 31,
-               "weights of more bytes than there are");
+// Refuses sizes whose products overflow: they would fit empty arrays.
+void check_sizes(const Numbers& numbers, double sequence_steps) {
+  constexpr double most = 1LL << 46, max_size = 1LL << 31;
+  for (const std::int64_t size :
+       {numbers.input_size, numbers.hidden_size, numbers.proj_size, numbers.num_layers, numbers.directions})
+    require_call(size >= 0 && static_cast<double>(size) < max_size, "a size out of range");
+  const double sequences = static_cast<double>(numbers.num_layers) * static_cast<double>(numbers.directions);
+  const double widest = static_cast<double>(numbers.input_size) + 3.0 * static_cast<double>(numbers.hidden_size);
+  require_call(
+      sequences * 4 * static_cast<double>(numbers.hidden_size) * widest < most && sequences * widest < 1LL << 31,
+      "weights of more bytes than there are");
   if (sequence_steps * sequences * 8 * widest >= most)
     throw WrongCall("x: expected a sequence whose tape fits into memory, got more steps and rows");
 }
 
-// What every handler is told: the sizes of the stack, and arrays in the dtype of the first.
+// What every handler gets: the sizes of the stack, and arrays that have the dtype of the first one.
 struct Invocation {
   Options options;
   Buffers arguments, results;
@@ -146,9 +149,9 @@ struct Invocation {
 
   explicit Invocation(const xla::CallFrame& frame)
       : options(frame.attributes), arguments(frame.arguments), results(frame.results), dtype(first_dtype(frame)) {
-    const xla::Array& given = options.numbers("numbers");
-    require_call(given.size * sizeof(std::int64_t) == sizeof numbers, "numbers");
-    std::memcpy(&numbers, given.data, sizeof numbers);
+    const xla::Array& array = options.numbers("numbers");
+    require_call(array.size * sizeof(std::int64_t) == sizeof numbers, "numbers");
+    std::memcpy(&numbers, array.data, sizeof numbers);
     check_sizes(numbers, 0);
     const Backend& backend = backend_named(options.text("backend"));
     packed = std::make_shared<Packed>(dtype == xla::DataType::float32 ? *backend.float32 : *backend.float64,
@@ -165,33 +168,39 @@ struct Invocation {
   Mark mark(Size first, Size second, Size third) const {
     Mark mark{};
     std::strncpy(mark.backend, packed->kernels->level, sizeof mark.backend - 1);
-    mark.sizes[0] = first, mark.sizes[1] = second, mark.sizes[2] = third;
+    mark.sizes[0] = first;
+    mark.sizes[1] = second;
+    mark.sizes[2] = third;
     return mark;
   }
 
-  // The five addresses of the weights of a layer and direction or of their gradients, as `take` finds them by size.
+  // The five addresses of the weights, or of their gradients, of a layer and direction: take(size) gives one after the
+  // other.
   template <class Take>
   std::array<Address, 5> five(std::size_t sequence, const Take& take) const {
     const Layer& layer = packed->layer[sequence];
     const Size gates = gates_of(layer.cell) * layer.hidden;
-    std::array<Address, 5> found{};
-    found[0] = take(gates * layer.input);
-    found[1] = take(gates * packed->recurrent());
-    if (numbers.bias) found[2] = take(gates), found[3] = take(gates);
-    if (layer.projection) found[4] = take(layer.projection * layer.hidden);
-    return found;
+    std::array<Address, 5> addresses{};
+    addresses[0] = take(gates * layer.input);
+    addresses[1] = take(gates * packed->recurrent());
+    if (numbers.bias) {
+      addresses[2] = take(gates);
+      addresses[3] = take(gates);
+    }
+    if (layer.projection) addresses[4] = take(layer.projection * layer.hidden);
+    return addresses;
   }
 };
 
-// A call on sequences. Order of arguments: x [T, B, I] or with batch_first [B, T, I], then what each handler adds, then
-// lengths int32 [B] and resets bool in the order of x's axes if there are such, then packed weights.
-struct Walk : Invocation {
+// A call on sequences. Order of arguments: x [T, B, I] or with batch_first [B, T, I]; then what each handler adds;
+// then, if there are any, lengths int32 [B] and resets bool in the order of x's axes; then packed weights.
+struct SequenceCall : Invocation {
   const xla::Buffer& x;
   const bool batch_first;
   Size steps, batch;
   Size taken = 0;  // steps of the longest row
 
-  explicit Walk(const xla::CallFrame& frame)
+  explicit SequenceCall(const xla::CallFrame& frame)
       : Invocation(frame), x(arguments.next()), batch_first(numbers.batch_first) {
     require_call(x.rank == 3 && x.dims[2] == packed->input && numbers.checkpoint_every >= 0, "x of the wrong shape");
     steps = x.dims[batch_first ? 1 : 0];
@@ -204,12 +213,12 @@ struct Walk : Invocation {
   Size outputs() const { return steps * batch * packed->output(); }
   Mark mark() const { return Invocation::mark(steps, batch, numbers.checkpoint_every); }
 
-  // Of a sequence [T, B, units] that starts at `first`, in the order of x's axes.
-  Triple rows(Address first, Size units) const {
-    return batch_first ? Triple{first, units, steps * units} : Triple{first, batch * units, units};
+  // The rows of a sequence [T, B, units] at an address, in the order of x's axes.
+  AddressedRows rows(Address first, Size units) const {
+    return batch_first ? AddressedRows{first, units, steps * units} : AddressedRows{first, batch * units, units};
   }
 
-  // Takes what ends the arguments.
+  // Takes the last arguments: lengths, resets and weights.
   ForeignCall prepare() {
     std::vector<std::int64_t> lengths;
     std::vector<std::uint8_t> resets;
@@ -223,7 +232,7 @@ struct Walk : Invocation {
                                                       has_resets ? resets.data() : nullptr);
     const xla::Buffer& weights = arguments.next();
     arguments.end();
-    packed->place(reinterpret_cast<const void*>(behind_mark(weights, packed->bytes())));
+    packed->place(reinterpret_cast<const void*>(after_mark(weights, packed->bytes())));
     const Mark mark = Invocation::mark(packed->bytes(), 0, 0);
     require_call(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
     return {packed, taken, batch, schedule, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
@@ -253,8 +262,8 @@ struct Walk : Invocation {
     return resets;
   }
 
-  // What lies behind the longest row of a sequence [T, B, units]: the core does not know of it.
-  void zero_behind(const xla::Buffer& buffer, Size units) const {
+  // Zeroes the steps after the longest row of a sequence [T, B, units], which the core does not know call.
+  void zero_tail(const xla::Buffer& buffer, Size units) const {
     if (taken == steps) return;
     const Size item = packed->kernels->item_bytes;
     auto* data = static_cast<char*>(buffer.data);
@@ -264,104 +273,113 @@ struct Walk : Invocation {
   }
 };
 
-// Arguments: weights as PyTorch orders them; result: bytes. A program packs once what its loops use again and again.
+// Arguments: weights as PyTorch orders them; result: bytes. A program packs weights once, however often its loops use
+// them.
 void pack(const xla::CallFrame& frame) {
-  Invocation of(frame);
+  Invocation call(frame);
   std::vector<Weights> weights;
-  for (std::size_t i = 0; i < of.packed->layer.size(); ++i) {
-    const auto own = of.five(i, [&](Size count) { return address(of.arguments.next(of.dtype, count)); });
-    const auto pointer = [](Address from) { return reinterpret_cast<const void*>(from); };
-    weights.push_back({pointer(own[0]), pointer(own[1]), pointer(own[2]), pointer(own[3]), pointer(own[4])});
+  for (std::size_t i = 0; i < call.packed->layer.size(); ++i) {
+    const auto addresses = call.five(i, [&](Size count) { return address(call.arguments.next(call.dtype, count)); });
+    const auto pointer = [](Address weight) { return reinterpret_cast<const void*>(weight); };
+    weights.push_back({pointer(addresses[0]), pointer(addresses[1]), pointer(addresses[2]), pointer(addresses[3]),
+                       pointer(addresses[4])});
   }
-  of.arguments.end();
-  const xla::Buffer& packed = of.results.next();
-  of.results.end();
-  const Mark mark = of.mark(of.packed->bytes(), 0, 0);
-  of.packed->pack(weights, reinterpret_cast<void*>(behind_mark(packed, of.packed->bytes())));
+  call.arguments.end();
+  const xla::Buffer& packed = call.results.next();
+  call.results.end();
+  const Mark mark = call.mark(call.packed->bytes(), 0, 0);
+  call.packed->pack(weights, reinterpret_cast<void*>(after_mark(packed, call.packed->bytes())));
   std::memcpy(packed.data, &mark, sizeof mark);
 }
 
 // Arguments: x, h, c of an LSTM, ...; results: y, h and c after, and the tape if it is to be recorded.
 void forward(const xla::CallFrame& frame) {
-  Walk of(frame);
-  const bool has_cell = of.packed->has_cell();
-  const xla::Buffer& hidden = of.arguments.next(of.dtype, of.recurrent_states());
-  const xla::Buffer* cell = has_cell ? &of.arguments.next(of.dtype, of.cell_states()) : nullptr;
-  const ForeignCall call = of.prepare();
-  const xla::Buffer& output = of.results.next(of.dtype, of.outputs());
-  const xla::Buffer& hidden_after = of.results.next(of.dtype, of.recurrent_states());
-  const xla::Buffer* cell_after = has_cell ? &of.results.next(of.dtype, of.cell_states()) : nullptr;
+  SequenceCall call(frame);
+  const bool has_cell = call.packed->has_cell();
+  const xla::Buffer& hidden = call.arguments.next(call.dtype, call.recurrent_states());
+  const xla::Buffer* cell = has_cell ? &call.arguments.next(call.dtype, call.cell_states()) : nullptr;
+  const ForeignCall core_call = call.prepare();
+  const xla::Buffer& output = call.results.next(call.dtype, call.outputs());
+  const xla::Buffer& hidden_after = call.results.next(call.dtype, call.recurrent_states());
+  const xla::Buffer* cell_after = has_cell ? &call.results.next(call.dtype, call.cell_states()) : nullptr;
   Address tape = 0;
-  if (of.numbers.record) {
-    const xla::Buffer& buffer = of.results.next();
-    tape = behind_mark(buffer, call.tape_bytes());
-    const Mark mark = of.mark();
+  if (call.numbers.record) {
+    const xla::Buffer& buffer = call.results.next();
+    tape = after_mark(buffer, core_call.tape_bytes());
+    const Mark mark = call.mark();
     std::memcpy(buffer.data, &mark, sizeof mark);
   }
-  of.results.end();
-  call.forward(nullptr, of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
-               of.rows(address(output), of.packed->output()), address(hidden_after), address(cell_after), tape);
-  of.zero_behind(output, of.packed->output());
+  call.results.end();
+  core_call.forward(nullptr, call.rows(address(call.x), call.packed->input), address(hidden), address(cell),
+                    call.rows(address(output), call.packed->output()), address(hidden_after), address(cell_after),
+                    tape);
+  call.zero_tail(output, call.packed->output());
 }
 
-// What backward needs of a recorded forward.
+// The output and tape of a recorded forward, for backward.
 struct Recorded {
   Address output, tape;
   Buffer memory[4];
 
-  // The tape that came, if it is one: where the examples of a vmap are rows of one call there is none, and where a
-  // condition is mapped, JAX also takes the branch that an example did not, on zeros. Else it is recorded anew.
-  Recorded(const Walk& of, const ForeignCall& call, const xla::Buffer& hidden, const xla::Buffer* cell,
-           const xla::Buffer& given_output, const xla::Buffer& given_tape)
-      : output(address(given_output)) {
-    const Mark mark = of.mark();
-    if (Buffers::elements(given_tape) >= mark_bytes && std::memcmp(given_tape.data, &mark, sizeof mark) == 0) {
-      tape = behind_mark(given_tape, call.tape_bytes());
+  // Uses the tape that came if it is a real one, else records anew. It is not real where vmap has made rows of one call
+  // of its examples, and where vmap maps a condition: JAX then also takes the branch that an example did not take, on
+  // zeros.
+  Recorded(const SequenceCall& call, const ForeignCall& core_call, const xla::Buffer& hidden, const xla::Buffer* cell,
+           const xla::Buffer& output_of_forward, const xla::Buffer& tape_of_forward)
+      : output(address(output_of_forward)) {
+    const Mark mark = call.mark();
+    if (Buffers::elements(tape_of_forward) >= mark_bytes &&
+        std::memcmp(tape_of_forward.data, &mark, sizeof mark) == 0) {
+      tape = after_mark(tape_of_forward, core_call.tape_bytes());
       return;
     }
-    const Size item = of.packed->kernels->item_bytes;
-    const Size bytes[] = {call.tape_bytes(), item * of.outputs(), item * of.recurrent_states(),
-                          item * of.cell_states()};
+    const Size item = call.packed->kernels->item_bytes;
+    const Size bytes[] = {core_call.tape_bytes(), item * call.outputs(), item * call.recurrent_states(),
+                          item * call.cell_states()};
     for (int i = 0; i < 4; ++i) memory[i] = Buffer(static_cast<std::size_t>(bytes[i]));
     tape = address(memory[0]);
     output = address(memory[1]);
-    call.forward(nullptr, of.rows(address(of.x), of.packed->input), address(hidden), address(cell),
-                 of.rows(output, of.packed->output()), address(memory[2]), cell ? address(memory[3]) : 0, tape);
+    core_call.forward(nullptr, call.rows(address(call.x), call.packed->input), address(hidden), address(cell),
+                      call.rows(output, call.packed->output()), address(memory[2]), cell ? address(memory[3]) : 0,
+                      tape);
   }
 };
 
-// Arguments: x, h, c of an LSTM, y, tape, those of the gradients of y, h and c after that `given` flags, ...; results:
-// gradients of x if `wanted` flags it, of h and c, and of the weights of each layer and direction that `wanted` flags.
+// Arguments: x, h, c of an LSTM, y, tape, the gradients of y, and of h and c after, that `given` flags, ...; results:
+// the gradients of x if `wanted` flags it, of h and c, and of the weights of each layer and direction that `wanted`
+// flags.
 void backward(const xla::CallFrame& frame) {
-  Walk of(frame);
-  const bool has_cell = of.packed->has_cell();
-  const std::vector<bool> given = of.options.flags("given"), wanted = of.options.flags("wanted");
-  require_call(given.size() == 3 && wanted.size() == 1 + of.packed->layer.size(), "flags of the wrong number");
-  const auto take = [&](Buffers& from, bool is_there, Size count) {
-    return is_there ? &from.next(of.dtype, count) : nullptr;
+  SequenceCall call(frame);
+  const bool has_cell = call.packed->has_cell();
+  const std::vector<bool> given = call.options.flags("given"), wanted = call.options.flags("wanted");
+  require_call(given.size() == 3 && wanted.size() == 1 + call.packed->layer.size(), "flags of the wrong number");
+  const auto take = [&](Buffers& buffers, bool is_passed, Size count) {
+    return is_passed ? &buffers.next(call.dtype, count) : nullptr;
   };
-  const xla::Buffer& hidden = of.arguments.next(of.dtype, of.recurrent_states());
-  const xla::Buffer* cell = take(of.arguments, has_cell, of.cell_states());
-  const xla::Buffer& output = of.arguments.next(of.dtype, of.outputs());
-  const xla::Buffer& tape = of.arguments.next();
-  const xla::Buffer* grad_output = take(of.arguments, given[0], of.outputs());
-  const xla::Buffer* grad_hidden = take(of.arguments, given[1], of.recurrent_states());
-  const xla::Buffer* grad_cell = take(of.arguments, has_cell && given[2], of.cell_states());
-  const ForeignCall call = of.prepare();
-  const Size input = of.packed->input, outputs = of.packed->output();
-  const xla::Buffer* grad_x = take(of.results, wanted[0], of.steps * of.batch * input);
-  const xla::Buffer& grad_hidden_before = of.results.next(of.dtype, of.recurrent_states());
-  const xla::Buffer* grad_cell_before = take(of.results, has_cell, of.cell_states());
-  std::vector<std::array<Address, 5>> gradients(of.packed->layer.size());
+  const xla::Buffer& hidden = call.arguments.next(call.dtype, call.recurrent_states());
+  const xla::Buffer* cell = take(call.arguments, has_cell, call.cell_states());
+  const xla::Buffer& output = call.arguments.next(call.dtype, call.outputs());
+  const xla::Buffer& tape = call.arguments.next();
+  const xla::Buffer* grad_output = take(call.arguments, given[0], call.outputs());
+  const xla::Buffer* grad_hidden = take(call.arguments, given[1], call.recurrent_states());
+  const xla::Buffer* grad_cell = take(call.arguments, has_cell && given[2], call.cell_states());
+  const ForeignCall core_call = call.prepare();
+  const Size input = call.packed->input, outputs = call.packed->output();
+  const xla::Buffer* grad_x = take(call.results, wanted[0], call.steps * call.batch * input);
+  const xla::Buffer& grad_hidden_before = call.results.next(call.dtype, call.recurrent_states());
+  const xla::Buffer* grad_cell_before = take(call.results, has_cell, call.cell_states());
+  std::vector<std::array<Address, 5>> gradients(call.packed->layer.size());
   for (std::size_t i = 0; i < gradients.size(); ++i)
-    if (wanted[1 + i]) gradients[i] = of.five(i, [&](Size count) { return address(of.results.next(of.dtype, count)); });
-  of.results.end();
+    if (wanted[1 + i])
+      gradients[i] = call.five(i, [&](Size count) { return address(call.results.next(call.dtype, count)); });
+  call.results.end();
 
-  const Recorded recorded(of, call, hidden, cell, output, tape);
-  call.backward(nullptr, of.rows(address(of.x), input), address(hidden), of.rows(recorded.output, outputs),
-                recorded.tape, of.rows(address(grad_output), outputs), address(grad_hidden), address(grad_cell),
-                of.rows(address(grad_x), input), address(grad_hidden_before), address(grad_cell_before), gradients);
-  if (grad_x) of.zero_behind(*grad_x, input);
+  const Recorded recorded(call, core_call, hidden, cell, output, tape);
+  core_call.backward(nullptr, call.rows(address(call.x), input), address(hidden), call.rows(recorded.output, outputs),
+                     recorded.tape, call.rows(address(grad_output), outputs), address(grad_hidden), address(grad_cell),
+                     call.rows(address(grad_x), input), address(grad_hidden_before), address(grad_cell_before),
+                     gradients);
+  if (grad_x) call.zero_tail(*grad_x, input);
 }
 
 // ---- handlers
@@ -371,8 +389,8 @@ xla::Error* failed(const xla::CallFrame& frame, const char* message) {
   return frame.api->create_error(&error);
 }
 
-// XLA asks first which version of the interface we speak. It refuses what is newer than itself, and one day what is too
-// old; what we use is the same in all of them. The oldest ones do not say which they are.
+// XLA first asks which version of the interface a handler uses. It refuses versions newer than its own, and one day
+// those that are too old; what is used here is the same in all of them. The oldest do not say which version they are.
 bool answer_metadata(xla::CallFrame& frame) {
   if (!frame.extension || frame.extension->type != xla::metadata_extension) return false;
   xla::Metadata& metadata = *reinterpret_cast<xla::MetadataExtension*>(frame.extension)->metadata;
@@ -400,15 +418,15 @@ py::capsule capsule() {
   return py::capsule(reinterpret_cast<void*>(&handle<work>));
 }
 
-// Of packed weights, and of a tape.
+// Bytes of packed weights, and of a tape.
 std::tuple<Size, Size> sizes(const std::string& backend, const std::string& cell, int item_bytes, Size input,
                              Size hidden, Size projection, Size layers, Size directions, Size steps, Size batch,
                              Size checkpoint_every) {
-  const Backend& of = backend_named(backend);
+  const Backend& kernels = backend_named(backend);
   check_sizes({input, hidden, projection, layers, directions, 0, 0, 0, 0, 0, 0},
               static_cast<double>(steps) * static_cast<double>(batch));
-  const Packed packed(item_bytes == 4 ? *of.float32 : *of.float64, cell_of(cell), input, hidden, projection, layers,
-                      directions);
+  const Packed packed(item_bytes == 4 ? *kernels.float32 : *kernels.float64, cell_of(cell), input, hidden, projection,
+                      layers, directions);
   return {mark_bytes + packed.bytes(), mark_bytes + tape_bytes(packed, steps, batch, checkpoint_every)};
 }
 
