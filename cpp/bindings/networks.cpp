@@ -184,10 +184,10 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
   require(network->nodes.size() > std::size_t(!network->nodes.empty() && network->masks()) &&
               network->type_number() == dtype.num(),
           "internal: a network of no nodes, or of another dtype");
-  bool ended = false;
+  bool time_has_ended = false;
   for (const Node& node : network->nodes) {
-    require(!ended || node.kind == Node::Kind::rows, "internal: a node that needs time after the last step");
-    ended = ended || node.kind == Node::Kind::last;
+    require(!time_has_ended || node.kind == Node::Kind::rows, "internal: a node that needs time after the last step");
+    time_has_ended = time_has_ended || node.kind == Node::Kind::last;
   }
   if (sums) {
     const std::size_t first = network->first();
@@ -244,10 +244,11 @@ Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size unit
 void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
                  const py::array& output, const std::vector<void*>& after, Size batch, const HeldSchedule* schedule) {
   const Sequences sequences = sequences_of(network, x, network.output(), output);
-  const bool ends = std::any_of(network.nodes.begin(), network.nodes.end(),
-                                [](const Node& node) { return node.kind == Node::Kind::last; });
+  const bool ends_time = std::any_of(network.nodes.begin(), network.nodes.end(),
+                                     [](const Node& node) { return node.kind == Node::Kind::last; });
   const Size steps = sequences.steps;
-  require(sequences.batch == batch && output.shape(0) == (ends ? 1 : steps), "internal: another batch, or other steps");
+  require(sequences.batch == batch && output.shape(0) == (ends_time ? 1 : steps),
+          "internal: another batch, or other steps");
   const Schedule rows_and_resets = schedule ? schedule->checked(steps, batch) : Schedule{};
   require(!rows_and_resets.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
   if (batch == 0) return;

@@ -13,12 +13,12 @@ HeldSchedule::HeldSchedule(Size steps, Size batch, const std::int64_t* lengths, 
   if (packed && !(lengths && std::is_sorted(lengths, lengths + batch, std::greater<>())))
     throw py::value_error("internal: packed rows must be sorted by their lengths");
   if (lengths) {
-    const std::vector<Size> ends(lengths, lengths + batch);
-    const auto [least, most] = std::minmax_element(ends.begin(), ends.end());
-    if (steps != (batch ? *most : 0) || (batch && *least < 0))
+    const std::vector<Size> row_lengths(lengths, lengths + batch);
+    const auto [shortest, longest] = std::minmax_element(row_lengths.begin(), row_lengths.end());
+    if (steps != (batch ? *longest : 0) || (batch && *shortest < 0))
       throw py::value_error("internal: lengths do not fit the steps");
     memory_.resize(steps, batch);
-    schedule_ = memory_.make(ends.data(), steps);
+    schedule_ = memory_.make(row_lengths.data(), steps);
     schedule_.packed = packed;
   }
   if (resets) {
@@ -36,9 +36,9 @@ void bind_schedules(py::module_& module) {
   using namespace py::literals;
   py::class_<HeldSchedule, std::shared_ptr<HeldSchedule>>(module, "Schedule")
       .def(py::init([](Size steps, Size batch, const Array& lengths, const Array& resets, bool packed) {
-             const void* const ends = flat(NPY_INT64, lengths, batch, false);
+             const void* const row_lengths = flat(NPY_INT64, lengths, batch, false);
              const void* const flags = flat(NPY_BOOL, resets, steps * batch, false);
-             return std::make_shared<HeldSchedule>(steps, batch, static_cast<const std::int64_t*>(ends),
+             return std::make_shared<HeldSchedule>(steps, batch, static_cast<const std::int64_t*>(row_lengths),
                                                    static_cast<const std::uint8_t*>(flags), packed);
            }),
            "steps"_a, "batch"_a, "lengths"_a, "resets"_a, "packed"_a = false);

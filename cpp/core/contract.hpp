@@ -158,13 +158,13 @@ struct Dropout {
 // Which rows of the batch take which steps, and where their state is reset.
 struct Schedule {
   const Size* order;           // [B] rows in descending order of their lengths; null: all rows take all steps
-  const Size* lengths;         // [B] number of steps, in that order; the first is T
-  const Size* ends;            // [B] number of steps of each row
+  const Size* sorted_lengths;  // [B] number of steps, in that order; the first is T
+  const Size* row_lengths;     // [B] number of steps of each row
   const Size* active;          // [T] number of rows that take the step at time t: the first ones of `order`
-  const Size* taken;           // [T + 1] sum of `active` over the times before t
+  const Size* rows_before;     // [T + 1] sum of `active` over the times before t
   const std::uint8_t* resets;  // [T, B] 1: the state of the row is set to zero before the step at time t; null: never
-  // Sequences have only the rows that take a step, step after step, as PyTorch packs them: [taken[T], units] instead of
-  // [T, B, units]. The rows are then in `order`.
+  // Sequences have only the rows that take a step, step after step, as PyTorch packs them: [rows_before[T], units]
+  // instead of [T, B, units]. The rows are then in `order`.
   bool packed;
 };
 

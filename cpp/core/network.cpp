@@ -113,7 +113,7 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   if (mask_) {
     require_possible(*mask_, steps, batch);
     schedule_memory_.resize(steps, batch);
-    ends_.resize(static_cast<std::size_t>(batch));
+    kept_lengths_.resize(static_cast<std::size_t>(batch));
   }
   const void* const* const sums = looked_up ? looked_up : network.sums[0] ? network.sums : nullptr;
   looks_up_ = sums != nullptr;
@@ -221,8 +221,8 @@ Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
   if (!has_masked) return run(input, output);
   const NetworkInput kept = without_masked(input);
   if (is_asked(interrupt_)) return Status::interrupted;
-  const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
-  use(schedule_memory_.make(ends_.data(), steps), steps);
+  const Size steps = batch_ ? *std::max_element(kept_lengths_.begin(), kept_lengths_.end()) : 0;
+  use(schedule_memory_.make(kept_lengths_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
   const Status status = run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
   use(given_schedule_, max_steps_);
@@ -275,14 +275,14 @@ bool Run::find_masked(const NetworkInput& input) {
 NetworkInput Run::without_masked(const NetworkInput& input) {
   const Size bytes = input.tokens ? static_cast<Size>(sizeof(std::int64_t)) : mask_->input * item_;
   std::memset(kept_input_, 0, static_cast<std::size_t>(steps_ * batch_ * bytes));
-  std::fill(ends_.begin(), ends_.end(), 0);
+  std::fill(kept_lengths_.begin(), kept_lengths_.end(), 0);
   for (Size t = 0; t < steps_; ++t) {
     if (is_asked_at(t, bytes)) break;
     for (Size b = 0; b < batch_; ++b) {
       if (!kept_[t * batch_ + b]) continue;
       const void* from =
           input.tokens ? bytes_of<const void>(input.tokens, (t * batch_ + b) * bytes) : row_of(input.rows, t, b, item_);
-      Size& count = ends_[static_cast<std::size_t>(b)];
+      Size& count = kept_lengths_[static_cast<std::size_t>(b)];
       std::memcpy(kept_input_ + (count++ * batch_ + b) * bytes, from, static_cast<std::size_t>(bytes));
     }
   }
@@ -348,7 +348,7 @@ Status Run::run(const NetworkInput& input, Rows<void*> output) {
     if (look_whether_asked(interrupt_)) return Status::interrupted;
     from = {to.data, to.step, to.row};
   }
-  if (ends_with_time_ && schedule_.ends) clear_behind_ends(pieces_.back().node->output, output);
+  if (ends_with_time_ && schedule_.row_lengths) clear_after_ends(pieces_.back().node->output, output);
   return Status::complete;
 }
 
@@ -418,7 +418,7 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
 void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
   const Node& node = *piece.node;
   const Size bytes = node.input * item_;
-  if (!schedule_.ends && !schedule_.resets && piece.before && steps_ < node.left) {  // all rows at once
+  if (!schedule_.row_lengths && !schedule_.resets && piece.before && steps_ < node.left) {  // all rows at once
     const Size stay = (node.left - steps_) * batch_ * bytes;
     std::memmove(piece.after, bytes_of(piece.before, steps_ * batch_ * bytes), static_cast<std::size_t>(stay));
     for (Size t = 0; t < steps_; ++t)
@@ -428,10 +428,10 @@ void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
     return;
   }
   for (Size row = 0; row < batch_; ++row) {
-    const Size ends = end(row);
+    const Size length = end(row);
     for (Size i = 0; i < node.left; ++i) {
-      const Size at = ends - node.left + i;
-      const bool is_seen = ends == 0 || !separated(at, ends - 1, row);
+      const Size at = length - node.left + i;
+      const bool is_seen = length == 0 || !separated(at, length - 1, row);
       std::memmove(bytes_of(piece.after, (i * batch_ + row) * bytes),
                    is_seen ? row_at(piece, from, at, row) : zero_row_, static_cast<std::size_t>(bytes));
     }
@@ -443,23 +443,23 @@ void Run::reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) co
   for (Size t = 0; t < steps_ && !is_asked_at(t, piece.node->input * item_); ++t)
     for (Size row = 0; row < batch_; ++row)
       if (t < end(row)) std::memcpy(row_of(to, t, row, item_), row_of(from, end(row) - 1 - t, row, item_), bytes);
-  if (schedule_.ends) clear_behind_ends(piece.node->input, to);
+  if (schedule_.row_lengths) clear_after_ends(piece.node->input, to);
 }
 
 void Run::take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {
   const Node& node = *piece.node;
   const Size half = node.both_ends ? node.input / 2 * item_ : 0, rest = node.input * item_ - half;
   for (Size row = 0; row < batch_; ++row) {
-    const Size ends = end(row);
-    const char* last = ends > 0 ? row_of(from, ends - 1, row, item_) : zero_row_;
-    const char* first = ends > 0 ? row_of(from, 0, row, item_) : zero_row_;
+    const Size length = end(row);
+    const char* last = length > 0 ? row_of(from, length - 1, row, item_) : zero_row_;
+    const char* first = length > 0 ? row_of(from, 0, row, item_) : zero_row_;
     char* out = row_of(to, 0, row, item_);
     std::memcpy(out, last, static_cast<std::size_t>(rest));
     std::memcpy(out + rest, first + rest, static_cast<std::size_t>(half));
   }
 }
 
-void Run::clear_behind_ends(Size units, Rows<void*> rows) const {
+void Run::clear_after_ends(Size units, Rows<void*> rows) const {
   for (Size row = 0; row < batch_; ++row)
     for (Size t = end(row); t < steps_; ++t)
       std::memset(row_of(rows, t, row, item_), 0, static_cast<std::size_t>(units * item_));

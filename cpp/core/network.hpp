@@ -104,14 +104,14 @@ class Run {
   void keep_history(const Piece& piece, Rows<const void*> from) const;
   void reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
-  void clear_behind_ends(Size units, Rows<void*> rows) const;
+  void clear_after_ends(Size units, Rows<void*> rows) const;
   void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
   const char* row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const;
   void find_restarts();
   bool is_asked_at(Size time, Size row_bytes) const;
   // Whether the state of a row starts anew between two times. `from` may lie before this call.
   bool separated(Size from, Size to, Size row) const { return restarts_ && restarts_[to * batch_ + row] > from; }
-  Size end(Size row) const { return schedule_.ends ? schedule_.ends[row] : steps_; }
+  Size end(Size row) const { return schedule_.row_lengths ? schedule_.row_lengths[row] : steps_; }
 
   const Kernels* kernels_ = nullptr;
   std::vector<Piece> pieces_;
@@ -126,7 +126,7 @@ class Run {
   Schedule given_schedule_{};       // the caller's
   Size max_steps_ = 0;              // that it was laid out for
   ScheduleMemory schedule_memory_;  // of the steps that are not masked
-  std::vector<Size> ends_;          // [B] how many they are
+  std::vector<Size> kept_lengths_;  // [B] how many they are
   Size kept_bytes_ = 0, kept_input_bytes_ = 0, kept_output_bytes_ = 0;
   std::uint8_t* kept_ = nullptr;                         // [T, B] 1: not masked
   char *kept_input_ = nullptr, *kept_output_ = nullptr;  // [T, B, .] without gaps

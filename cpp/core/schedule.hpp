@@ -18,7 +18,7 @@ class ScheduleMemory {
   Schedule unfilled() const;
 
  private:
-  std::vector<Size> order_, lengths_, ends_, active_, taken_;
+  std::vector<Size> order_, sorted_lengths_, row_lengths_, active_, rows_before_;
 };
 
 }  // namespace gatewise

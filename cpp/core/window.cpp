@@ -139,13 +139,13 @@ void Window::restore_inputs(Size steps) {
 }
 
 Status Window::step(Rows<void*> output, Interrupt* interrupt) {
-  const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
-  const Size steps = *most;
-  if (*least < steps || steps != laid_out_steps_) {
-    lay_out_rest(steps, *least < steps ? schedule_memory_.make(counts_.data(), steps) : Schedule{});
+  const auto [shortest, longest] = std::minmax_element(counts_.begin(), counts_.end());
+  const Size steps = *longest;
+  if (*shortest < steps || steps != laid_out_steps_) {
+    lay_out_rest(steps, *shortest < steps ? schedule_memory_.make(counts_.data(), steps) : Schedule{});
     if (size(run_.bytes()) > scratch_.bytes()) scratch_ = Buffer(size(run_.bytes()));
     run_.place(scratch_.data(), nullptr, state_after_.data());
-    laid_out_steps_ = *least < steps ? 0 : steps;
+    laid_out_steps_ = *shortest < steps ? 0 : steps;
   }
   NetworkInput window{};
   if (first_is_recurrent()) {

@@ -10,8 +10,8 @@ namespace gatewise::GATEWISE_KERNEL {
 // that its order of additions, too, never depends on threads, padding or checkpoints. Rows within a block are in the
 // order of BPTT: from the last step to the first.
 inline Size block_rows(const Call& call) {
-  if (call.schedule.taken && call.steps > 0)  // only rows that take the step
-    return smaller(call.schedule.taken[call.steps], larger(chain_length, call.schedule.active[0]));
+  if (call.schedule.rows_before && call.steps > 0)  // only rows that take the step
+    return smaller(call.schedule.rows_before[call.steps], larger(chain_length, call.schedule.active[0]));
   const Size batch = larger(1, call.batch);
   return smaller(larger(1, call.steps), larger(1, chain_length / batch)) * call.batch;
 }
@@ -61,7 +61,7 @@ struct BackwardScratch {
     hidden_columns = arena.take(panels_of(output_of(layer)) * lanes * transposed_row);
     // The first steps have the most rows.
     const Size most = smaller(call.steps, call.checkpoint_every),
-               replay_rows = call.schedule.taken ? call.schedule.taken[most] : most * batch;
+               replay_rows = call.schedule.rows_before ? call.schedule.rows_before[most] : most * batch;
     replay_tape.kept = arena.take(replay_rows * panels * lanes * Cell::kept);
     replay_tape.carried = arena.take(replay_rows * panels * lanes);
     replay_state = arena.take(most ? state : 0);

@@ -144,18 +144,18 @@ struct Sequence {
   // The rows of one time in a sequence.
   template <class Pointer>
   Pointer step_of(Rows<Pointer> rows, Size at) const {
-    return rows.data + (schedule.packed ? schedule.taken[at] * rows.row : at * rows.step);
+    return rows.data + (schedule.packed ? schedule.rows_before[at] * rows.row : at * rows.step);
   }
   // How many rows do not take the i-th step, and become zero in the output.
   Size rows_to_clear(Size i) const { return schedule.packed ? 0 : batch - active(i); }
 
   // The caller's number of row b.
   Size row(Size b) const { return schedule.order ? schedule.order[b] : first + b; }
-  Size length(Size b) const { return schedule.lengths ? schedule.lengths[b] : steps; }
+  Size length(Size b) const { return schedule.sorted_lengths ? schedule.sorted_lengths[b] : steps; }
   // How many rows take the i-th step, and how many rows the steps between two times have together.
   Size active(Size i) const { return schedule.active ? schedule.active[time(i)] : batch; }
   Size rows_between(Size from, Size to) const {
-    return schedule.taken ? schedule.taken[to] - schedule.taken[from] : (to - from) * batch;
+    return schedule.rows_before ? schedule.rows_before[to] - schedule.rows_before[from] : (to - from) * batch;
   }
   // How many steps, beginning with the i-th, have no more than `rows` rows together: at least one, at most `most`.
   // way: 1 to go on, -1 to go back.
@@ -200,7 +200,8 @@ struct Sequence {
   template <class Cell>
   StepTape step_tape(Cell, const StepTape& steps_kept, Size i, Size from_time) const {
     const Size units = panels_of(layer.hidden) * lanes, at = time(i);
-    const Size before = schedule.taken ? schedule.taken[at] - schedule.taken[from_time] : (at - from_time) * full_batch;
+    const Size before = schedule.rows_before ? schedule.rows_before[at] - schedule.rows_before[from_time]
+                                             : (at - from_time) * full_batch;
     return {steps_kept.kept + (before * units + first * lanes) * Cell::kept,
             Cell::carried ? steps_kept.carried + before * units + first * lanes : nullptr,
             schedule.active ? schedule.active[at] : full_batch};

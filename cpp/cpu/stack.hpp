@@ -99,7 +99,7 @@ inline void drop_rows(const Call& call, Size layer, Team::Share rows, Size units
   const Size every = larger(1, look_operations / larger(1, operations_of_draw * rows.count() * units));
   for (Size t = share.begin; t < share.end; ++t) {
     if ((t - share.begin) % every == every - 1 && team.is_asked_to_end(call.interrupt)) return;
-    const Size first = schedule.packed ? schedule.taken[t] : t * call.batch;
+    const Size first = schedule.packed ? schedule.rows_before[t] : t * call.batch;
     const Size end = schedule.packed ? schedule.active[t] : rows.end;
     for (Size b = rows.begin; b < end; ++b)
       drop_row(call.dropout, layer, b, t, units, from + (first + b) * units, to + (first + b) * units);

@@ -198,7 +198,7 @@ struct SequenceCall : Invocation {
   const xla::Buffer& x;
   const bool batch_first;
   Size steps, batch;
-  Size taken = 0;  // steps of the longest row
+  Size used_steps = 0;  // steps of the longest row
 
   explicit SequenceCall(const xla::CallFrame& frame)
       : Invocation(frame), x(arguments.next()), batch_first(numbers.batch_first) {
@@ -222,20 +222,20 @@ struct SequenceCall : Invocation {
   ForeignCall prepare() {
     std::vector<std::int64_t> lengths;
     std::vector<std::uint8_t> resets;
-    taken = steps;
+    used_steps = steps;
     const bool has_lengths = numbers.lengths, has_resets = numbers.resets;
     if (has_lengths) lengths = read_lengths();
     if (has_resets) resets = read_resets();
     std::shared_ptr<const HeldSchedule> schedule;
     if (has_lengths || has_resets)
-      schedule = std::make_shared<const HeldSchedule>(taken, batch, has_lengths ? lengths.data() : nullptr,
+      schedule = std::make_shared<const HeldSchedule>(used_steps, batch, has_lengths ? lengths.data() : nullptr,
                                                       has_resets ? resets.data() : nullptr);
     const xla::Buffer& weights = arguments.next();
     arguments.end();
     packed->place(reinterpret_cast<const void*>(after_mark(weights, packed->bytes())));
     const Mark mark = Invocation::mark(packed->bytes(), 0, 0);
     require_call(std::memcmp(weights.data, &mark, sizeof mark) == 0, "weights that were packed for another call");
-    return {packed, taken, batch, schedule, std::min(numbers.checkpoint_every, taken), 0.0, 0, INT_MAX};
+    return {packed, used_steps, batch, schedule, std::min(numbers.checkpoint_every, used_steps), 0.0, 0, INT_MAX};
   }
 
   std::vector<std::int64_t> read_lengths() {
@@ -246,16 +246,16 @@ struct SequenceCall : Invocation {
       if (length < 0 || length > steps)
         throw WrongCall("lengths: expected numbers from 0 to " + std::to_string(steps) + " (T), got " +
                         std::to_string(length));
-    taken = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+    used_steps = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
     return lengths;
   }
 
-  // [taken, B]
+  // [used_steps, B]
   std::vector<std::uint8_t> read_resets() {
     const xla::Buffer& buffer = arguments.next(xla::DataType::boolean, steps * batch);
     const auto* from = static_cast<const std::uint8_t*>(buffer.data);
-    std::vector<std::uint8_t> resets(static_cast<std::size_t>(taken * batch));
-    for (Size time = 0; time < taken; ++time)
+    std::vector<std::uint8_t> resets(static_cast<std::size_t>(used_steps * batch));
+    for (Size time = 0; time < used_steps; ++time)
       for (Size row = 0; row < batch; ++row)
         resets[static_cast<std::size_t>(time * batch + row)] =
             from[batch_first ? row * steps + time : time * batch + row] != 0;
@@ -264,12 +264,12 @@ struct SequenceCall : Invocation {
 
   // Zeroes the steps after the longest row of a sequence [T, B, units], which the core does not know call.
   void zero_tail(const xla::Buffer& buffer, Size units) const {
-    if (taken == steps) return;
+    if (used_steps == steps) return;
     const Size item = packed->kernels->item_bytes;
     auto* data = static_cast<char*>(buffer.data);
     const Size rows = batch_first ? batch : 1, width = (batch_first ? 1 : batch) * units * item;
     for (Size row = 0; row < rows; ++row)
-      std::memset(data + (row * steps + taken) * width, 0, static_cast<std::size_t>((steps - taken) * width));
+      std::memset(data + (row * steps + used_steps) * width, 0, static_cast<std::size_t>((steps - used_steps) * width));
   }
 };
 
@@ -351,26 +351,26 @@ struct Recorded {
 void backward(const xla::CallFrame& frame) {
   SequenceCall call(frame);
   const bool has_cell = call.packed->has_cell();
-  const std::vector<bool> given = call.options.flags("given"), wanted = call.options.flags("wanted");
-  require_call(given.size() == 3 && wanted.size() == 1 + call.packed->layer.size(), "flags of the wrong number");
-  const auto take = [&](Buffers& buffers, bool is_passed, Size count) {
-    return is_passed ? &buffers.next(call.dtype, count) : nullptr;
+  const std::vector<bool> is_passed = call.options.flags("given"), is_wanted = call.options.flags("wanted");
+  require_call(is_passed.size() == 3 && is_wanted.size() == 1 + call.packed->layer.size(), "flags of the wrong number");
+  const auto take = [&](Buffers& buffers, bool exists, Size count) {
+    return exists ? &buffers.next(call.dtype, count) : nullptr;
   };
   const xla::Buffer& hidden = call.arguments.next(call.dtype, call.recurrent_states());
   const xla::Buffer* cell = take(call.arguments, has_cell, call.cell_states());
   const xla::Buffer& output = call.arguments.next(call.dtype, call.outputs());
   const xla::Buffer& tape = call.arguments.next();
-  const xla::Buffer* grad_output = take(call.arguments, given[0], call.outputs());
-  const xla::Buffer* grad_hidden = take(call.arguments, given[1], call.recurrent_states());
-  const xla::Buffer* grad_cell = take(call.arguments, has_cell && given[2], call.cell_states());
+  const xla::Buffer* grad_output = take(call.arguments, is_passed[0], call.outputs());
+  const xla::Buffer* grad_hidden = take(call.arguments, is_passed[1], call.recurrent_states());
+  const xla::Buffer* grad_cell = take(call.arguments, has_cell && is_passed[2], call.cell_states());
   const ForeignCall core_call = call.prepare();
   const Size input = call.packed->input, outputs = call.packed->output();
-  const xla::Buffer* grad_x = take(call.results, wanted[0], call.steps * call.batch * input);
+  const xla::Buffer* grad_x = take(call.results, is_wanted[0], call.steps * call.batch * input);
   const xla::Buffer& grad_hidden_before = call.results.next(call.dtype, call.recurrent_states());
   const xla::Buffer* grad_cell_before = take(call.results, has_cell, call.cell_states());
   std::vector<std::array<Address, 5>> gradients(call.packed->layer.size());
   for (std::size_t i = 0; i < gradients.size(); ++i)
-    if (wanted[1 + i])
+    if (is_wanted[1 + i])
       gradients[i] = call.five(i, [&](Size count) { return address(call.results.next(call.dtype, count)); });
   call.results.end();
 
