@@ -261,122 +261,170 @@ void input_gradients(const Sequence& sequence, const SequenceGradients& grads, c
       clear(grad_row(i, b) + columns.begin, columns.count());
 }
 
+// Transposes the weights, and loads the gradients that come from after the last step.
+template <class Cell>
+GATEWISE_INLINE void prepare_backward(const Sequence& sequence, const SequenceGradients& grads,
+                                      const Panels<Cell>& packed, const BackwardScratch<Cell>& s, const Shares& shares,
+                                      Team::Share input_share, bool replays, const Team& team) {
+  constexpr int G = Cell::gates;
+  const Layer& layer = sequence.layer;
+  const Size hidden = layer.hidden, recurrent = output_of(layer);
+  if (!sequence.hidden_before || sequence.schedule.resets) {
+    clear(s.zeros + shares.recurrent_units.begin, shares.recurrent_units.count());
+    if (replays) team.wait();  // replayed steps read columns of other threads
+  }
+  transpose(packed.hidden, hidden, recurrent, G, shares.recurrent, s.hidden_transposed);
+  if (grads.input.data) transpose(packed.input, hidden, layer.input, G, input_share, s.input_transposed);
+  if (layer.projection)
+    transpose(packed.projection, layer.projection, hidden, 1, shares.hidden, s.projection_transposed);
+  if (sequence.steps == 0) {
+    const auto clear_panels = [](Real* values, Size size, Team::Share share) {
+      clear(values + share.begin * size, share.count() * size);
+    };
+    clear_panels(s.gradients.input, layer.input * G * lanes, shares.hidden);
+    clear_panels(s.gradients.hidden, recurrent * G * lanes, shares.hidden);
+    clear_panels(s.gradients.bias, Cell::sums * lanes, shares.hidden);
+    clear_panels(s.gradients.projection, hidden * lanes, shares.projection);
+  }
+  load_state(sequence, grads.hidden_after, recurrent, shares.recurrent, s.grad_hidden);
+  if constexpr (Cell::carried) load_state(sequence, grads.cell_after, hidden, shares.hidden, s.grad_carried);
+}
+
+// With checkpoints: the steps [first, end) that have been recomputed, and the rows of the checkpoints before them.
+struct Replay {
+  Size first, end, earlier_rows;
+};
+
+// Recomputes the steps from the checkpoint before the i-th step on, up to those that have been recomputed already.
+// Returns false if it was interrupted.
+template <class Cell>
+GATEWISE_INLINE bool replay_before(const Sequence& sequence, const Panels<Cell>& packed, const BackwardScratch<Cell>& s,
+                                   Size i, Team::Share share, Replay& replay, const Team& team) {
+  const Size every = sequence.tape.checkpoint_every;
+  replay.end = replay.first;
+  replay.first = i / every * every;
+  const Size rows = sequence.checkpoint_rows(replay.first);
+  replay.earlier_rows -= rows;
+  for (Size panel = share.begin; panel < share.end && Cell::carried; ++panel)
+    copy(sequence.checkpoint(replay.earlier_rows) + panel * rows * lanes,
+         s.replay_state + panel * sequence.batch * lanes, rows * lanes);
+  return replay_steps(sequence, packed, replay.first, replay.end - replay.first, s.replay_state, s.replayed, s.zeros,
+                      s.replay_tape, team);
+}
+
+// Computes the gradients of the hidden units before the projection, s.grad_cell_hidden, from those of h. grad_output:
+// the step's rows, or null data; row: the step's first row in its block.
+template <class Cell>
+GATEWISE_INLINE void project_gradients(const Sequence& sequence, const BackwardScratch<Cell>& s, const Shares& shares,
+                                       Size rows, Size row, Rows<const Real*> grad_output, const Team& team) {
+  const Size batch = sequence.batch, recurrent = sequence.layer.projection;
+  for (Size panel = shares.projection.begin; panel < shares.projection.end; ++panel)
+    for (Size b = 0; b < rows; ++b) {
+      const Size count = units_in(panel, recurrent);
+      Register grad = Register::load(s.grad_hidden + (panel * batch + b) * lanes);
+      if (grad_output.data)
+        grad = grad + load_first(grad_output.data + sequence.row(b) * grad_output.row + panel * lanes, count);
+      only_first(grad, count).store(s.grad_projected + (panel * s.rows + row + b) * lanes);
+    }
+  team.wait();
+  const Size segments = panels_of(recurrent), panel = segments * lanes * lanes;
+  multiply<1>({
+      .rows = rows,
+      .panels = shares.hidden.count(),
+      .segments = segments,
+      .run = lanes,
+      .scalars = {.data = s.grad_projected + row * lanes, .row = lanes, .segment = s.rows * lanes},
+      .vectors = {.data = s.projection_transposed + shares.hidden.begin * panel,
+                  .panel = panel,
+                  .step = lanes,
+                  .segment = lanes * lanes},
+      .sums = {.data = s.grad_cell_hidden + shares.hidden.begin * batch * lanes, .panel = batch * lanes, .row = lanes},
+  });
+}
+
+// Transposes the rows that the steps of a block read.
+template <class Cell>
+GATEWISE_INLINE void transpose_block(const Sequence& sequence, const Block& block, const BackwardScratch<Cell>& s,
+                                     Team::Share input_share, Team::Share recurrent_share) {
+  transpose_rows(
+      sequence, block, sequence.layer.input, input_share, [&](Size i, Size b) { return sequence.input_row(i, b); },
+      s.input_columns, s.transposed_row);
+  transpose_rows(
+      sequence, block, output_of(sequence.layer), recurrent_share,
+      [&](Size i, Size b) { return sequence.hidden_row(i, b, s.zeros); }, s.hidden_columns, s.transposed_row);
+}
+
+// Computes the gradients of h before a step, s.grad_hidden, from those of its sums, which begin at `row` of the block.
+template <class Cell>
+GATEWISE_INLINE void hidden_gradients(const Sequence& sequence, const BackwardScratch<Cell>& s, Team::Share share,
+                                      Size i, Size rows, Size row) {
+  const Size panel = sequence.batch * lanes;
+  Product product = product_of_gradients(sequence.layer, s, Cell::first_hidden_sum, s.hidden_transposed, share);
+  product.rows = rows;
+  product.descending = is_descending(i);
+  product.scalars.data += row * Cell::sums * lanes;
+  product.sums = {.data = s.grad_hidden + share.begin * panel, .panel = panel, .row = lanes};
+  multiply<1>(product);
+}
+
+// Writes the gradients of the state before the first step, and those of the weights if they are wanted.
+template <class Cell>
+GATEWISE_INLINE void store_gradients(const Sequence& sequence, const SequenceGradients& grads,
+                                     const BackwardScratch<Cell>& s, const Shares& shares) {
+  const Layer& layer = sequence.layer;
+  if constexpr (Cell::carries_hidden) {
+    const Size panel = sequence.batch * lanes;
+    for (Size i = shares.hidden.begin * panel; i < shares.hidden.end * panel; i += lanes)
+      (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
+  }
+  store_state(sequence, s.grad_hidden, output_of(layer), shares.recurrent, grads.hidden_before);
+  if (grads.cell_before) store_state(sequence, s.grad_carried, layer.hidden, shares.hidden, grads.cell_before);
+  if (grads.parameters->weight_ih)
+    unpack_gradients(layer, s.gradients, *grads.parameters, shares.hidden, shares.projection);
+}
+
 // Goes back through all steps. Returns false if it was interrupted; the gradients are then undefined.
 template <class Cell>
 bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGradients& grads, Real* scratch,
                     const Team& team) {
-  constexpr int G = Cell::gates;
   const Layer& layer = sequence.layer;
-  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
-  const Size panels = panels_of(hidden);
-  const Team::Share hidden_share = team.share(panels), recurrent_share = team.share(panels_of(recurrent));
-  const Team::Share input_share = team.share(panels_of(layer.input)),
-                    projection_share = team.share(panels_of(layer.projection));
+  const Size steps = sequence.steps, hidden = layer.hidden, every = call.checkpoint_every;
+  const Shares shares(layer, team);
+  const Team::Share input_share = team.share(panels_of(layer.input));
   Arena arena{scratch};
   const Panels<Cell> packed = packed_panels<Cell>(layer);
   const BackwardScratch<Cell> s(arena, layer, call);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.rows * sums_row;
-
-  if (!sequence.hidden_before || sequence.schedule.resets) {
-    const Team::Share recurrent_units = units_of(recurrent_share, recurrent);
-    clear(s.zeros + recurrent_units.begin, recurrent_units.count());
-    if (call.checkpoint_every > 0) team.wait();  // replayed steps read columns of other threads
-  }
-  transpose(packed.hidden, hidden, recurrent, G, recurrent_share, s.hidden_transposed);
   const bool wants_input = grads.input.data, wants_parameters = grads.parameters->weight_ih;
-  if (wants_input) transpose(packed.input, hidden, layer.input, G, input_share, s.input_transposed);
-  if (layer.projection)
-    transpose(packed.projection, layer.projection, hidden, 1, hidden_share, s.projection_transposed);
-  if (steps == 0) {
-    const auto clear_panels = [](Real* values, Size size, Team::Share share) {
-      clear(values + share.begin * size, share.count() * size);
-    };
-    clear_panels(s.gradients.input, layer.input * G * lanes, hidden_share);
-    clear_panels(s.gradients.hidden, recurrent * G * lanes, hidden_share);
-    clear_panels(s.gradients.bias, sums_row, hidden_share);
-    clear_panels(s.gradients.projection, hidden * lanes, projection_share);
-  }
-  load_state(sequence, grads.hidden_after, recurrent, recurrent_share, s.grad_hidden);
-  if constexpr (Cell::carried) load_state(sequence, grads.cell_after, hidden, hidden_share, s.grad_carried);
+  prepare_backward(sequence, grads, packed, s, shares, input_share, every > 0, team);
 
-  // With checkpoints: steps [replayed, replayed_end) have been recomputed, and the checkpoints before them have
-  // `checkpointed` rows.
-  const Size every = call.checkpoint_every;
-  Size replayed = steps, replayed_end = steps, checkpointed = sequence.tape.rows;
+  Replay replay{steps, steps, sequence.tape.rows};
   InterruptCountdown countdown = sequence.countdown();
   for (Size end = steps; end > 0;) {
     const Block block(sequence, end, s.rows);
-    if (wants_parameters) {
-      transpose_rows(
-          sequence, block, layer.input, input_share, [&](Size i, Size b) { return sequence.input_row(i, b); },
-          s.input_columns, s.transposed_row);
-      transpose_rows(
-          sequence, block, recurrent, recurrent_share,
-          [&](Size i, Size b) { return sequence.hidden_row(i, b, s.zeros); }, s.hidden_columns, s.transposed_row);
-    }
+    if (wants_parameters) transpose_block(sequence, block, s, input_share, shares.recurrent);
     for (Size i = end - 1; i >= block.first; --i) {
       const Size rows = sequence.active(i), row = Block::row(sequence, i, end);
-      if (every > 0 && i < replayed) {
-        replayed_end = replayed;
-        replayed = i / every * every;
-        const Size kept_rows = sequence.checkpoint_rows(replayed);
-        checkpointed -= kept_rows;
-        for (Size panel = hidden_share.begin; panel < hidden_share.end && Cell::carried; ++panel)
-          copy(sequence.checkpoint(checkpointed) + panel * kept_rows * lanes, s.replay_state + panel * batch * lanes,
-               kept_rows * lanes);
-        if (!replay_steps(sequence, packed, replayed, replayed_end - replayed, s.replay_state, s.replayed, s.zeros,
-                          s.replay_tape, team))
-          return false;
-      }
-      const StepTape tape =
-          every > 0
-              ? sequence.step_tape(Cell(), s.replay_tape, i, sequence.lowest_time(replayed, replayed_end - replayed))
-              : sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
+      if (every > 0 && i < replay.first && !replay_before(sequence, packed, s, i, shares.hidden, replay, team))
+        return false;
+      const StepTape tape = every > 0
+                                ? sequence.step_tape(Cell(), s.replay_tape, i,
+                                                     sequence.lowest_time(replay.first, replay.end - replay.first))
+                                : sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
       Rows<const Real*> grad_output = grads.output;
       if (grad_output.data) grad_output.data = sequence.step_of(grad_output, sequence.time(i));
-      Real* grad_cell_hidden = s.grad_hidden;
       if (layer.projection) {
-        for (Size panel = projection_share.begin; panel < projection_share.end; ++panel)
-          for (Size b = 0; b < rows; ++b) {
-            const Size count = units_in(panel, recurrent);
-            Register grad = Register::load(s.grad_hidden + (panel * batch + b) * lanes);
-            if (grad_output.data)
-              grad = grad + load_first(grad_output.data + sequence.row(b) * grad_output.row + panel * lanes, count);
-            only_first(grad, count).store(s.grad_projected + (panel * s.rows + row + b) * lanes);
-          }
-        team.wait();
-        grad_cell_hidden = s.grad_cell_hidden;
+        project_gradients(sequence, s, shares, rows, row, grad_output, team);
         grad_output.data = nullptr;
-        const Size segments = panels_of(recurrent), panel = segments * lanes * lanes;
-        multiply<1>({
-            .rows = rows,
-            .panels = hidden_share.count(),
-            .segments = segments,
-            .run = lanes,
-            .scalars = {.data = s.grad_projected + row * lanes, .row = lanes, .segment = s.rows * lanes},
-            .vectors = {.data = s.projection_transposed + hidden_share.begin * panel,
-                        .panel = panel,
-                        .step = lanes,
-                        .segment = lanes * lanes},
-            .sums = {.data = grad_cell_hidden + hidden_share.begin * batch * lanes,
-                     .panel = batch * lanes,
-                     .row = lanes},
-        });
       }
-      update_backward<Cell>(sequence, hidden_share, rows, tape, grad_cell_hidden, grad_output, s.grad_carried,
-                            s.grad_sums + row * sums_row, sums_panel,
+      update_backward<Cell>(sequence, shares.hidden, rows, tape, layer.projection ? s.grad_cell_hidden : s.grad_hidden,
+                            grad_output, s.grad_carried, s.grad_sums + row * sums_row, sums_panel,
                             layer.projection ? s.cell_hidden + row * hidden : nullptr);
       if (!countdown.wait(team, sequence.interrupt)) return false;
-      Product product = product_of_gradients(layer, s, Cell::first_hidden_sum, s.hidden_transposed, recurrent_share);
-      product.rows = rows;
-      product.descending = is_descending(i);
-      product.scalars.data += row * sums_row;
-      product.sums = {
-          .data = s.grad_hidden + recurrent_share.begin * batch * lanes, .panel = batch * lanes, .row = lanes};
-      multiply<1>(product);
+      hidden_gradients(sequence, s, shares.recurrent, i, rows, row);
       // Through a reset before the step, no gradient comes to the steps before.
-      reset_panels(sequence, i, recurrent_share, s.grad_hidden);
-      if (Cell::carried) reset_panels(sequence, i, hidden_share, s.grad_carried);
+      reset_panels(sequence, i, shares.recurrent, s.grad_hidden);
+      if (Cell::carried) reset_panels(sequence, i, shares.hidden, s.grad_carried);
     }
     if (wants_parameters) accumulate_gradients(sequence, s, block, team);
     if (wants_input) input_gradients(sequence, grads, s, block, input_share, team);
@@ -384,12 +432,7 @@ bool backward_steps(const Sequence& sequence, const Call& call, const SequenceGr
     end = block.first;
   }
 
-  if constexpr (Cell::carries_hidden)
-    for (Size i = hidden_share.begin * batch * lanes; i < hidden_share.end * batch * lanes; i += lanes)
-      (Register::load(s.grad_hidden + i) + Register::load(s.grad_carried + i)).store(s.grad_hidden + i);
-  store_state(sequence, s.grad_hidden, recurrent, recurrent_share, grads.hidden_before);
-  if (grads.cell_before) store_state(sequence, s.grad_carried, hidden, hidden_share, grads.cell_before);
-  if (wants_parameters) unpack_gradients(layer, s.gradients, *grads.parameters, hidden_share, projection_share);
+  store_gradients(sequence, grads, s, shares);
   return true;
 }
 

@@ -307,115 +307,159 @@ inline void copy_hidden_out(const Sequence& sequence, Size i, Team::Share share,
     if (resets.flags[sequence.row(b)]) clear(hidden + b * width + units.begin, units.count());
 }
 
+// Loads the state before the first step, and zeroes s.zeros, which rows without a state read as h.
+template <class Cell>
+GATEWISE_INLINE void load_first_state(const Sequence& sequence, const Real* cell_before, const ForwardScratch<Cell>& s,
+                                      const Shares& shares, bool reads_output, const Team& team) {
+  const Team::Share units = shares.recurrent_units;
+  if (!sequence.hidden_before || sequence.schedule.resets) {
+    clear(s.zeros + units.begin, units.count());
+    if (reads_output) team.wait();  // else there is another barrier before anyone reads columns of other threads
+  }
+  if constexpr (Cell::carried) {
+    load_state(sequence, Cell::carries_hidden ? sequence.hidden_before : cell_before, sequence.layer.hidden,
+               shares.hidden, s.carried);
+    reset_panels(sequence, 0, shares.hidden, s.carried);
+  }
+  if (reads_output) return;
+  const Size recurrent = output_of(sequence.layer);
+  for (Real* rows : s.hidden)  // both buffers, since a row may take its first step at any time
+    for (Size b = 0; b < sequence.batch; ++b)
+      copy(sequence.hidden_row(0, b, s.zeros) + units.begin, rows + b * recurrent + units.begin, units.count());
+  team.wait();
+}
+
+// Copies the state of the panels in `share` into the checkpoint before the i-th step, which follows the `earlier` rows
+// of the checkpoints before it. Returns how many rows it has.
+template <class Cell>
+GATEWISE_INLINE Size write_checkpoint(const Sequence& sequence, Size i, Team::Share share, const Real* carried,
+                                      Size earlier) {
+  const Size rows = sequence.checkpoint_rows(i), batch = sequence.batch;
+  for (Size panel = share.begin; panel < share.end && Cell::carried; ++panel)
+    copy(carried + panel * batch * lanes, sequence.checkpoint(earlier) + panel * rows * lanes,
+         smaller(batch, rows) * lanes);
+  return rows;
+}
+
+// Computes h from the hidden units before the projection, in the columns of `share`.
+template <class Cell>
+GATEWISE_INLINE void project(const Layer& layer, const Panels<Cell>& packed, const ForwardScratch<Cell>& s,
+                             Team::Share share, Size rows, Size batch, Rows<Real*> after) {
+  const Size hidden = layer.hidden;
+  multiply<1>({
+      .rows = rows,
+      .panels = share.count(),
+      .run = hidden,
+      .scalars = {.data = s.cell_hidden, .row = hidden},
+      .vectors = {.data = packed.projection + share.begin * hidden * lanes, .panel = hidden * lanes, .step = lanes},
+      .sums = {.data = s.projected + share.begin * batch * lanes, .panel = batch * lanes, .row = lanes},
+  });
+  for (Size panel = share.begin; panel < share.end; ++panel)
+    for (Size b = 0; b < rows; ++b)
+      store_first(Register::load(s.projected + (panel * batch + b) * lanes), after.data + b * after.row + panel * lanes,
+                  units_in(panel, layer.projection));
+}
+
+// The product with h and the cell, for some panels at a time: `group` of them.
+template <class Cell>
+GATEWISE_INLINE void run_cells(const Layer& layer, const Panels<Cell>& packed, const ForwardScratch<Cell>& s,
+                               Team::Share hidden_share, Size group, BatchRows before, Rows<Real*> after, Size rows,
+                               Size batch, bool descending, Real* sums, const StepTape& tape) {
+  const Size hidden = layer.hidden, sums_panel = s.ahead.rows * Cell::sums * lanes;
+  for (Size done = 0; done < hidden_share.count(); done += group) {
+    const Size width = smaller(group, hidden_share.count() - done),
+               panel = descending ? hidden_share.end - done - width : hidden_share.begin + done;
+    const Team::Share share{panel, panel + width};
+    if constexpr (!Cell::resets_before)
+      multiply<Cell::gates>(product_with_hidden(layer, packed, before, rows, descending, share, sums, sums_panel));
+    Real* const out = layer.projection ? s.cell_hidden : after.data;
+    const Size out_row = layer.projection ? hidden : after.row;
+    if (layer.formula)
+      update_by_formula<Cell>(*layer.formula, packed.peephole, share, hidden, rows, sums, sums_panel, s.carried, batch,
+                              out, out_row);
+    else
+      (tape.kept ? update<Cell, true> : update<Cell, false>)(share, hidden, rows, sums, sums_panel, s.carried, batch,
+                                                             tape, out, out_row);
+  }
+}
+
+// How many panels are multiplied before the cell works on them.
+template <class Cell>
+GATEWISE_INLINE Size panels_of_group(Size panels, Size batch) {
+  const Size values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * Cell::sums * lanes);
+  return panels * panel_values <= values ? panels : larger(1, values / panel_values);
+}
+
+// Where h after the i-th step goes: to the output, or to a buffer that the next product reads.
+template <class Cell>
+GATEWISE_INLINE Rows<Real*> rows_after(const Sequence& sequence, Size i, const ForwardScratch<Cell>& s,
+                                       bool reads_output) {
+  if (!reads_output) return {s.hidden[(i + 1) % 2], 0, output_of(sequence.layer)};
+  const Rows<Real*>& output = sequence.output;
+  return {sequence.step_of(output, sequence.time(i)) + sequence.first * output.row, 0, output.row};
+}
+
+// Writes the state after the last step of each row.
+template <class Cell>
+GATEWISE_INLINE void store_last_state(const Sequence& sequence, const ForwardScratch<Cell>& s, const Shares& shares,
+                                      Real* hidden_after, Real* cell_after) {
+  const Team::Share units = shares.recurrent_units;
+  for (Size b = 0; b < sequence.batch; ++b)
+    copy(sequence.hidden_after(b, s.zeros) + units.begin,
+         hidden_after + sequence.row(b) * output_of(sequence.layer) + units.begin, units.count());
+  if (cell_after) store_state(sequence, s.carried, sequence.layer.hidden, shares.hidden, cell_after);
+}
+
 // Runs all steps. Returns false if it was interrupted.
 template <class Cell>
 bool forward_steps(const Sequence& sequence, const Real* cell_before, Real* hidden_after, Real* cell_after,
                    Real* scratch, const Team& team) {
   const Layer& layer = sequence.layer;
-  const Size steps = sequence.steps, batch = sequence.batch, hidden = layer.hidden, recurrent = output_of(layer);
-  const Size panels = panels_of(hidden);
-  const Team::Share hidden_share = team.share(panels), projection_share = team.share(panels_of(layer.projection));
-  const Team::Share recurrent_share = layer.projection ? projection_share : hidden_share,
-                    recurrent_units = units_of(recurrent_share, recurrent);
+  const Size steps = sequence.steps, batch = sequence.batch, recurrent = output_of(layer);
+  const Shares shares(layer, team);
   const bool reads_output = sequence.reads_output();
   Arena arena{scratch};
   const Panels<Cell> packed = packed_panels<Cell>(layer);
   const ForwardScratch<Cell> s(arena, layer, steps, batch, sequence.needs_gather(), reads_output);
   const Size sums_row = Cell::sums * lanes, sums_panel = s.ahead.rows * sums_row;
-  if (!sequence.hidden_before || sequence.schedule.resets) {
-    clear(s.zeros + recurrent_units.begin, recurrent_units.count());
-    if (reads_output) team.wait();  // else there is another barrier before anyone reads columns of other threads
-  }
-  if constexpr (Cell::carried) {
-    load_state(sequence, Cell::carries_hidden ? sequence.hidden_before : cell_before, hidden, hidden_share, s.carried);
-    reset_panels(sequence, 0, hidden_share, s.carried);
-  }
-  if (!reads_output) {
-    // Both buffers, since a row may take its first step at any time.
-    for (Real* rows : s.hidden)
-      for (Size b = 0; b < batch; ++b)
-        copy(sequence.hidden_row(0, b, s.zeros) + recurrent_units.begin, rows + b * recurrent + recurrent_units.begin,
-             recurrent_units.count());
-    team.wait();
-  }
+  load_first_state(sequence, cell_before, s, shares, reads_output, team);
 
-  const Size group_values = group_bytes / Size(sizeof(Real)), panel_values = larger(1, batch * sums_row);
-  const Size group = panels * panel_values <= group_values ? panels : larger(1, group_values / panel_values);
+  const Size group = panels_of_group<Cell>(panels_of(layer.hidden), batch);
   const Size every = sequence.tape.checkpoint_every;
   Size checkpointed = 0;  // rows of the checkpoints so far
   InterruptCountdown countdown = sequence.countdown();
   for (Size ahead = 0; ahead < steps;) {
     const Size count = sequence.steps_within(ahead, 1, steps - ahead, s.ahead.rows),
                lowest = sequence.lowest_time(ahead, count);
-    start_sums(sequence, packed, s.ahead, lowest, count, hidden_share, team);
+    start_sums(sequence, packed, s.ahead, lowest, count, shares.hidden, team);
     for (Size i = ahead; i < ahead + count; ++i) {
       const Size time = sequence.time(i), rows = sequence.active(i);
       const BatchRows before = reads_output ? sequence.hidden_at(i, s.zeros) : BatchRows{s.hidden[i % 2], recurrent};
-      const Rows<Real*> after =
-          reads_output ? Rows<Real*>{sequence.step_of(sequence.output, time) + sequence.first * sequence.output.row, 0,
-                                     sequence.output.row}
-                       : Rows<Real*>{s.hidden[(i + 1) % 2], 0, recurrent};
+      const Rows<Real*> after = rows_after(sequence, i, s, reads_output);
       StepTape tape;
       if (sequence.tape.kept) tape = sequence.step_tape(Cell(), {sequence.tape.kept, sequence.tape.carried, 0}, i, 0);
-      if (every > 0 && i % every == 0) {
-        const Size kept_rows = sequence.checkpoint_rows(i);
-        for (Size panel = hidden_share.begin; panel < hidden_share.end && Cell::carried; ++panel)
-          copy(s.carried + panel * batch * lanes, sequence.checkpoint(checkpointed) + panel * kept_rows * lanes,
-               smaller(batch, kept_rows) * lanes);
-        checkpointed += kept_rows;
-      }
+      if (every > 0 && i % every == 0)
+        checkpointed += write_checkpoint<Cell>(sequence, i, shares.hidden, s.carried, checkpointed);
       Real* sums = s.ahead.sums + sequence.rows_between(lowest, time) * sums_row;
       const bool descending = is_descending(i);
       if constexpr (Cell::resets_before)
-        add_reset_hidden(layer, packed, before, rows, descending, hidden_share, sums, sums_panel, s.carried, batch,
+        add_reset_hidden(layer, packed, before, rows, descending, shares.hidden, sums, sums_panel, s.carried, batch,
                          s.reset, team);
-      for (Size done = 0; done < hidden_share.count(); done += group) {
-        const Size width = smaller(group, hidden_share.count() - done),
-                   panel = descending ? hidden_share.end - done - width : hidden_share.begin + done;
-        const Team::Share share{panel, panel + width};
-        if constexpr (!Cell::resets_before)
-          multiply<Cell::gates>(product_with_hidden(layer, packed, before, rows, descending, share, sums, sums_panel));
-        Real* const out = layer.projection ? s.cell_hidden : after.data;
-        const Size out_row = layer.projection ? hidden : after.row;
-        if (layer.formula)
-          update_by_formula<Cell>(*layer.formula, packed.peephole, share, hidden, rows, sums, sums_panel, s.carried,
-                                  batch, out, out_row);
-        else
-          (tape.kept ? update<Cell, true> : update<Cell, false>)(share, hidden, rows, sums, sums_panel, s.carried,
-                                                                 batch, tape, out, out_row);
-      }
+      run_cells(layer, packed, s, shares.hidden, group, before, after, rows, batch, descending, sums, tape);
       if (layer.projection) {
         team.wait();
-        multiply<1>({
-            .rows = rows,
-            .panels = projection_share.count(),
-            .run = hidden,
-            .scalars = {.data = s.cell_hidden, .row = hidden},
-            .vectors = {.data = packed.projection + projection_share.begin * hidden * lanes,
-                        .panel = hidden * lanes,
-                        .step = lanes},
-            .sums = {.data = s.projected + projection_share.begin * batch * lanes,
-                     .panel = batch * lanes,
-                     .row = lanes},
-        });
-        for (Size panel = projection_share.begin; panel < projection_share.end; ++panel)
-          for (Size b = 0; b < rows; ++b)
-            store_first(Register::load(s.projected + (panel * batch + b) * lanes),
-                        after.data + b * after.row + panel * lanes, units_in(panel, recurrent));
+        project(layer, packed, s, shares.projection, rows, batch, after);
       }
       if (!reads_output) {
-        copy_hidden_out(sequence, i, recurrent_share, after.data);
-        if (Cell::carried) reset_panels(sequence, i + 1, hidden_share, s.carried);
+        copy_hidden_out(sequence, i, shares.recurrent, after.data);
+        if (Cell::carried) reset_panels(sequence, i + 1, shares.hidden, s.carried);
       }
       if (!countdown.wait(team, sequence.interrupt)) return false;
     }
     ahead += count;
   }
 
-  for (Size b = 0; b < batch; ++b)
-    copy(sequence.hidden_after(b, s.zeros) + recurrent_units.begin,
-         hidden_after + sequence.row(b) * recurrent + recurrent_units.begin, recurrent_units.count());
-  if (cell_after) store_state(sequence, s.carried, hidden, hidden_share, cell_after);
+  store_last_state(sequence, s, shares, hidden_after, cell_after);
   return true;
 }
 

@@ -244,6 +244,17 @@ inline Team::Share units_of(Team::Share share, Size units) {
   return {share.begin * lanes, smaller(share.end * lanes, units)};
 }
 
+// The panels of H, of the projection and of h that belong to one thread, and the units of these last ones.
+struct Shares {
+  Team::Share hidden, projection, recurrent, recurrent_units;
+
+  GATEWISE_INLINE Shares(const Layer& layer, const Team& team)
+      : hidden(team.share(panels_of(layer.hidden))),
+        projection(team.share(panels_of(layer.projection))),
+        recurrent(layer.projection ? projection : hidden),
+        recurrent_units(units_of(recurrent, output_of(layer))) {}
+};
+
 // Zeroes the panels [panel][B][lane] in `share` for rows whose state is reset before the i-th step.
 inline void reset_panels(const Sequence& sequence, Size i, Team::Share share, Real* panels) {
   const Resets resets = sequence.resets_before(i);

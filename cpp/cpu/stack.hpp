@@ -149,6 +149,25 @@ inline Sequence sequence_of(const Call& call, Size layer, Size direction, Team::
   };
 }
 
+// The gradients of one direction of a layer.
+inline SequenceGradients gradients_of(const Backward& call, Size layer, Size direction, Rows<const Real*> grad_output,
+                                      Rows<Real*> grad_input) {
+  const Size index = layer * call.stack.directions + direction;
+  const Size recurrent = output_of(call.stack.layer[index]);
+  const Size first_hidden = index * call.batch * recurrent, first_cell = index * call.batch * call.stack.layer->hidden;
+  return {
+      .output = {grad_output.data ? grad_output.data + direction * recurrent : nullptr, grad_output.step,
+                 grad_output.row},
+      .hidden_after = offset_or_null(call.grad_hidden_after, first_hidden),
+      .cell_after = offset_or_null(call.grad_cell_after, first_cell),
+      .input = grad_input,
+      .add_to_input = direction == 1,
+      .hidden_before = offset_or_null(call.grad_hidden_before, first_hidden),
+      .cell_before = offset_or_null(call.grad_cell_before, first_cell),
+      .parameters = call.gradients + index,
+  };
+}
+
 inline Status status_of(const Call& call) { return is_asked(call.interrupt) ? Status::interrupted : Status::complete; }
 
 template <class Cell>
@@ -212,8 +231,7 @@ Status run_backward(const Backward& call) {
     Rows<const Real*> grad_output{static_cast<const Real*>(call.grad_output.data), call.grad_output.step,
                                   call.grad_output.row};
     for (Size layer = stack.layers - 1; layer >= 0; --layer) {
-      const Size recurrent = output_of(*stack.layer), hidden = stack.layer->hidden,
-                 below = stack.layer[layer * directions].input;
+      const Size below = stack.layer[layer * directions].input;
       const LayerTape<Cell> tape = LayerTape<Cell>::find(call, layer);
       const Real* input = layer > 0 ? LayerTape<Cell>::find(call, layer - 1).output : nullptr;
       if (layer > 0 && drops(call)) {
@@ -225,17 +243,7 @@ Status run_backward(const Backward& call) {
           layer == 0 ? Rows<Real*>{static_cast<Real*>(call.grad_input.data), call.grad_input.step, call.grad_input.row}
                      : rows_of<Real*>(buffers[layer % 2], batch, below);
       for (Size d = 0; d < directions; ++d) {
-        const Size index = layer * directions + d, first_hidden = index * batch * recurrent,
-                   first_cell = index * batch * hidden;
-        const SequenceGradients grads{.output = {grad_output.data ? grad_output.data + d * recurrent : nullptr,
-                                                 grad_output.step, grad_output.row},
-                                      .hidden_after = offset_or_null(call.grad_hidden_after, first_hidden),
-                                      .cell_after = offset_or_null(call.grad_cell_after, first_cell),
-                                      .input = grad_input,
-                                      .add_to_input = d == 1,
-                                      .hidden_before = offset_or_null(call.grad_hidden_before, first_hidden),
-                                      .cell_before = offset_or_null(call.grad_cell_before, first_cell),
-                                      .parameters = call.gradients + index};
+        const SequenceGradients grads = gradients_of(call, layer, d, grad_output, grad_input);
         if (!backward_steps<Cell>(sequence_of(call, layer, d, {0, batch}, input_rows(call, layer, input),
                                               output_rows(call, call.output, layer, tape.output), tape.direction[d]),
                                   call, grads, scratch, team))
