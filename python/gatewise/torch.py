@@ -947,7 +947,8 @@ class _Layer(_Module):
 
     def _gatewise_call(
         self, x: Tensor, state: tuple[Tensor, ...] | None, weights: tuple[Any, ...], batch_first: bool, steps: int,
-        taken: int, batch: int, plan: _core.Schedule | None, checkpoint_every: int | None, packed_rows: int | None = None,
+        taken: int, batch: int, plan: _core.Schedule | None, checkpoint_every: int | None,
+        packed_rows: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         of = self._gatewise_architecture(x.dtype)
         every = 0 if checkpoint_every is None else whole_number("checkpoint_every", checkpoint_every, 1, 2**62)
