@@ -1,6 +1,9 @@
 """The core against the NumPy reference on every backend, forward and backward, at all kinds of shapes."""
 
+import pathlib
+
 import gatewise as gw
+import gatewise._core as _core
 import numpy as np
 import pytest
 from conftest import (
@@ -251,6 +254,51 @@ def test_dropped_elements_are_set_to_zero():
     x = np.ones((2, 1, 1), "float32")
     assert not np.isfinite(layer(x)[0]).all()
     assert_same_bits(layer.record(x).output, quiet.record(x).output)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# What the core says of itself
+
+
+def test_cells(cell):
+    """The core's numbers against the shapes of weights and states, and against what a trace shows."""
+    layer = make_layer(cell, 4, 5)
+    numbers = _core.cells()[cell]
+    assert layer.parameters["weight_hh_l0"].shape == (5 * numbers["gates"], 5)
+    assert isinstance(layer(random((1, 1, 4), layer.dtype))[1], tuple) == numbers["has_cell_state"]
+    assert numbers["trains"]
+    tape = _core.tape_bytes(cell, layer.dtype, 4, 64, 0, 1, 1, 10, 6)
+    assert tape == 4 * 64 * 10 * 6 * (numbers["kept"] + numbers["carried"])
+
+
+def test_cells_that_do_not_train():
+    assert {name for name, numbers in _core.cells().items() if not numbers["trains"]} == {"gru_reset_before"}
+    with pytest.raises(ValueError, match="a cell that does not train"):
+        _core.tape_bytes("gru_reset_before", np.dtype("float32"), 4, 5, 0, 1, 1, 10, 6)
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 10], ids="every{}".format)
+@pytest.mark.parametrize(("layers", "projection"), [(1, 0), (3, 0), (2, 7)], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_tape_bytes(cell, dtype, bidirectional, layers, projection, every):
+    options = {"proj_size": projection} if projection and cell == "lstm" else {}
+    layer = make_layer(cell, 4, 17, layers, dtype=dtype, bidirectional=bidirectional, **options)
+    sizes = layer.input_size, layer.hidden_size, options.get("proj_size", 0), layers, 1 + bidirectional
+    packed = layer._architecture.pack(layer.state_dict())
+    foreign = _core.Foreign(packed, 10, 6, None, every, 0.0, 0, 1)
+    assert _core.tape_bytes(cell, layer.dtype, *sizes, 10, 6, every) == foreign.tape_bytes
+    assert _core.tape_bytes(cell, layer.dtype, *sizes, 10, 0, every) == 0
+
+
+@pytest.mark.parametrize("sizes", [(2**40, 2**40), (2**62, 1), (1, 2**62)], ids=str)
+def test_tape_of_more_bytes_than_there_are(sizes):
+    with pytest.raises(MemoryError):
+        _core.tape_bytes("lstm", np.dtype("float32"), 4, 5, 0, 1, 1, *sizes)
+
+
+def test_version():
+    text = (pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{_core.configuration()["version"]}"\n' in text
 
 
 # -----------------------------------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def test_interface_to_xla(tmp_path):
         "static_assert(version_major == XLA_FFI_API_MAJOR && newest_minor >= XLA_FFI_API_MINOR);",
     ]
     source = tmp_path / "check.cpp"
-    header = REPOSITORY / "cpp" / "bindings" / "xla.hpp"
+    header = REPOSITORY / "cpp" / "bindings" / "frameworks" / "xla.hpp"
     source.write_text(
         f'#include "xla/ffi/api/c_api.h"\n#include "{header}"\nusing namespace gatewise::xla;\n' + "\n".join(checks)
     )

@@ -18,16 +18,16 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// A look costs 0.3 us while no other Python thread runs, but up to 5 ms, the interval at which Python switches, while
-// one does. It may take a twentieth of the time, and the next one must not be later than 100 ms.
-constexpr auto least_pause = milliseconds(10), most_pause = milliseconds(90);
+// A look for signals costs 0.3 us while no other Python thread runs, but up to 5 ms, the interval at which Python
+// switches threads, while one does. Looks may take a twentieth of the time, and must not be more than 100 ms apart.
+constexpr auto min_pause = milliseconds(10), max_pause = milliseconds(90);
 constexpr int pauses_of_a_look = 20;
 
 std::atomic<unsigned long> main_thread{0};
 
 // Up to Python 3.13, a thread that asks for the GIL while the interpreter is finalised is ended by pthread_exit, which
-// unwinds its frames and runs destructors that use Python without the GIL. It stops for good instead, as it does of
-// itself from 3.14 on.
+// unwinds its frames and runs destructors that use Python without the GIL. Here the thread stops for good instead, as
+// Python itself lets it do since 3.14.
 void take_gil(PyThreadState* state) {
 #if PY_VERSION_HEX < 0x030E0000 && defined(__GLIBC__)
   try {
@@ -43,8 +43,7 @@ void take_gil(PyThreadState* state) {
 }  // namespace
 
 void find_main_thread() {
-  namespace py = pybind11;
-  // Up to Python 3.12, only `threading` knows it, and takes for it the thread that imported it first.
+  // Up to Python 3.12, only `threading` knows the main thread: the one that imported `threading` first.
   const py::module_ thread = py::module_::import("_thread");
   main_thread = (py::hasattr(thread, "_get_main_thread_ident")
                      ? thread.attr("_get_main_thread_ident")()
@@ -60,7 +59,7 @@ bool is_main_thread() { return PyThread_get_thread_ident() == main_thread.load(s
 WithoutGil::WithoutGil() : Interrupt{}, next_look_(), callers_mode_() {
   if (is_main_thread()) {
     std::fegetenv(&callers_mode_);
-    next_look_ = Clock::now() + least_pause;
+    next_look_ = Clock::now() + min_pause;
     look = [](Interrupt& interrupt) {
       auto& self = static_cast<WithoutGil&>(interrupt);
       if (!self.asked && Clock::now() >= self.next_look_) self.handle_signals();
@@ -71,7 +70,7 @@ WithoutGil::WithoutGil() : Interrupt{}, next_look_(), callers_mode_() {
 
 void WithoutGil::take_back() { take_gil(state_); }
 
-// Handlers are Python and run in the caller's floating-point mode.
+// Signal handlers are Python, and run in the caller's floating-point mode.
 void WithoutGil::handle_signals() {
   const Clock::time_point begin = Clock::now();
   std::fenv_t cores_mode;
@@ -85,7 +84,7 @@ void WithoutGil::handle_signals() {
   state_ = PyEval_SaveThread();
   std::fesetenv(&cores_mode);
   const Clock::time_point end = Clock::now();
-  next_look_ = end + std::clamp<Clock::duration>(pauses_of_a_look * (end - begin), least_pause, most_pause);
+  next_look_ = end + std::clamp<Clock::duration>(pauses_of_a_look * (end - begin), min_pause, max_pause);
 }
 
 }  // namespace gatewise

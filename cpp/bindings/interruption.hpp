@@ -1,21 +1,20 @@
-// Long calls: they let other Python threads run, look for signals meanwhile, and survive the end of the interpreter.
+// Long calls: they let other Python threads run, handle signals meanwhile, and survive the end of the interpreter.
 #pragma once
-
-#include <pybind11/pybind11.h>
 
 #include <cfenv>
 #include <chrono>
 #include <type_traits>
 
 #include "../core/contract.hpp"
+#include "pybind.hpp"
 
 namespace gatewise {
 
-// Below about 5 us, letting other Python threads in costs more than it gives.
+// For calls of less than about 5 us, releasing the GIL costs more than it gains.
 constexpr Size gil_operations = 128 * 1024;
 
-// Without the GIL. On the main thread, where Python handles signals, it takes the GIL again now and then to handle
-// those that have come; a handler that raises asks the call to end.
+// Releases the GIL. On the main thread, where Python handles signals, it takes the GIL again now and then to handle the
+// signals that have come; if a handler raises, the call is asked to end.
 class WithoutGil : private Interrupt {
  public:
   WithoutGil();
@@ -23,10 +22,10 @@ class WithoutGil : private Interrupt {
   WithoutGil& operator=(const WithoutGil&) = delete;
 
   Interrupt* interrupt() { return this; }
-  // Once, before this is destroyed. Not a destructor: a thread that asks for the GIL while the interpreter is finalised
-  // never returns from here.
+  // Takes the GIL again: to be called once, before this is destroyed. The destructor does not do it, since a thread
+  // that asks for the GIL while the interpreter is finalised never returns.
   void take_back();
-  // Whether a handler has raised: its exception is the present one.
+  // Whether a handler has raised. Its exception is then the present one.
   bool has_raised() const { return asked; }
 
  private:
@@ -42,8 +41,8 @@ class WithoutGil : private Interrupt {
 bool is_main_thread();
 void find_main_thread();  // once, at import
 
-// Calls work(interrupt), or work(), which takes `operations` multiply-adds or so: if these are many, without the GIL
-// and with an interrupt to look at; else with null. Throws what a signal's handler raised.
+// Calls work(interrupt), or work(), which does about `operations` multiply-adds. If these are many, the GIL is released
+// and the interrupt is one to look at; else it is null. Throws what a signal's handler raised.
 template <class Work>
 void without_gil(Size operations, const Work& work) {
   const auto call = [&](Interrupt* interrupt) {
@@ -61,7 +60,7 @@ void without_gil(Size operations, const Work& work) {
     throw;
   }
   released.take_back();
-  if (released.has_raised()) throw pybind11::error_already_set();
+  if (released.has_raised()) throw py::error_already_set();
 }
 
 }  // namespace gatewise

@@ -1,13 +1,26 @@
-// The table of contents of gatewise._core. What is said to the user is said in Python; here are only the checks that
-// keep memory safe.
+// The table of contents of gatewise._core. Arguments are checked, and errors explained, in Python; the core checks only
+// what keeps memory safe.
 #define GATEWISE_IMPORTS_NUMPY
-#include "python.hpp"
+#include "interruption.hpp"
+#include "pybind.hpp"
 
 namespace gatewise {
+
+void bind_settings(py::module_& module);
+void bind_schedules(py::module_& module);
+void bind_packed(py::module_& module);
+void bind_tapes(py::module_& module);
+void bind_networks(py::module_& module);
+void bind_streams(py::module_& module);
+void bind_pools(py::module_& module);
+void bind_foreign(py::module_& module);
+void bind_tensors(py::module_& module);
+void bind_xla(py::module_& module);
+
 namespace {
 
-// pybind11 allocates an instance whose __init__ never ran when one of its methods is called, and nobody writes to that
-// memory.
+// Without this, pybind11 would allocate an instance whose __init__ never ran as soon as one of its methods is called,
+// and the method would read memory that nobody wrote to.
 void refuse_uninitialised_instances(const py::module_& module) {
   for (const auto& [name, value] : module.attr("__dict__").cast<py::dict>())
     if (PyType_Check(value.ptr()))
@@ -23,8 +36,9 @@ PYBIND11_MODULE(_core_of_main_interpreter, module, pybind11::mod_gil_not_used())
   if (_import_array() < 0) throw pybind11::error_already_set();
   gatewise::find_main_thread();
   gatewise::bind_settings(module);
-  gatewise::bind_plans(module);
-  gatewise::bind_layers(module);
+  gatewise::bind_schedules(module);
+  gatewise::bind_packed(module);
+  gatewise::bind_tapes(module);
   gatewise::bind_networks(module);
   gatewise::bind_streams(module);
   gatewise::bind_pools(module);
@@ -34,7 +48,7 @@ PYBIND11_MODULE(_core_of_main_interpreter, module, pybind11::mod_gil_not_used())
   gatewise::refuse_uninitialised_instances(module);
 }
 
-// In a subinterpreter pybind11 would wait for a lock that its own thread has, before it calls anything of ours.
+// In a subinterpreter pybind11 would wait for a lock that its own thread holds, before it calls anything here.
 extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
   if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__core_of_main_interpreter();
   PyErr_SetString(PyExc_ImportError, "gatewise cannot be imported in a subinterpreter, only in the main one");

@@ -1,17 +1,14 @@
 // Whole networks: their nodes, their state, and their call over a whole sequence.
+#include "networks.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "python.hpp"
+#include "interruption.hpp"
+#include "packed.hpp"
 
 namespace gatewise {
 namespace {
-
-const Kernels& kernels_for(const py::dtype& dtype) {
-  require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
-  const Backend& backend = active_backend();
-  return dtype.num() == NPY_FLOAT ? *backend.float32 : *backend.float64;
-}
 
 Size bytes_of_type(const Kernels& kernels, Size elements) { return elements * kernels.item_bytes; }
 
@@ -24,25 +21,15 @@ struct RowWeights {
   Buffer memory;
 };
 
-Operation operation_of(const std::string& name) {
-  const std::pair<const char*, Operation> known[] = {
-      {"dense", Operation::dense},           {"activate", Operation::activate}, {"normalize", Operation::normalize},
-      {"layer_norm", Operation::layer_norm}, {"add", Operation::add},           {"multiply", Operation::multiply},
-      {"average", Operation::average}};
-  for (const auto& [text, operation] : known)
-    if (name == text) return operation;
-  throw py::value_error("internal: an unknown operation");
-}
-
-// weights as Kernels::pack_rows has them, None where there is none.
+// weights: in the order of Kernels::pack_rows, or None in place of missing ones.
 std::shared_ptr<RowWeights> row_weights_of(const std::string& operation, const py::dtype& dtype, Size input,
                                            Size output, const NamedFunction& activation, double epsilon,
                                            const std::vector<Array>& weights) {
   const Kernels& kernels = kernels_for(dtype);
   RowFunction function{operation_of(operation), input, output, function_of(activation), epsilon, nullptr};
   const Operation kind = function.operation;
-  const bool halves = kind == Operation::add || kind == Operation::multiply || kind == Operation::average;
-  require(input > 0 && output > 0 && (kind == Operation::dense || input == (halves ? 2 * output : output)),
+  const bool joins_halves = kind == Operation::add || kind == Operation::multiply || kind == Operation::average;
+  require(input > 0 && output > 0 && (kind == Operation::dense || input == (joins_halves ? 2 * output : output)),
           "internal: sizes do not fit");
   const std::size_t count = kind == Operation::dense        ? 2
                             : kind == Operation::normalize  ? 3
@@ -70,11 +57,11 @@ std::shared_ptr<RowWeights> row_weights_of(const std::string& operation, const p
   return packed;
 }
 
-// What an embedding looks up; it stays where Python has it.
+// What an embedding looks up. The array stays where Python has it.
 struct Table {
   py::array array;  // [V, E]
   Size rows, units;
-  const char* backend;  // the one in use when it was made, as other weights have one
+  const char* backend;  // that was active when the table was made, as for other weights
 };
 
 std::shared_ptr<Table> table_of(const py::array& array) {
@@ -85,7 +72,7 @@ std::shared_ptr<Table> table_of(const py::array& array) {
   return std::make_shared<Table>(Table{array, PyArray_DIM(raw, 0), PyArray_DIM(raw, 1), active_backend().name});
 }
 
-// The products of a table's rows with the input weights of the layer behind it.
+// The products of a table's rows with the input weights of the layer after it.
 struct Sums {
   std::shared_ptr<const Packed> packed;
   Size rows;
@@ -132,7 +119,7 @@ Node::Kind kind_of(const std::string& name) {
 
 // nodes: ("mask", units or tokens, value), ("lookup", Table), ("recurrent", Packed), ("rows", RowWeights),
 // ("convolution", RowWeights, taps, dilation, left), ("reverse", units) or ("last", units, both_ends, in_time); sums:
-// of the table and the layer behind it.
+// of the table and the layer after it.
 std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& nodes,
                                         const std::shared_ptr<Sums>& sums) {
   auto network = std::make_shared<HeldNetwork>();
@@ -153,12 +140,16 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
       const auto table = present(py::cast<std::shared_ptr<Table>>(fields[1]));
       require(network->nodes.empty() || (network->masks() && network->nodes.size() == 1),
               "internal: a table that is not the first node");
-      node.input = table->rows, node.output = table->units, node.table = table->array.data();
+      node.input = table->rows;
+      node.output = table->units;
+      node.table = table->array.data();
       require(table->array.dtype().num() == dtype.num(), "internal: a table of another dtype");
       network->owners.push_back(table);
     } else if (node.kind == Node::Kind::recurrent) {
       const auto packed = present(py::cast<std::shared_ptr<Packed>>(fields[1]));
-      node.input = packed->input, node.output = packed->output(), node.stack = packed->stack();
+      node.input = packed->input;
+      node.output = packed->output();
+      node.stack = packed->stack();
       use(packed->kernels);
       network->owners.push_back(packed);
     } else if (node.kind == Node::Kind::reverse) {
@@ -171,9 +162,11 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
     } else {
       const auto weights = present(py::cast<std::shared_ptr<RowWeights>>(fields[1]));
       node.function = weights->function;
-      node.input = node.function.input, node.output = node.function.output;
+      node.input = node.function.input;
+      node.output = node.function.output;
       if (node.kind == Node::Kind::convolution) {
-        node.taps = py::cast<Size>(fields[2]), node.dilation = py::cast<Size>(fields[3]);
+        node.taps = py::cast<Size>(fields[2]);
+        node.dilation = py::cast<Size>(fields[3]);
         node.left = py::cast<Size>(fields[4]);
         require(node.function.operation == Operation::dense && node.taps > 0 && node.dilation > 0 && node.left >= 0 &&
                     node.left <= (node.taps - 1) * node.dilation && node.input % node.taps == 0,
@@ -191,10 +184,10 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
   require(network->nodes.size() > std::size_t(!network->nodes.empty() && network->masks()) &&
               network->type_number() == dtype.num(),
           "internal: a network of no nodes, or of another dtype");
-  bool ended = false;
+  bool time_has_ended = false;
   for (const Node& node : network->nodes) {
-    require(!ended || node.kind == Node::Kind::rows, "internal: a node that needs time behind the last step");
-    ended = ended || node.kind == Node::Kind::last;
+    require(!time_has_ended || node.kind == Node::Kind::rows, "internal: a node that needs time after the last step");
+    time_has_ended = time_has_ended || node.kind == Node::Kind::last;
   }
   if (sums) {
     const std::size_t first = network->first();
@@ -202,7 +195,7 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
                 network->nodes[first + 1].kind == Node::Kind::recurrent &&
                 network->nodes[first + 1].stack.layer == sums->packed->layer.data() &&
                 sums->rows == network->nodes[first].input,
-            "internal: sums of something else");
+            "internal: sums of another table or layer");
     for (int d = 0; d < 2; ++d) network->sums[d] = sums->memory[d].data();
     network->owners.push_back(sums);
   }
@@ -210,9 +203,9 @@ std::shared_ptr<HeldNetwork> network_of(const py::dtype& dtype, const py::list& 
   return network;
 }
 
-// x and output as run_network has them; parts of the state before, None: zero, and after.
+// x and output as for run_network; parts of the state before, None for zero, and after.
 void forward(const HeldNetwork& network, const py::array& x, const std::vector<Array>& before, const py::array& output,
-             const std::vector<Array>& after, const Plan* plan) {
+             const std::vector<Array>& after, const HeldSchedule* schedule) {
   const std::size_t parts = network.state_parts.size();
   require(x.ndim() >= 2 && before.size() == parts && after.size() == parts, "internal: another number of states");
   const Size batch = x.shape(1);
@@ -224,46 +217,47 @@ void forward(const HeldNetwork& network, const py::array& x, const std::vector<A
     to.push_back(flat(*network.kernels, after[i], size, true));
     require(to.back(), "internal: no room for a state");
   }
-  run_network(network, x, from, output, to, batch, plan);
+  run_network(network, x, from, output, to, batch, schedule);
 }
 
 }  // namespace
 
 Sequences sequences_of(const HeldNetwork& network, const py::array& x, Size units, const py::array& output) {
   require(x.ndim() >= 2 && output.ndim() == 3, "internal: a sequence without time or batch");
-  Sequences given{x.shape(0), x.shape(1), {}, {}};
+  Sequences sequences{x.shape(0), x.shape(1), {}, {}};
   if (network.takes_tokens()) {
     auto* raw = reinterpret_cast<PyArrayObject*>(x.ptr());
     require(PyArray_NDIM(raw) == 2 && PyArray_TYPE(raw) == NPY_INT64 && PyArray_ISCARRAY_RO(raw),
             "internal: tokens of the wrong dtype, shape or layout");
-    given.input.tokens = static_cast<const std::int64_t*>(PyArray_DATA(raw));
-    require(std::all_of(given.input.tokens, given.input.tokens + PyArray_SIZE(raw),
+    sequences.input.tokens = static_cast<const std::int64_t*>(PyArray_DATA(raw));
+    require(std::all_of(sequences.input.tokens, sequences.input.tokens + PyArray_SIZE(raw),
                         [&](std::int64_t token) { return token >= 0 && token < network.input(); }),
             "internal: a token that the table does not have");
   } else {
-    const Rows<void*> rows = rows_of(*network.kernels, x, given.steps, given.batch, network.input(), false);
-    given.input.rows = {rows.data, rows.step, rows.row};
+    const Rows<void*> rows = rows_of(*network.kernels, x, sequences.steps, sequences.batch, network.input(), false);
+    sequences.input.rows = {rows.data, rows.step, rows.row};
   }
-  given.output = rows_of(*network.kernels, output, output.shape(0), given.batch, units, true);
-  return given;
+  sequences.output = rows_of(*network.kernels, output, output.shape(0), sequences.batch, units, true);
+  return sequences;
 }
 
 void run_network(const HeldNetwork& network, const py::array& x, const std::vector<const void*>& before,
-                 const py::array& output, const std::vector<void*>& after, Size batch, const Plan* plan) {
-  const Sequences given = sequences_of(network, x, network.output(), output);
-  const bool ends = std::any_of(network.nodes.begin(), network.nodes.end(),
-                                [](const Node& node) { return node.kind == Node::Kind::last; });
-  const Size steps = given.steps;
-  require(given.batch == batch && output.shape(0) == (ends ? 1 : steps), "internal: another batch, or other steps");
-  const Schedule schedule = plan ? plan->schedule(steps, batch) : Schedule{};
-  require(!schedule.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
+                 const py::array& output, const std::vector<void*>& after, Size batch, const HeldSchedule* schedule) {
+  const Sequences sequences = sequences_of(network, x, network.output(), output);
+  const bool ends_time = std::any_of(network.nodes.begin(), network.nodes.end(),
+                                     [](const Node& node) { return node.kind == Node::Kind::last; });
+  const Size steps = sequences.steps;
+  require(sequences.batch == batch && output.shape(0) == (ends_time ? 1 : steps),
+          "internal: another batch, or other steps");
+  const Schedule rows_and_resets = schedule ? schedule->checked(steps, batch) : Schedule{};
+  require(!rows_and_resets.resets || !network.masks_or_reverses(), "internal: resets where steps change their places");
   if (batch == 0) return;
   without_gil(network.operations(batch) * std::clamp<Size>(steps, 1, gil_operations), [&](Interrupt* interrupt) {
     Run run;
-    run.lay_out(network, steps, batch, schedule, 0);
+    run.lay_out(network, steps, batch, rows_and_resets, 0);
     const Buffer memory(static_cast<std::size_t>(run.bytes()));
     run.place(memory.data(), before.data(), after.data());
-    run(given.input, given.output, interrupt);
+    run(sequences.input, sequences.output, interrupt);
   });
 }
 
@@ -347,7 +341,7 @@ void bind_networks(py::module_& module) {
   py::class_<HeldNetwork, std::shared_ptr<HeldNetwork>>(module, "Network")
       .def(py::init(&network_of), "dtype"_a, "nodes"_a, "sums"_a = nullptr)
       .def_property_readonly("backend", [=](const HeldNetwork& network) { return backend_of(network); })
-      .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "plan"_a = nullptr);
+      .def("forward", forward, "x"_a, "before"_a, "output"_a, "after"_a, "schedule"_a = nullptr);
 }
 
 }  // namespace gatewise

@@ -1,9 +1,11 @@
-// Pools: many states with one set of weights, of which any number advance in one call. step(x, slots, out) is a C
-// method as a stream's is.
+// Pools: many states that share one set of weights; a call advances any number of them. step(x, slots, out) is a C
+// method, as that of a stream.
 #include <algorithm>
 #include <cstring>
 
+#include "interruption.hpp"
 #include "method.hpp"
+#include "networks.hpp"
 
 namespace gatewise {
 namespace {
@@ -13,22 +15,22 @@ struct Pool {
   const int type_number;
   const bool takes_tokens;
   const Size item, input, output;
-  Size slot_bytes = 0;  // of the whole state
+  Size slot_bytes = 0;  // of the state in a slot
   Size capacity = 0;
-  Buffer states;   // [capacity] times each part [count, units]
-  Buffer rows;     // each part [count, n, units] of the n rows of a step
+  Buffer states;   // [capacity] slots, each with all parts [count, units]
+  Buffer rows;     // of the n slots of a step, part by part: [count, n, units]
   Buffer scratch;  // of a step
   std::unique_ptr<Run> run;
-  std::vector<void*> parts;  // where they begin in `rows`
+  std::vector<void*> parts;  // where each begins in `rows`
   std::vector<std::uint8_t> is_open;
-  std::vector<std::uint64_t> named;  // in which step each slot was last named
+  std::vector<std::uint64_t> named;  // the step in which each slot was last named
   std::vector<std::int64_t> slots;   // of a step
-  std::vector<std::int64_t> tokens;  // likewise
+  std::vector<std::int64_t> tokens;  // of a step
   std::uint64_t steps = 0;
-  Turns turns;
+  Occupancy occupancy;
 
-  Pool(std::shared_ptr<const HeldNetwork> of, Size first_capacity)
-      : network(present(of)),
+  Pool(std::shared_ptr<const HeldNetwork> shared_network, Size first_capacity)
+      : network(present(shared_network)),
         type_number(network->type_number()),
         takes_tokens(network->takes_tokens()),
         item(network->item()),
@@ -41,27 +43,29 @@ struct Pool {
     grow(first_capacity);
   }
 
-  // Makes room for so many slots in all; those that there are keep their states.
-  void grow(Size wanted) {
-    if (wanted > (Size(1) << 46) / std::max<Size>(1, slot_bytes)) throw std::bad_alloc();
-    Buffer new_states(static_cast<std::size_t>(wanted * slot_bytes));
+  // Makes room for this many slots in all. The present ones keep their states.
+  void grow(Size new_capacity) {
+    if (new_capacity > (Size(1) << 46) / std::max<Size>(1, slot_bytes)) throw std::bad_alloc();
+    Buffer new_states(static_cast<std::size_t>(new_capacity * slot_bytes));
     if (capacity) std::memcpy(new_states.data(), states.data(), static_cast<std::size_t>(capacity * slot_bytes));
-    Buffer new_rows(static_cast<std::size_t>(wanted * slot_bytes + 64 * static_cast<Size>(parts.size())));
-    run->lay_out(*network, 1, wanted, {}, 0);
+    Buffer new_rows(static_cast<std::size_t>(new_capacity * slot_bytes + 64 * static_cast<Size>(parts.size())));
+    run->lay_out(*network, 1, new_capacity, {}, 0);
     Buffer new_scratch(static_cast<std::size_t>(run->bytes()));
-    is_open.resize(static_cast<std::size_t>(wanted));
-    named.resize(static_cast<std::size_t>(wanted));
-    slots.resize(static_cast<std::size_t>(wanted));
-    if (takes_tokens) tokens.resize(static_cast<std::size_t>(wanted));
-    std::swap(states, new_states), std::swap(rows, new_rows), std::swap(scratch, new_scratch);
-    capacity = wanted;
+    is_open.resize(static_cast<std::size_t>(new_capacity));
+    named.resize(static_cast<std::size_t>(new_capacity));
+    slots.resize(static_cast<std::size_t>(new_capacity));
+    if (takes_tokens) tokens.resize(static_cast<std::size_t>(new_capacity));
+    std::swap(states, new_states);
+    std::swap(rows, new_rows);
+    std::swap(scratch, new_scratch);
+    capacity = new_capacity;
   }
 
   // Whether an open slot was named in the last step.
   bool was_in_step(Size slot) const { return has(slot) && named[static_cast<std::size_t>(slot)] == steps; }
 
-  // For what a fork left behind in the middle of a step: nothing that the step may have been changing is trusted, not
-  // even to be freed.
+  // Makes the pool usable again after a fork in the middle of a step. Nothing that the step may have been changing is
+  // trusted, or even freed.
   void renew() {
     auto new_run = std::make_unique<Run>();
     auto* const old_scratch = new Buffer;
@@ -82,7 +86,8 @@ struct Pool {
     return bytes;
   }
 
-  // Between the states of `count` slots and their rows; `copy` is given the row's place and the slot's.
+  // Calls copy(row, state, bytes) for each piece of the states of the first `count` of `slots`: its place in `rows`,
+  // and in the state of its slot.
   template <class Copy>
   void each_row(Size count, const Copy& copy) const {
     Size offset = 0;
@@ -96,10 +101,11 @@ struct Pool {
     }
   }
 
-  // Of the first `count` of `slots`, which are open and each named once. Interrupted, their states are as before.
+  // Advances the first `count` of `slots`, which are open and each named once. If interrupted, their states stay as
+  // they were before.
   void step(const void* x, Size count, void* out, Interrupt* interrupt) {
     run->lay_out(*network, 1, count, {}, 0);
-    // Allocated before, unless the number of threads has changed since.
+    // There is enough scratch, unless the number of threads has changed since it was allocated.
     if (static_cast<std::size_t>(run->bytes()) > scratch.bytes())
       scratch = Buffer(static_cast<std::size_t>(run->bytes()));
     char* next = static_cast<char*>(rows.data());
@@ -115,21 +121,22 @@ struct Pool {
   }
 };
 
-struct PoolTurn : Turn {
-  explicit PoolTurn(Pool& pool, bool takes_left = false)
-      : Turn(pool.turns, "this pool is in use by another thread",
-             "this pool was in use by another thread when the process forked; reset() the slots of its step first",
-             takes_left) {}
+struct PoolUse : ExclusiveUse {
+  explicit PoolUse(Pool& pool, bool takes_abandoned = false)
+      : ExclusiveUse(
+            pool.occupancy, "this pool is in use by another thread",
+            "this pool was in use by another thread when the process forked; reset() the slots of its step first",
+            takes_abandoned) {}
 };
 
 // ---- step -------------------------------------------------------------------------------------------------------
 
-struct Step {
+struct Operands {
   PyObject *x = nullptr, *slots = nullptr, *out = nullptr;
 };
-Step given_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
+Operands operands_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
 
-// Whether `object` is an array of this type and shape that can be used as it is; columns 0: one axis.
+// Whether `object` is an array of this type and shape that can be used as it is; columns 0: it has one axis only.
 bool fits(PyObject* object, int type_number, Size rows, Size columns, bool writeable) {
   if (!PyArray_Check(object)) return false;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
@@ -138,20 +145,20 @@ bool fits(PyObject* object, int type_number, Size rows, Size columns, bool write
          PyArray_DIM(array, 0) == rows && (!columns || PyArray_DIM(array, 1) == columns);
 }
 
-bool fits(const Pool& pool, const Step& given) {
-  if (!given.out || !PyArray_Check(given.slots)) return false;
-  auto* slots = reinterpret_cast<PyArrayObject*>(given.slots);
+bool fits(const Pool& pool, const Operands& operands) {
+  if (!operands.out || !PyArray_Check(operands.slots)) return false;
+  auto* slots = reinterpret_cast<PyArrayObject*>(operands.slots);
   if (PyArray_NDIM(slots) != 1) return false;
   const Size rows = PyArray_DIM(slots, 0);
-  return fits(given.slots, NPY_INT64, rows, 0, false) &&
-         (pool.takes_tokens ? fits(given.x, NPY_INT64, rows, 0, false)
-                            : fits(given.x, pool.type_number, rows, pool.input, false)) &&
-         fits(given.out, pool.type_number, rows, pool.output, true) && !overlap(given.x, given.out) &&
-         !overlap(given.slots, given.out);
+  return fits(operands.slots, NPY_INT64, rows, 0, false) &&
+         (pool.takes_tokens ? fits(operands.x, NPY_INT64, rows, 0, false)
+                            : fits(operands.x, pool.type_number, rows, pool.input, false)) &&
+         fits(operands.out, pool.type_number, rows, pool.output, true) && !overlap(operands.x, operands.out) &&
+         !overlap(operands.slots, operands.out);
 }
 
-// Whether each is open and named once; else a Python exception. They are copied, since another thread may write to the
-// array meanwhile.
+// Copies the slots, since another thread may write to the array meanwhile. Returns false, with a Python exception, if
+// one is not open or is named twice.
 bool take_slots(Pool& pool, const std::int64_t* slots, Size count) {
   ++pool.steps;
   for (Size i = 0; i < count; ++i) {
@@ -159,7 +166,7 @@ bool take_slots(Pool& pool, const std::int64_t* slots, Size count) {
     const auto slot = static_cast<std::size_t>(number);
     const bool known = number >= 0 && number < pool.capacity;
     if (known && pool.is_open[slot] && std::exchange(pool.named[slot], pool.steps) != pool.steps) {
-      pool.slots[static_cast<std::size_t>(i)] = number;  // no more than there are, since each is another one
+      pool.slots[static_cast<std::size_t>(i)] = number;  // there is room, since no slot comes twice
       continue;
     }
     PyErr_Format(PyExc_ValueError, "slots: expected open slots, each once, got %lld, which is %s",
@@ -172,7 +179,7 @@ bool take_slots(Pool& pool, const std::int64_t* slots, Size count) {
   return true;
 }
 
-// Whether the table has all of them; else a Python exception. They are copied, too.
+// Copies the tokens. Returns false, with a Python exception, if the table does not have one of them.
 bool take_tokens(Pool& pool, const std::int64_t* tokens, Size count) {
   for (Size i = 0; i < count; ++i) {
     const std::int64_t token = static_cast<const volatile std::int64_t*>(tokens)[i];
@@ -186,42 +193,42 @@ bool take_tokens(Pool& pool, const std::int64_t* tokens, Size count) {
 }
 
 // A new reference to `out`, or null and a Python exception.
-PyObject* run_step(Pool& pool, const Step& given) {
-  const PoolTurn turn(pool);
-  if (!turn) {
-    PyErr_SetString(PyExc_RuntimeError, turn.refused());
+PyObject* run_step(Pool& pool, const Operands& operands) {
+  const PoolUse use(pool);
+  if (!use) {
+    PyErr_SetString(PyExc_RuntimeError, use.refusal());
     return nullptr;
   }
-  auto* array = reinterpret_cast<PyArrayObject*>(given.slots);
+  auto* array = reinterpret_cast<PyArrayObject*>(operands.slots);
   const auto* slots = static_cast<const std::int64_t*>(PyArray_DATA(array));
   const Size count = PyArray_DIM(array, 0);
   if (!take_slots(pool, slots, count)) return nullptr;
-  const void* x = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
-  void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out));
+  const void* x = PyArray_DATA(reinterpret_cast<PyArrayObject*>(operands.x));
+  void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(operands.out));
   if (pool.takes_tokens && !take_tokens(pool, static_cast<const std::int64_t*>(x), count)) return nullptr;
-  if (count == 0) return Py_NewRef(given.out);
+  if (count == 0) return Py_NewRef(operands.out);
   const bool is_done = without_exceptions([&] {
     without_gil(pool.network->operations(count), [&](Interrupt* interrupt) { pool.step(x, count, out, interrupt); });
   });
-  return is_done ? Py_NewRef(given.out) : nullptr;
+  return is_done ? Py_NewRef(operands.out) : nullptr;
 }
 
 constexpr Method step_method{
     "pool", "step: expected step(x, slots) or step(x, slots, out)", "_prepare_step", {"x", "slots", "out"}, 3, 2};
 
-PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+PyObject* step(PyObject* self, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   return call_method<Pool>(
-      step_method, self, given, count, names,
-      [](const Pool& pool, const Arguments& arguments, bool) { return fits(pool, given_in(arguments)); },
-      [](Pool& pool, const Arguments& arguments) { return run_step(pool, given_in(arguments)); });
+      step_method, self, values, count, names,
+      [](const Pool& pool, const Arguments& arguments, bool) { return fits(pool, operands_in(arguments)); },
+      [](Pool& pool, const Arguments& arguments) { return run_step(pool, operands_in(arguments)); });
 }
 
-// ---- the rest ---------------------------------------------------------------------------------------------------
+// ---- slots and states --------------------------------------------------------------------------------------------
 
-// An open slot with a state of zero, or -1 where all are open.
+// Opens a slot, whose state is zero, and returns it; -1 if all slots are open.
 Size open(Pool& pool) {
-  const PoolTurn turn(pool);
-  turn.require();
+  const PoolUse use(pool);
+  use.require();
   for (Size slot = 0; slot < pool.capacity; ++slot)
     if (!pool.is_open[static_cast<std::size_t>(slot)]) {
       pool.is_open[static_cast<std::size_t>(slot)] = 1;
@@ -238,45 +245,46 @@ void require_open(const Pool& pool, Size slot) {
 }
 
 void close(Pool& pool, Size slot) {
-  const PoolTurn turn(pool);
-  turn.require();
+  const PoolUse use(pool);
+  use.require();
   require_open(pool, slot);
   pool.is_open[static_cast<std::size_t>(slot)] = 0;
 }
 
-// Whether these are all slots of the last step, and perhaps other open ones.
+// Whether `slots` are open, and all slots of the last step are among them.
 bool has_last_step(const Pool& pool, const std::vector<Size>& slots) {
-  std::vector<bool> is_there(static_cast<std::size_t>(pool.capacity));
+  std::vector<bool> is_listed(static_cast<std::size_t>(pool.capacity));
   for (const Size slot : slots) {
     if (!pool.has(slot)) return false;
-    is_there[static_cast<std::size_t>(slot)] = true;
+    is_listed[static_cast<std::size_t>(slot)] = true;
   }
   for (Size slot = 0; slot < pool.capacity; ++slot)
-    if (pool.was_in_step(slot) && !is_there[static_cast<std::size_t>(slot)]) return false;
+    if (pool.was_in_step(slot) && !is_listed[static_cast<std::size_t>(slot)]) return false;
   return true;
 }
 
-// After a fork during a step, only together with all slots of that step, whose states may be half written.
+// Resets open slots. After a fork during a step, they must include all slots of that step, whose states may be half
+// written.
 void reset(Pool& pool, const std::vector<Size>& slots) {
-  PoolTurn turn(pool, pool.turns.were_left() && has_last_step(pool, slots));
-  turn.require();
+  PoolUse use(pool, pool.occupancy.is_abandoned() && has_last_step(pool, slots));
+  use.require();
   for (const Size slot : slots) require_open(pool, slot);
-  if (turn.was_left()) {
+  if (use.was_abandoned()) {
     try {
       pool.renew();
     } catch (...) {
-      turn.leave();
+      use.abandon();
       throw;
     }
   }
   for (const Size slot : slots) pool.clear(slot);
 }
 
-// parts: of an array each.
+// Copy the state of a slot into one array for each of its parts, or from these.
 void get_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
   check_parts(parts, pool.part_bytes());
-  const PoolTurn turn(pool);
-  turn.require();
+  const PoolUse use(pool);
+  use.require();
   require_open(pool, slot);
   const char* from = pool.state_of(slot);
   for (py::array part : parts) {
@@ -287,8 +295,8 @@ void get_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
 
 void set_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
   check_parts(parts, pool.part_bytes());
-  const PoolTurn turn(pool);
-  turn.require();
+  const PoolUse use(pool);
+  use.require();
   require_open(pool, slot);
   char* to = pool.state_of(slot);
   for (const py::array& part : parts) {
@@ -297,13 +305,14 @@ void set_state(Pool& pool, Size slot, const std::vector<py::array>& parts) {
   }
 }
 
-PyMethodDef step_definition = {
-    "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL | METH_KEYWORDS,
-    "step($self, x, slots, out=None)\n--\n\n"
-    "One step of some slots in one call. x (n, I), tokens (n,), slots (n,), out (n, O). The others stay as they "
-    "are.\nWith `out`, "
-    "and "
-    "slots of int64, nothing is converted and nothing allocated; without it x is converted and\na new array returned."};
+PyMethodDef step_definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
+                               METH_FASTCALL | METH_KEYWORDS,
+                               R"(step($self, x, slots, out=None)
+--
+
+One step of some slots in one call. x (n, I), tokens (n,), slots (n,), out (n, O). Other slots stay as they are.
+With `out`, and slots of int64, nothing is converted and nothing allocated; without it x is converted and a new array
+returned.)"};
 
 }  // namespace
 
@@ -319,8 +328,8 @@ void bind_pools(py::module_& module) {
       .def(
           "_grow",
           [](Pool& pool, Size more, Size most) {
-            const PoolTurn turn(pool);
-            turn.require();
+            const PoolUse use(pool);
+            use.require();
             if (more > most - pool.capacity)
               throw py::value_error("more: expected at most " + std::to_string(most - pool.capacity) +
                                     " slots more, got " + std::to_string(more));
@@ -331,15 +340,15 @@ void bind_pools(py::module_& module) {
       .def(
           "_use",
           [](Pool& pool, std::shared_ptr<const HeldNetwork> network) {
-            const PoolTurn turn(pool);
-            turn.require();
+            const PoolUse use(pool);
+            use.require();
             if (!present(network)->is_like(*pool.network)) throw py::value_error("internal: a network of other sizes");
             pool.network = std::move(network);
           },
           "network"_a)
       .def_property_readonly("_open_slots", [](Pool& pool) {
-        const PoolTurn turn(pool);
-        turn.require();
+        const PoolUse use(pool);
+        use.require();
         std::vector<Size> slots;
         for (Size slot = 0; slot < pool.capacity; ++slot)
           if (pool.has(slot)) slots.push_back(slot);

@@ -1,7 +1,11 @@
-// Backends, threads, memory that is used again, and what only the tests ask.
-#include "python.hpp"
-
+// Backends, threads, recycled memory, and what only tests and benchmarks ask for.
 #include <cstring>
+
+#include "../core/memory.hpp"
+#include "../core/threads.hpp"
+#include "arrays.hpp"
+#include "interruption.hpp"
+#include "names.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -11,19 +15,16 @@ namespace gatewise {
 namespace {
 
 py::dict configuration() {
-  py::dict found;
-  found["compiler"] = GATEWISE_COMPILER;
-  found["openmp"] = has_threads();
-  found["eigen"] = GATEWISE_EIGEN;
-  py::list built;
-#define GATEWISE_LEVEL(LEVEL) built.append(#LEVEL);
+  py::list levels;
+#define GATEWISE_LEVEL(LEVEL) levels.append(#LEVEL);
   GATEWISE_LEVELS
 #undef GATEWISE_LEVEL
-  found["levels"] = built;
-  return found;
+  using namespace py::literals;
+  return py::dict("version"_a = GATEWISE_VERSION, "compiler"_a = GATEWISE_COMPILER, "openmp"_a = has_threads(),
+                  "eigen"_a = GATEWISE_EIGEN, "levels"_a = levels);
 }
 
-// An uninitialised array whose memory goes back to the store, not to the system.
+// An uninitialised array whose memory goes back to the store of recycled blocks, not to the system.
 py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   require(dtype.num() == NPY_FLOAT || dtype.num() == NPY_DOUBLE, "dtype: expected float32 or float64");
   py::ssize_t bytes = dtype.itemsize();
@@ -35,6 +36,7 @@ py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
   return py::array(dtype, shape, data, owner);
 }
 
+// Takes a new reference; throws the present Python exception if it is null.
 py::array taken_array(PyObject* array) {
   if (!array) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(array);
@@ -52,11 +54,6 @@ py::array evaluate(const std::string& name, const py::array& x, double alpha, do
   const Backend& backend = active_backend();
   (is_double ? backend.float64 : backend.float32)->evaluate(function, x.size(), contiguous.data(), y.mutable_data());
   return y;
-}
-
-const Kernels& kernels_for(const py::dtype& dtype) {
-  const Backend& backend = active_backend();
-  return *(dtype.num() == NPY_DOUBLE ? backend.float64 : backend.float32);
 }
 
 // Without the GIL, so that a benchmark can load all cores at once.
@@ -79,30 +76,6 @@ Size read(const py::dtype& dtype, Size bytes, Size repetitions) {
 }
 
 }  // namespace
-
-Function function_of(const NamedFunction& named) {
-  const std::pair<const char*, Activation> known[] = {{"linear", Activation::linear},
-                                                      {"affine", Activation::affine},
-                                                      {"relu", Activation::relu},
-                                                      {"leaky_relu", Activation::leaky_relu},
-                                                      {"thresholded_relu", Activation::thresholded_relu},
-                                                      {"elu", Activation::elu},
-                                                      {"selu", Activation::selu},
-                                                      {"tanh", Activation::tanh},
-                                                      {"scaled_tanh", Activation::scaled_tanh},
-                                                      {"sigmoid", Activation::sigmoid},
-                                                      {"hard_sigmoid", Activation::hard_sigmoid},
-                                                      {"softmax", Activation::softmax},
-                                                      {"softplus", Activation::softplus},
-                                                      {"softsign", Activation::softsign},
-                                                      {"silu", Activation::silu},
-                                                      {"gelu", Activation::gelu},
-                                                      {"exp", Activation::exp}};
-  const auto& [name, alpha, beta] = named;
-  for (const auto& [text, activation] : known)
-    if (name == text) return {activation, alpha, beta};
-  throw py::value_error("internal: an unknown activation, " + name);
-}
 
 void bind_settings(py::module_& module) {
   module.def("configuration", configuration);
@@ -128,7 +101,7 @@ void bind_settings(py::module_& module) {
   module.def("read", read, py::arg("dtype"), py::arg("bytes"), py::arg("repetitions"));
 #if defined(__x86_64__)
   module.def("floating_point_mode", [] { return _mm_getcsr(); });
-  // Without the bits that no processor has, which raise a signal; exceptions stay masked.
+  // Bits that no processor has are cleared, since setting them raises a signal; exceptions stay masked.
   module.def("set_floating_point_mode", [](unsigned mode) { _mm_setcsr((mode & 0xffffu) | 0x1f80u); }, py::arg("mode"));
 #else
   module.def("floating_point_mode", [] { return 0u; });

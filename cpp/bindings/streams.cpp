@@ -1,130 +1,133 @@
-// Streams: a state that advances one step, or some, at a time. step(x, out) and run(x, out) are C methods without
-// conversions: no allocation, no lock, no system call.
+// Streams: a state that advances by one step or several steps a call. step(x, out) and run(x, out) are C methods
+// without conversions: no allocation, no lock, no system call.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "../core/window.hpp"
+#include "interruption.hpp"
 #include "method.hpp"
+#include "networks.hpp"
 
 #include <numpy/arrayscalars.h>
 
 namespace gatewise {
 namespace {
 
-// What a stream keeps for its runs; longer ones take theirs from the store of recycled memory.
-constexpr std::size_t most_block_scratch = std::size_t(1) << 20;
+// Bytes of scratch that a stream keeps for its runs. Longer runs take theirs from the store of recycled memory.
+constexpr std::size_t max_block_scratch = std::size_t(1) << 20;
 
 struct Stream {
   std::shared_ptr<const HeldNetwork> network;
-  // A network on the last inputs: what of it can be done once for each of them; null: nothing.
+  // With a window: the first part of the network, which is computed once for each input; null: there is no such part.
   std::shared_ptr<const HeldNetwork> head;
-  // What no refresh changes, so that arguments can be checked before the turn is taken.
+  // New weights leave these as they are, so that arguments can be checked before the stream is taken into use.
   const int type_number;
   const bool takes_tokens;
   const Size input, output, batch;
   const bool unbatched, batch_first, takes_resets;
   StateBlock state;
-  StateBlock saved_state;            // as it was before a run that may be interrupted
+  StateBlock saved_state;            // from before a run that may be interrupted
   Size operations = 0;               // of a step
-  Buffer scratch;                    // for one
-  Run one_step;                      // laid out in it
-  std::unique_ptr<Window> window;    // instead of it; null: the state goes on for ever
+  Buffer scratch;                    // of a step
+  Run one_step;                      // laid out in `scratch`
+  std::unique_ptr<Window> window;    // takes the place of `one_step`; null: the state goes on for ever
   std::vector<std::int64_t> tokens;  // of one step, or of the steps [T, B] of a run
   std::vector<std::uint8_t> resets;  // [T, B] of a run
-  std::unique_ptr<Run> block;        // some steps, laid out anew in each run
+  std::unique_ptr<Run> block;        // the steps of a run, laid out anew in each run
   Buffer block_scratch;
-  Turns turns;
+  Occupancy occupancy;
 
-  Stream(std::shared_ptr<const HeldNetwork> of, Size batch, bool unbatched, std::shared_ptr<const HeldNetwork> head_of,
-         Size window_steps, bool batch_first)
-      : type_number(present(of)->type_number()),
-        takes_tokens((head_of ? head_of : of)->takes_tokens()),
-        input((head_of ? head_of : of)->input()),
-        output(of->output()),
+  Stream(std::shared_ptr<const HeldNetwork> first_network, Size batch, bool unbatched,
+         std::shared_ptr<const HeldNetwork> first_head, Size window_steps, bool batch_first)
+      : type_number(present(first_network)->type_number()),
+        takes_tokens((first_head ? first_head : first_network)->takes_tokens()),
+        input((first_head ? first_head : first_network)->input()),
+        output(first_network->output()),
         batch(batch),
         unbatched(unbatched),
         batch_first(batch_first && !unbatched),
-        takes_resets(window_steps > 0 || !of->masks_or_reverses()),
-        state(*of, window_steps ? 0 : batch),
-        saved_state(*of, window_steps ? 0 : batch),
+        takes_resets(window_steps > 0 || !first_network->masks_or_reverses()),
+        state(*first_network, window_steps ? 0 : batch),
+        saved_state(*first_network, window_steps ? 0 : batch),
         tokens(static_cast<std::size_t>(takes_tokens ? batch : 0)),
         block(std::make_unique<Run>()) {
     if (batch < 1 || (unbatched && batch != 1)) throw py::value_error("internal: rows that do not fit");
-    if (head_of && (window_steps == 0 || head_of->output() != of->input() || head_of->kernels != of->kernels))
+    if (first_head && (window_steps == 0 || first_head->output() != first_network->input() ||
+                       first_head->kernels != first_network->kernels))
       throw py::value_error("internal: a head that does not fit");
-    if (window_steps < 0 || (window_steps > 0 && of->nodes.front().kind == Node::Kind::lookup))
+    if (window_steps < 0 || (window_steps > 0 && first_network->nodes.front().kind == Node::Kind::lookup))
       throw py::value_error("internal: a window that does not fit");
-    use(std::move(of), std::move(head_of), window_steps);
+    take_network(std::move(first_network), std::move(first_head), window_steps);
   }
 
-  // Takes other weights of the same sizes; the state stays. Where memory is short nothing changes.
-  void use(std::shared_ptr<const HeldNetwork> other, std::shared_ptr<const HeldNetwork> other_head, Size window_steps) {
+  // Takes other weights of the same sizes and keeps the state. If memory is short, nothing changes.
+  void take_network(std::shared_ptr<const HeldNetwork> new_network, std::shared_ptr<const HeldNetwork> new_head,
+                    Size window_steps) {
     if (window_steps > 0) {
       without_gil(gil_operations, [&] {
-        auto fresh = std::make_unique<Window>(other_head.get(), *other, window_steps, batch);
-        if (window) fresh->take_inputs(*window);
-        window = std::move(fresh);
+        auto new_window = std::make_unique<Window>(new_head.get(), *new_network, window_steps, batch);
+        if (window) new_window->take_inputs(*window);
+        window = std::move(new_window);
       });
     } else {
       Run step;
-      step.lay_out(*other, 1, batch, {}, 1);  // a step starts no thread
+      step.lay_out(*new_network, 1, batch, {}, 1);  // a step starts no thread
       Buffer new_scratch(static_cast<std::size_t>(step.bytes()));
       step.place(new_scratch.data(), state.pointers.data(), state.pointers.data());
       scratch = std::move(new_scratch);
       one_step = std::move(step);
     }
-    network = std::move(other);
-    head = std::move(other_head);
+    network = std::move(new_network);
+    head = std::move(new_head);
     operations = network->operations(batch);
   }
 
-  void run_step(const NetworkInput& given, Rows<void*> out, const npy_bool* flags, Interrupt* interrupt) {
+  void run_step(const NetworkInput& x, Rows<void*> out, const npy_bool* flags, Interrupt* interrupt) {
     if (window) {
-      (*window)(given, out, 1, flags, interrupt);
+      (*window)(x, out, 1, flags, interrupt);
       return;
     }
     if (flags) reset(flags);
-    one_step(given, out, nullptr);
+    one_step(x, out, nullptr);
   }
 
-  // Interrupted, the state is as before.
-  void run_steps(const NetworkInput& given, Rows<void*> out, Size steps, const std::uint8_t* flags,
-                 Interrupt* interrupt) {
+  // An interrupted run leaves the state as it was before.
+  void run_steps(const NetworkInput& x, Rows<void*> out, Size steps, const std::uint8_t* flags, Interrupt* interrupt) {
     if (window) {
-      (*window)(given, out, steps, flags, interrupt);
+      (*window)(x, out, steps, flags, interrupt);
       return;
     }
     Schedule schedule{};
     schedule.resets = flags;
     block->lay_out(*network, steps, batch, schedule, 0);
     const auto bytes = static_cast<std::size_t>(block->bytes());
-    Buffer of_long_run;
-    if (bytes > most_block_scratch)
-      of_long_run = Buffer(bytes);
+    Buffer scratch_of_long_run;
+    if (bytes > max_block_scratch)
+      scratch_of_long_run = Buffer(bytes);
     else if (bytes > block_scratch.bytes())
       block_scratch = Buffer(bytes);
-    block->place((of_long_run.data() ? of_long_run : block_scratch).data(), state.pointers.data(),
+    block->place((scratch_of_long_run.data() ? scratch_of_long_run : block_scratch).data(), state.pointers.data(),
                  state.pointers.data());
     if (operations_of_run(steps) < look_operations) interrupt = nullptr;
     if (interrupt) saved_state.copy_from(state);
-    if ((*block)(given, out, interrupt) == Status::interrupted) state.copy_from(saved_state);
+    if ((*block)(x, out, interrupt) == Status::interrupted) state.copy_from(saved_state);
   }
 
-  void forget_long_block() {
-    if (tokens.size() * sizeof tokens[0] > most_block_scratch && tokens.size() > static_cast<std::size_t>(batch)) {
+  void release_long_block() {
+    if (tokens.size() * sizeof tokens[0] > max_block_scratch && tokens.size() > static_cast<std::size_t>(batch)) {
       tokens.resize(static_cast<std::size_t>(batch));
       tokens.shrink_to_fit();
     }
-    if (resets.size() > most_block_scratch) resets = {};
+    if (resets.size() > max_block_scratch) resets = {};
   }
 
   Size operations_of_run(Size steps) const {
     return window ? gil_operations : operations * std::clamp<Size>(steps, 1, look_operations);
   }
 
-  // For what a fork left behind in the middle of a call: the state is to be set, and nothing else that the call may
-  // have been changing is trusted, not even to be freed.
+  // Makes the stream usable again after a fork in the middle of a call, before its state is set. Nothing else that the
+  // call may have been changing is trusted, or even freed.
   void renew() {
     auto new_block = std::make_unique<Run>();
     auto* const old_scratch = new Buffer;
@@ -138,7 +141,7 @@ struct Stream {
     window = std::move(new_window);
   }
 
-  // In the rows that are flagged.
+  // Zeroes the state of the rows that are flagged.
   void reset(const npy_bool* flags) {
     for (Size row = 0; row < batch; ++row) {
       if (!flags[row]) continue;
@@ -150,15 +153,16 @@ struct Stream {
   }
 };
 
-struct StreamTurn : Turn {
-  explicit StreamTurn(Stream& stream, bool takes_left = false)
-      : Turn(stream.turns, "this stream is in use by another thread; give each thread a stream.copy()",
-             "this stream was in use by another thread when the process forked; reset() it first", takes_left) {
-    if (!*this || !was_left()) return;
+struct StreamUse : ExclusiveUse {
+  explicit StreamUse(Stream& stream, bool takes_abandoned = false)
+      : ExclusiveUse(stream.occupancy, "this stream is in use by another thread; give each thread a stream.copy()",
+                     "this stream was in use by another thread when the process forked; reset() it first",
+                     takes_abandoned) {
+    if (!*this || !was_abandoned()) return;
     try {
       stream.renew();
     } catch (...) {
-      leave();
+      abandon();
       throw;
     }
   }
@@ -194,8 +198,8 @@ bool is_known(const Stream& stream, std::int64_t token) {
   return false;
 }
 
-// They are copied, since another thread may write to the array meanwhile. False: one is out of range, and there is a
-// Python exception.
+// Copies the tokens, since another thread may write to the array meanwhile. Returns false, with a Python exception, if
+// one is out of range.
 bool take_tokens(Stream& stream, PyObject* object) {
   for (Size row = 0; row < stream.batch; ++row) {
     int overflow = 0;
@@ -214,7 +218,7 @@ bool take_tokens(Stream& stream, PyObject* object) {
   return true;
 }
 
-// The flags of a bool array [] or [B], or of a lone bool, or null.
+// The flags of a bool array [] or [B], or of a single bool; null for other objects.
 const npy_bool* flags_of(const Stream& stream, PyObject* object) {
   static const npy_bool no = 0, yes = 1;
   if (stream.unbatched && (object == Py_True || object == PyArrayScalar_True)) return &yes;
@@ -227,41 +231,41 @@ const npy_bool* flags_of(const Stream& stream, PyObject* object) {
   return fitting ? static_cast<const npy_bool*>(PyArray_DATA(array)) : nullptr;
 }
 
-// Of a step: x (I,) or (B, I), or tokens without I; of a run: (T, I), (T, B, I) or (B, T, I), likewise. resets has x's
-// shape but for I.
-struct Given {
+// x of a step: (I,) or (B, I); of a run: (T, I), (T, B, I) or (B, T, I); tokens: the same without I. resets has x's
+// shape without I.
+struct Operands {
   PyObject *x = nullptr, *out = nullptr, *resets = nullptr;
 };
-Given given_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
+Operands operands_in(const Arguments& arguments) { return {arguments[0], arguments[1], arguments[2]}; }
 
-// Whether all of it can be used as it is.
-bool fits(const Stream& stream, const Given& given) {
-  return given.out && fits(stream, given.out, stream.output, true) &&
-         (stream.takes_tokens ? fits_as_tokens(stream, given.x)
-                              : fits(stream, given.x, stream.input, false) && !overlap(given.x, given.out)) &&
-         (!given.resets || flags_of(stream, given.resets));
+// Whether all operands can be used as they are.
+bool fits(const Stream& stream, const Operands& operands) {
+  return operands.out && fits(stream, operands.out, stream.output, true) &&
+         (stream.takes_tokens ? fits_as_tokens(stream, operands.x)
+                              : fits(stream, operands.x, stream.input, false) && !overlap(operands.x, operands.out)) &&
+         (!operands.resets || flags_of(stream, operands.resets));
 }
 
 // A new reference to `out`, or null and a Python exception.
-PyObject* run_step(Stream& stream, const Given& given) {
-  const StreamTurn turn(stream);
-  if (!turn) {
-    PyErr_SetString(PyExc_RuntimeError, turn.refused());
+PyObject* run_step(Stream& stream, const Operands& operands) {
+  const StreamUse use(stream);
+  if (!use) {
+    PyErr_SetString(PyExc_RuntimeError, use.refusal());
     return nullptr;
   }
   NetworkInput input{{nullptr, 0, stream.input}, stream.takes_tokens ? stream.tokens.data() : nullptr};
   if (!stream.takes_tokens)
-    input.rows.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.x));
-  else if (!take_tokens(stream, given.x))
+    input.rows.data = PyArray_DATA(reinterpret_cast<PyArrayObject*>(operands.x));
+  else if (!take_tokens(stream, operands.x))
     return nullptr;
-  const npy_bool* const flags = given.resets ? flags_of(stream, given.resets) : nullptr;
-  const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.out)), 0, stream.output};
-  // A window has as many steps as come to it, and its memory may have to grow.
+  const npy_bool* const flags = operands.resets ? flags_of(stream, operands.resets) : nullptr;
+  const Rows<void*> output{PyArray_DATA(reinterpret_cast<PyArrayObject*>(operands.out)), 0, stream.output};
+  // A step of a window walks over all its inputs, and its memory may have to grow.
   const bool is_done = without_exceptions([&] {
     without_gil(stream.window ? gil_operations : stream.operations,
                 [&](Interrupt* interrupt) { stream.run_step(input, output, flags, interrupt); });
   });
-  return is_done ? Py_NewRef(given.out) : nullptr;
+  return is_done ? Py_NewRef(operands.out) : nullptr;
 }
 
 constexpr Method step_method{"stream",
@@ -271,18 +275,18 @@ constexpr Method step_method{"stream",
                              2,
                              1};
 
-PyObject* step(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+PyObject* step(PyObject* self, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   return call_method<Stream>(
-      step_method, self, given, count, names,
-      [](const Stream& stream, const Arguments& arguments, bool) { return fits(stream, given_in(arguments)); },
-      [](Stream& stream, const Arguments& arguments) { return run_step(stream, given_in(arguments)); });
+      step_method, self, values, count, names,
+      [](const Stream& stream, const Arguments& arguments, bool) { return fits(stream, operands_in(arguments)); },
+      [](Stream& stream, const Arguments& arguments) { return run_step(stream, operands_in(arguments)); });
 }
 
 // ---- run --------------------------------------------------------------------------------------------------------
 
 PyArrayObject* as_array(PyObject* object) { return reinterpret_cast<PyArrayObject*>(object); }
 
-// The axes of an array of a run, of which those of the values come last.
+// The axes of an array of a run. The axis of the values, if there is one, comes last.
 Size steps_of(const Stream& stream, PyObject* object) { return PyArray_DIM(as_array(object), stream.batch_first); }
 Size step_stride(const Stream& stream, PyObject* object) {
   return PyArray_STRIDE(as_array(object), stream.batch_first);
@@ -291,7 +295,8 @@ Size row_stride(const Stream& stream, PyObject* object) {
   return stream.unbatched ? 0 : PyArray_STRIDE(as_array(object), !stream.batch_first);
 }
 
-// Whether `object` is an array of this type for each step and row, with values [units], or one value where units is -1.
+// Whether `object` is an array of this type that has, for each step and row, `units` values, or one value if units is
+// -1.
 bool fits_array(const Stream& stream, PyObject* object, int type_number, Size units) {
   if (!PyArray_Check(object)) return false;
   PyArrayObject* const array = as_array(object);
@@ -302,7 +307,7 @@ bool fits_array(const Stream& stream, PyObject* object, int type_number, Size un
          (units < 0 || PyArray_DIM(array, axes) == units);
 }
 
-// Whether its values can be read or written as they are.
+// Whether the values of the array can be read or written as they are.
 bool has_plain_values(PyObject* object) {
   PyArrayObject* const array = as_array(object);
   const Size item = PyArray_ITEMSIZE(array);
@@ -313,24 +318,24 @@ bool has_plain_values(PyObject* object) {
   return true;
 }
 
-// Whether all of it can be used as it is, but for an overlap of x and out.
-bool fits_block(const Stream& stream, const Given& given) {
-  if (!given.out || !fits_array(stream, given.out, stream.type_number, stream.output) ||
-      !PyArray_ISWRITEABLE(as_array(given.out)) || !has_plain_values(given.out))
+// Whether all operands can be used as they are. Does not look whether x and out overlap.
+bool fits_block(const Stream& stream, const Operands& operands) {
+  if (!operands.out || !fits_array(stream, operands.out, stream.type_number, stream.output) ||
+      !PyArray_ISWRITEABLE(as_array(operands.out)) || !has_plain_values(operands.out))
     return false;
-  if (!fits_array(stream, given.x, stream.takes_tokens ? NPY_INT64 : stream.type_number,
+  if (!fits_array(stream, operands.x, stream.takes_tokens ? NPY_INT64 : stream.type_number,
                   stream.takes_tokens ? -1 : stream.input))
     return false;
-  const Size steps = steps_of(stream, given.x);
-  if (steps_of(stream, given.out) != steps || (!stream.takes_tokens && !has_plain_values(given.x))) return false;
-  if (!given.resets) return true;
-  return stream.takes_resets && fits_array(stream, given.resets, NPY_BOOL, -1) &&
-         steps_of(stream, given.resets) == steps;
+  const Size steps = steps_of(stream, operands.x);
+  if (steps_of(stream, operands.out) != steps || (!stream.takes_tokens && !has_plain_values(operands.x))) return false;
+  if (!operands.resets) return true;
+  return stream.takes_resets && fits_array(stream, operands.resets, NPY_BOOL, -1) &&
+         steps_of(stream, operands.resets) == steps;
 }
 
 bool is_contiguous(PyObject* object) { return PyArray_IS_C_CONTIGUOUS(as_array(object)); }
 
-// The value of step t and row b of an array of one each, which another thread may write to meanwhile.
+// The value of step t and row b. Another thread may write to the array meanwhile.
 template <class Value>
 Value value_at(const Stream& stream, PyObject* object, Size t, Size b) {
   const char* const data = PyArray_BYTES(as_array(object));
@@ -338,52 +343,52 @@ Value value_at(const Stream& stream, PyObject* object, Size t, Size b) {
                                                   b * row_stride(stream, object));
 }
 
-// Copies tokens and flags [T, B], and tells of the latter where any is set. False: a token is out of range, and there
-// is a Python exception.
-bool take_block(Stream& stream, const Given& given, Size steps, const std::uint8_t*& resets) {
+// Copies tokens and flags [T, B]; `resets` points to the flags if any is set. Returns false, with a Python exception,
+// if a token is out of range.
+bool take_block(Stream& stream, const Operands& operands, Size steps, const std::uint8_t*& resets) {
   const auto count = static_cast<std::size_t>(steps * stream.batch);
   if (stream.takes_tokens && stream.tokens.size() < count) stream.tokens.resize(count);
-  if (given.resets && stream.resets.size() < count) stream.resets.resize(count);
+  if (operands.resets && stream.resets.size() < count) stream.resets.resize(count);
   std::size_t place = 0;
-  for (Size t = 0; t < steps && (stream.takes_tokens || given.resets); ++t)
+  for (Size t = 0; t < steps && (stream.takes_tokens || operands.resets); ++t)
     for (Size b = 0; b < stream.batch; ++b, ++place) {
-      if (given.resets) {
-        stream.resets[place] = value_at<npy_bool>(stream, given.resets, t, b) != 0;
+      if (operands.resets) {
+        stream.resets[place] = value_at<npy_bool>(stream, operands.resets, t, b) != 0;
         if (stream.resets[place]) resets = stream.resets.data();
       }
       if (!stream.takes_tokens) continue;
-      stream.tokens[place] = value_at<std::int64_t>(stream, given.x, t, b);
+      stream.tokens[place] = value_at<std::int64_t>(stream, operands.x, t, b);
       if (!is_known(stream, stream.tokens[place])) return false;
     }
   return true;
 }
 
 // A new reference to `out`, or null and a Python exception.
-PyObject* run_block(Stream& stream, const Given& given) {
-  const StreamTurn turn(stream);
-  if (!turn) {
-    PyErr_SetString(PyExc_RuntimeError, turn.refused());
+PyObject* run_block(Stream& stream, const Operands& operands) {
+  const StreamUse use(stream);
+  if (!use) {
+    PyErr_SetString(PyExc_RuntimeError, use.refusal());
     return nullptr;
   }
-  const Size steps = steps_of(stream, given.x), item = PyArray_ITEMSIZE(as_array(given.out));
+  const Size steps = steps_of(stream, operands.x), item = PyArray_ITEMSIZE(as_array(operands.out));
   const bool is_done = without_exceptions([&] {
     const std::uint8_t* resets = nullptr;
-    if (!take_block(stream, given, steps, resets)) throw py::error_already_set();
+    if (!take_block(stream, operands, steps, resets)) throw py::error_already_set();
     const auto rows_of_array = [&](PyObject* object) {
       return Rows<void*>{PyArray_DATA(as_array(object)), step_stride(stream, object) / item,
                          row_stride(stream, object) / item};
     };
     NetworkInput input{{}, stream.takes_tokens ? stream.tokens.data() : nullptr};
     if (!stream.takes_tokens) {
-      const Rows<void*> rows = rows_of_array(given.x);
+      const Rows<void*> rows = rows_of_array(operands.x);
       input.rows = {rows.data, rows.step, rows.row};
     }
-    const Rows<void*> output = rows_of_array(given.out);
+    const Rows<void*> output = rows_of_array(operands.out);
     without_gil(stream.operations_of_run(steps),
                 [&](Interrupt* interrupt) { stream.run_steps(input, output, steps, resets, interrupt); });
   });
-  stream.forget_long_block();
-  return is_done ? Py_NewRef(given.out) : nullptr;
+  stream.release_long_block();
+  return is_done ? Py_NewRef(operands.out) : nullptr;
 }
 
 constexpr Method run_method{"stream",
@@ -393,40 +398,40 @@ constexpr Method run_method{"stream",
                             2,
                             1};
 
-PyObject* run(PyObject* self, PyObject* const* given, Py_ssize_t count, PyObject* names) {
+PyObject* run(PyObject* self, PyObject* const* values, Py_ssize_t count, PyObject* names) {
   return call_method<Stream>(
-      run_method, self, given, count, names,
+      run_method, self, values, count, names,
       [](const Stream& stream, const Arguments& arguments, bool at_once) {
-        const Given block = given_in(arguments);
-        // With strides, whether x and out overlap is for Python to say.
+        const Operands block = operands_in(arguments);
+        // Of arrays with other strides, Python finds out whether they overlap.
         return fits_block(stream, block) &&
                (!at_once || (is_contiguous(block.x) && is_contiguous(block.out) && !overlap(block.x, block.out)));
       },
-      [](Stream& stream, const Arguments& arguments) { return run_block(stream, given_in(arguments)); });
+      [](Stream& stream, const Arguments& arguments) { return run_block(stream, operands_in(arguments)); });
 }
 
-// ---- the rest ---------------------------------------------------------------------------------------------------
+// ---- state and window --------------------------------------------------------------------------------------------
 
-// The rows that are flagged in a bool array [] or [B].
+// Resets the rows that are flagged in a bool array [] or [B].
 void reset(Stream& stream, const py::array& rows) {
   const npy_bool* flags = flags_of(stream, rows.ptr());
   if (!flags) throw py::value_error("internal: flags of the wrong dtype or size");
   const bool all_rows = std::all_of(flags, flags + stream.batch, [](npy_bool flag) { return flag; });
-  const StreamTurn turn(stream, all_rows);
-  turn.require();
+  const StreamUse use(stream, all_rows);
+  use.require();
   stream.reset(flags);
 }
 
 void get_state(Stream& stream, const std::vector<py::array>& parts) {
-  const StreamTurn turn(stream);
-  turn.require();
+  const StreamUse use(stream);
+  use.require();
   stream.state.copy_out(parts);
 }
 
 void set_state(Stream& stream, const std::vector<py::array>& parts) {
   stream.state.check(parts);
-  const StreamTurn turn(stream, true);
-  turn.require();
+  const StreamUse use(stream, true);
+  use.require();
   stream.state.copy_in(parts);
 }
 
@@ -434,20 +439,20 @@ void require_window(const Stream& stream) {
   if (!stream.window) throw py::value_error("internal: no window");
 }
 
-// How many inputs each row has.
+// How many inputs the window has of each row.
 std::vector<Size> window_counts(Stream& stream) {
-  const StreamTurn turn(stream);
-  turn.require();
+  const StreamUse use(stream);
+  use.require();
   require_window(stream);
   std::vector<Size> counts;
   for (Size row = 0; row < stream.batch; ++row) counts.push_back(stream.window->count(row));
   return counts;
 }
 
-// inputs [n, B, I] or tokens [n, B]: of each row the last `counts`, from the front on; the others stay as they are.
+// Writes the last counts[row] inputs of each row to the beginning of inputs [n, B, I], or of tokens [n, B].
 void get_window(Stream& stream, py::array& inputs, const std::vector<Size>& counts) {
-  const StreamTurn turn(stream);
-  turn.require();
+  const StreamUse use(stream);
+  use.require();
   require_window(stream);
   const Size bytes = stream.window->input_bytes(), steps = inputs.ndim() ? inputs.shape(0) : 0;
   if (static_cast<Size>(counts.size()) != stream.batch || inputs.nbytes() != steps * stream.batch * bytes ||
@@ -463,10 +468,10 @@ void get_window(Stream& stream, py::array& inputs, const std::vector<Size>& coun
   }
 }
 
-// inputs [n, B, I] or tokens [n, B], whose last `counts` of each row are the ones.
+// Gives the window, for each row, the last counts[row] of inputs [n, B, I], or of tokens [n, B].
 void set_window(Stream& stream, const py::array& inputs, const std::vector<Size>& counts) {
-  const StreamTurn turn(stream);
-  turn.require();
+  const StreamUse use(stream);
+  use.require();
   require_window(stream);
   const Size bytes = stream.window->input_bytes() * stream.batch, steps = inputs.ndim() ? inputs.shape(0) : 0;
   if (static_cast<Size>(counts.size()) != stream.batch || inputs.nbytes() != steps * bytes ||
@@ -518,7 +523,7 @@ resets : array_like of bools or of numbers that are 0 or 1, optional
 Returns
 -------
 ndarray
-    The outputs in the order of x's axes; `out` if it was given.)"}};
+    The outputs in the order of x's axes; `out` if it was operands.)"}};
 
 }  // namespace
 
@@ -536,17 +541,17 @@ void bind_streams(py::module_& module) {
       .def(
           "_use",
           [](Stream& stream, std::shared_ptr<const HeldNetwork> network, std::shared_ptr<const HeldNetwork> head) {
-            const StreamTurn turn(stream);
-            turn.require();
+            const StreamUse use(stream);
+            use.require();
             if (!present(network)->is_like(*stream.network) || !head != !stream.head ||
                 (head && !head->is_like(*stream.head)))
               throw py::value_error("internal: a network of other sizes");
-            stream.use(std::move(network), std::move(head), stream.window ? stream.window->steps() : 0);
+            stream.take_network(std::move(network), std::move(head), stream.window ? stream.window->steps() : 0);
           },
           "network"_a, "head"_a = nullptr)
       .def_property_readonly("_backend", [](Stream& stream) {
-        const StreamTurn turn(stream);
-        turn.require();
+        const StreamUse use(stream);
+        use.require();
         return stream.network->kernels->level;
       });
   // pybind11's own methods cost four allocations and 300 ns for two arrays; a plain C method costs none and 20 ns.

@@ -1,6 +1,6 @@
-// The activations for a value type V: a register on a CPU, a scalar in a CUDA thread.
-// At most 2.5 ULP over all inputs, float and double, of softplus 3 and of gelu 8, far to the left too.
-// Infinities are limits, NaN stays NaN; results below the smallest normal number become zero. V brings V::Scalar,
+// The activations for a value type V, such as a SIMD register. Errors are at most 2.5 ULP over all inputs, float and
+// double, of softplus 3 and of gelu 8, even for inputs far below zero. Infinite inputs give the limits, NaN gives NaN;
+// results below the smallest normal number become zero. V brings V::Scalar,
 // V::broadcast, + - * /, fused, minimum, maximum, absolute, copy_sign, where_less and exponent_from_low_bits.
 #pragma once
 
@@ -46,7 +46,7 @@ struct ExponentialParts {
   V n, p;
 };
 
-// c[0] + c[1] x + c[2] x^2 + ..., even and odd powers apart: half the latency of Horner's rule.
+// c[0] + c[1] x + c[2] x^2 + ..., even and odd powers separately: half the latency of Horner's rule.
 template <int terms, class V>
 GATEWISE_INLINE V polynomial(const typename V::Scalar (&c)[terms], V x, V x2) {
   constexpr int last_even = (terms - 1) / 2 * 2, last_odd = terms / 2 * 2 - 1;
@@ -57,7 +57,7 @@ GATEWISE_INLINE V polynomial(const typename V::Scalar (&c)[terms], V x, V x2) {
 }
 
 template <class V>
-GATEWISE_INLINE ExponentialParts<V> exponential_of_rest(V n, V r) {
+GATEWISE_INLINE ExponentialParts<V> exponential_of_remainder(V n, V r) {
   const V r2 = r * r;
   return {n, fused(polynomial(Exponential<typename V::Scalar>::q, r, r2), r2, r)};
 }
@@ -68,16 +68,16 @@ GATEWISE_INLINE ExponentialParts<V> exponential_parts(V x) {
   using E = Exponential<typename V::Scalar>;
   const auto number = [](typename V::Scalar value) { return V::broadcast(value); };
   const V n = fused(x, number(E::log2_e), number(E::round)) - number(E::round);
-  return exponential_of_rest(n, fused(n, number(-E::ln2_low), fused(n, number(-E::ln2_high), x)));
+  return exponential_of_remainder(n, fused(n, number(-E::ln2_low), fused(n, number(-E::ln2_high), x)));
 }
 
-// Of high + low, which a V could not hold. `high` must be short enough that high - n ln2_high is exact.
+// The same of high + low, a sum that a V cannot hold. `high` must have so few bits that high - n ln2_high is exact.
 template <class V>
 GATEWISE_INLINE ExponentialParts<V> exponential_parts(V high, V low) {
   using E = Exponential<typename V::Scalar>;
   const auto number = [](typename V::Scalar value) { return V::broadcast(value); };
   const V n = fused(high + low, number(E::log2_e), number(E::round)) - number(E::round);
-  return exponential_of_rest(n, fused(n, number(-E::ln2_high), high) + fused(n, number(-E::ln2_low), low));
+  return exponential_of_remainder(n, fused(n, number(-E::ln2_high), high) + fused(n, number(-E::ln2_low), low));
 }
 
 // 2^n for an integer -bias <= n <= bias; 2^-bias is zero.
@@ -98,7 +98,7 @@ GATEWISE_INLINE V exp(V x) {
   return fused(first, p, first) * power_of_two(n - half);
 }
 
-// 1 / (1 + exp(-x)): right at the lower end too, where it is 1 / exp(-x).
+// 1 / (1 + exp(-x)): accurate also far below zero, where it is 1 / exp(-x).
 template <class V>
 GATEWISE_INLINE V sigmoid(V x) {
   using E = Exponential<typename V::Scalar>;
@@ -108,8 +108,8 @@ GATEWISE_INLINE V sigmoid(V x) {
   return one / fused(scale, p, scale + one);
 }
 
-// -m / (2 + m) with m = exp(-2|x|) - 1 and the sign of x: nothing cancels at either end. 2 + m is summed from the
-// parts, so that m is rounded only once on its way into the quotient.
+// -m / (2 + m) with m = exp(-2|x|) - 1 and the sign of x: nothing cancels at either end. 2 + m is summed from the parts
+// of exp, so that m is not rounded before it.
 template <class V>
 GATEWISE_INLINE V tanh(V x) {
   using E = Exponential<typename V::Scalar>;
@@ -135,20 +135,20 @@ GATEWISE_INLINE V thresholded_relu(V x, V threshold) {
   return where_less(threshold, x, x, minimum(maximum(x, zero), zero));  // zero that keeps NaN
 }
 
-// (x + 3) / 6, cut off.
+// (x + 3) / 6, bounded to [0, 1].
 template <class V>
 GATEWISE_INLINE V hard_sigmoid(V x) {
   const V six = V::broadcast(6);
   return minimum(maximum(x + V::broadcast(3), V::broadcast(0)), six) / six;
 }
 
-// alpha x + beta, cut off.
+// alpha x + beta, bounded to [0, 1].
 template <class V>
 GATEWISE_INLINE V hard_sigmoid(V x, V alpha, V beta) {
   return minimum(maximum(fused(alpha, x, beta), V::broadcast(0)), V::broadcast(1));
 }
 
-// x / (1 + |x|); at infinity its limit, where that would be none.
+// x / (1 + |x|), and its limits at infinities, for which the quotient is not a number.
 template <class V>
 GATEWISE_INLINE V softsign(V x) {
   const V magnitude = absolute(x), one = V::broadcast(1);
@@ -156,8 +156,8 @@ GATEWISE_INLINE V softsign(V x) {
   return where_less(magnitude, large, x / (one + magnitude), copy_sign(minimum(magnitude, one), x));
 }
 
-// x sigmoid(x) = x e / (1 + e) to the left, x / (1 + e) to the right, e = exp(-|x|) = 2^n (1 + p). To the left 2^n
-// comes last and in two halves, as x e is a number where e no longer is one.
+// x sigmoid(x) = x e / (1 + e) below zero, x / (1 + e) above, e = exp(-|x|) = 2^n (1 + p). Below zero, 2^n is
+// multiplied last and in two halves, since x e can be a normal number where e is too small to be one.
 template <class V>
 GATEWISE_INLINE V silu(V x) {
   using E = Exponential<typename V::Scalar>;
@@ -169,8 +169,8 @@ GATEWISE_INLINE V silu(V x) {
   return where_less(x, zero, fused(left, p, left) / below * first * second, x / below);
 }
 
-// exp(x) - 1 below zero is 2^n - 1 + 2^n p: p itself where n = 0, so that small x lose nothing. Lanes above zero may
-// come to anything, as they are not selected.
+// exp(x) - 1 below zero is 2^n - 1 + 2^n p, which is p if n = 0, so that small x lose no digits. In lanes above zero
+// the result is meaningless, but not selected.
 template <class V>
 GATEWISE_INLINE V elu(V x, V alpha) {
   const V bounded = maximum(x, V::broadcast(-Exponential<typename V::Scalar>::one_power));
@@ -179,7 +179,7 @@ GATEWISE_INLINE V elu(V x, V alpha) {
   return where_less(x, V::broadcast(0), alpha * fused(scale, p, scale - V::broadcast(1)), x);
 }
 
-// scale x to the right, scale alpha (exp(x) - 1) to the left, with the numbers of Klambauer et al. 2017.
+// scale x above zero, scale alpha (exp(x) - 1) below, with the numbers of Klambauer et al. 2017.
 template <class V>
 GATEWISE_INLINE V selu(V x) {
   const V scale = V::broadcast(typename V::Scalar(1.0507009873554805)),
@@ -205,7 +205,7 @@ struct Logarithm<double> {
                                    0x1.5c78374b548b2p-24};
 };
 
-// max(x, 0) + log(1 + e), e = exp(-|x|): to the left it is e, to the right x.
+// max(x, 0) + log(1 + e), e = exp(-|x|): nearly e far below zero, x far above.
 template <class V>
 GATEWISE_INLINE V softplus(V x) {
   using Scalar = typename V::Scalar;
@@ -216,9 +216,9 @@ GATEWISE_INLINE V softplus(V x) {
   return maximum(x, zero) + fused(polynomial(Logarithm<Scalar>::q, t2, t2 * t2), t * t2, t);
 }
 
-// The normal distribution below -t is exp(-t^2 / 2) r(t), r = above / below: polynomials in t, all terms of them
-// positive, so that nothing cancels; r(0) = 1/2 exactly. Fitted for 0 <= t <= gelu_is_zero and the least relative error
-// of r: 5.8e-9 for float, 7.5e-17 for double.
+// The normal distribution function at -t is exp(-t^2 / 2) r(t), r = above / below: polynomials in t with positive terms
+// only, so that nothing cancels; r(0) = 1/2 exactly. Fitted for 0 <= t <= gelu_is_zero and the least relative error of
+// r: 5.8e-9 for float, 7.5e-17 for double.
 template <class Scalar>
 struct NormalTail;
 
@@ -227,7 +227,7 @@ struct NormalTail<float> {
   static constexpr float above[5] = {0x1p-1f, 0x1.bdb3e8p-2f, 0x1.72a220p-3f, 0x1.4697dap-5f, 0x1.063df0p-8f};
   static constexpr float below[6] = {0x1p+0f,        0x1.ab1c22p+0f, 0x1.31711ap+0f,
                                      0x1.da9eacp-2f, 0x1.995abcp-4f, 0x1.48aab2p-7f};
-  static constexpr float gelu_is_zero = 13.28125f;  // where power_of_two, too, is zero
+  static constexpr float gelu_is_zero = 13.28125f;  // where power_of_two is zero, too
   static constexpr float split = 0x1.8p+15f;        // added and subtracted, it leaves 12 bits of t
 };
 
@@ -258,9 +258,9 @@ struct NormalTail<double> {
   static constexpr double split = 0x1.8p+32;  // leaves 26 bits
 };
 
-// x times the normal distribution below x: x exp(-t^2 / 2) r(t) to the left, x (1 - exp(-t^2 / 2) r(t)) to the right,
-// t = |x|. An error of t^2 would be that of exp, so it comes in two parts, t^2 = high^2 + (t - high) (t + high), where
-// `high` is so short that its square is exact.
+// x times the normal distribution function: x exp(-t^2 / 2) r(t) below zero, x (1 - exp(-t^2 / 2) r(t)) above, t = |x|.
+// The rounding error of t^2 would become one of exp, so t^2 has two parts, high^2 + (t - high) (t + high), where `high`
+// has so few bits that its square is exact.
 template <class V>
 GATEWISE_INLINE V gelu(V x) {
   using Scalar = typename V::Scalar;
@@ -275,8 +275,8 @@ GATEWISE_INLINE V gelu(V x) {
   return where_less(x, zero, left, right);
 }
 
-// What the cells have unless they are told otherwise.
-struct OwnFunctions {
+// The functions of cells without a formula.
+struct StandardFunctions {
   template <class V>
   GATEWISE_INLINE static V gate(V sum) {
     return sigmoid(sum);

@@ -7,7 +7,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Gru {
-  using Own = OwnFunctions;
+  using Standard = StandardFunctions;
   static constexpr bool trains = true;          // it has a backward
   static constexpr bool resets_before = false;  // r * h goes into the last gate's product
   static constexpr int gates = 3;               // r z n
@@ -22,7 +22,10 @@ struct Gru {
   template <class V, class Functions>
   GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[Gru::kept]) {
     const V r = f.gate(sum[1]), z = f.gate(sum[2]), n = f.candidate(fused(r, sum[3], sum[0]));
-    kept[0] = n, kept[1] = r, kept[2] = z, kept[3] = sum[3];
+    kept[0] = n;
+    kept[1] = r;
+    kept[2] = z;
+    kept[3] = sum[3];
   }
 
   template <class V>
@@ -49,9 +52,9 @@ struct Gru {
   }
 };
 
-// Inference only. The hidden product of n is one with r * h, and so waits for r of all units.
+// Inference only. The hidden product of n is with r * h, and so has to wait for r of all units.
 struct GruResetBefore {
-  using Own = OwnFunctions;
+  using Standard = StandardFunctions;
   static constexpr bool trains = false;
   static constexpr bool resets_before = true;
   static constexpr int gates = 3;  // r z n
@@ -71,7 +74,8 @@ struct GruResetBefore {
 
   template <class V, class Functions>
   GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[GruResetBefore::kept]) {
-    kept[0] = f.candidate(sum[2]), kept[1] = f.gate(sum[1]);
+    kept[0] = f.candidate(sum[2]);
+    kept[1] = f.gate(sum[1]);
   }
 
   template <class V>

@@ -1,7 +1,7 @@
 // Long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000), as torch.nn.LSTM.
 //
-// A cell is its numbers, the order of its gates in a panel, and two functions of one element V; see
-// CONTRIBUTING.md for what each means. No loops, no memory.
+// A cell is its numbers, the order of its gates in a panel, and functions of one element V; CONTRIBUTING.md says what
+// each means. No loops, no memory.
 #pragma once
 
 #include "activation.hpp"
@@ -9,27 +9,31 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 struct Lstm {
-  using Own = OwnFunctions;                      // those of the equations; others take their place for inference
+  using Standard = StandardFunctions;            // those of the equations; a formula has others, for inference only
   static constexpr bool trains = true;           // it has a backward
   static constexpr bool resets_before = false;   // r * h goes into the last gate's product
   static constexpr int gates = 4;                // i f g o
   static constexpr int sums = 4;                 // their sums before the activation, input and hidden products together
   static constexpr int kept = 4;                 // i f g o after it
-  static constexpr bool carried = true;          // c goes from step to step beside h
-  static constexpr bool carries_hidden = false;  // and is not h itself
+  static constexpr bool carried = true;          // a state other than the h of products goes from step to step
+  static constexpr bool carries_hidden = false;  // h itself goes from step to step
   static constexpr int first_input_sum = 0, first_hidden_sum = 0;
   static constexpr int input_gate(int slot) { return slot; }
   static constexpr int hidden_gate(int slot) { return slot; }
 
   template <class V, class Functions>
   GATEWISE_INLINE static void forward(const Functions& f, const V (&sum)[sums], V (&kept)[Lstm::kept]) {
-    kept[0] = f.gate(sum[0]), kept[1] = f.gate(sum[1]), kept[2] = f.candidate(sum[2]), kept[3] = f.gate(sum[3]);
+    kept[0] = f.gate(sum[0]);
+    kept[1] = f.gate(sum[1]);
+    kept[2] = f.candidate(sum[2]);
+    kept[3] = f.gate(sum[3]);
   }
 
-  // Peepholes (Gers and Schmidhuber 2000): i and f see c before the step, o after it. peephole: of i f o.
+  // Peepholes (Gers and Schmidhuber 2000): i and f see c before the step, o sees c after it. peephole: of i f o.
   template <class V>
   GATEWISE_INLINE static void peep_before(const V (&peephole)[3], V before, V (&sum)[sums]) {
-    sum[0] = fused(peephole[0], before, sum[0]), sum[1] = fused(peephole[1], before, sum[1]);
+    sum[0] = fused(peephole[0], before, sum[0]);
+    sum[1] = fused(peephole[1], before, sum[1]);
   }
   template <class V, class Functions>
   GATEWISE_INLINE static void peep_after(const Functions& f, const V (&peephole)[3], V after, const V (&sum)[sums],

@@ -31,7 +31,7 @@ struct RnnShape {
 };
 
 struct RnnTanh : RnnShape {
-  using Own = OwnFunctions;
+  using Standard = StandardFunctions;
 
   template <class V>
   GATEWISE_INLINE static void backward(const V (&kept)[RnnShape::kept], V, V, V grad_hidden, V, V (&grad_sum)[sums],
@@ -41,7 +41,7 @@ struct RnnTanh : RnnShape {
 };
 
 struct RnnRelu : RnnShape {
-  struct Own {
+  struct Standard {
     template <class V>
     GATEWISE_INLINE static V candidate(V sum) {
       return relu(sum);

@@ -1,4 +1,4 @@
-// How many forks there were between the process that loaded this library and the present one.
+// Counts the forks between the process that loaded this library and the present one.
 #pragma once
 
 #include <atomic>

@@ -17,8 +17,8 @@ namespace gatewise {
 namespace {
 
 constexpr std::size_t alignment = 64;
-constexpr std::size_t least_kept = std::size_t(1) << 20;   // smaller ones the C library recycles itself
-constexpr std::size_t most_kept = std::size_t(256) << 20;  // in all
+constexpr std::size_t min_recycled = std::size_t(1) << 20;  // the C library recycles smaller blocks itself
+constexpr std::size_t max_stored = std::size_t(256) << 20;  // bytes of all stored blocks
 constexpr int places = 16;
 
 struct Block {
@@ -26,15 +26,15 @@ struct Block {
   std::size_t bytes = 0;
 };
 
-// Nobody waits here: who finds the store in use, by another thread or by one that a fork left behind, goes to the
-// system instead. Never destroyed, since arrays may outlive the module.
+// Freed blocks for later calls. Never blocks: if the lock is held, by another thread or by one that did not survive a
+// fork, memory comes from the system instead. Never destroyed, since arrays may outlive the module.
 struct Store {
   std::mutex mutex;
   Block blocks[places];
   std::size_t bytes = 0;
-  int next = 0;  // the place that gives way next
+  int next = 0;  // the place whose block is dropped next
 
-  // An empty place; where there is none, the next one gives way.
+  // An empty place; if there is none, the next block is dropped.
   Block& free_place() {
     for (Block& place : blocks)
       if (!place.data) return place;
@@ -50,12 +50,12 @@ struct Store {
   }
 };
 Store& store() {
-  static Store* const only = new Store;
-  return *only;
+  static Store* const instance = new Store;
+  return *instance;
 }
 
-// Sizes are rounded up to one of eight steps between powers of two, so that a slightly different call fits as well. Not
-// for AddressSanitizer, which is to know where each block ends.
+// Sizes are rounded up to one of eight steps between powers of two, so that the block of a slightly different call fits
+// as well. With AddressSanitizer they are not rounded: it must know where each block ends.
 std::size_t rounded(std::size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
   return bytes;
@@ -65,13 +65,13 @@ std::size_t rounded(std::size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-// Unlike std::aligned_alloc, for sizes that are not rounded as well. Null: there is none.
+// Unlike std::aligned_alloc, posix_memalign takes sizes of any alignment. Null if there is no memory.
 void* allocate(std::size_t bytes) {
   void* data = nullptr;
   return posix_memalign(&data, alignment, bytes) == 0 ? data : nullptr;
 }
 
-// Tells AddressSanitizer whether a block may be touched: not while it waits here.
+// Tell AddressSanitizer whether a block may be touched: not while it is stored.
 void forbid([[maybe_unused]] const Block& block) {
 #if defined(__SANITIZE_ADDRESS__)
   ASAN_POISON_MEMORY_REGION(block.data, block.bytes);
@@ -95,11 +95,11 @@ Block take(std::size_t bytes) {
   return {};
 }
 
-// Blocks give way one after the other, so that the store follows when sizes change.
+// Blocks are dropped in turn, so that the store adapts when sizes change.
 void give_back(Block block) {
   const std::unique_lock lock(store().mutex, std::try_to_lock);
-  if (!lock.owns_lock() || block.bytes > most_kept) return std::free(block.data);
-  while (store().bytes + block.bytes > most_kept) store().drop_next();
+  if (!lock.owns_lock() || block.bytes > max_stored) return std::free(block.data);
+  while (store().bytes + block.bytes > max_stored) store().drop_next();
   forbid(block);
   store().free_place() = block;
   store().bytes += block.bytes;
@@ -108,17 +108,17 @@ void give_back(Block block) {
 }  // namespace
 
 std::size_t release_memory() {
-  constexpr int most_attempts = 1000;  // a store that a fork left behind in use stays so
+  constexpr int max_attempts = 1000;  // a store that a fork left locked stays so
   std::unique_lock lock(store().mutex, std::defer_lock);
   for (int attempt = 0; !lock.try_lock(); ++attempt) {
-    if (attempt == most_attempts) return 0;
+    if (attempt == max_attempts) return 0;
     std::this_thread::yield();
   }
   const std::size_t released = store().bytes;
   for (int place = 0; place < places; ++place) store().drop_next();
   lock.unlock();
 #if defined(__GLIBC__)
-  malloc_trim(0);  // blocks of up to 32 MB come from the heap, once the C library has seen one of that size freed
+  malloc_trim(0);  // blocks of up to 32 MB come from the heap once the C library has seen one of that size freed
 #endif
   return released;
 }
@@ -126,14 +126,14 @@ std::size_t release_memory() {
 Buffer::Buffer(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   bytes_ = rounded(bytes + 1);  // never empty, so that data is never null
-  if (bytes_ >= least_kept) data_ = take(bytes_).data;
+  if (bytes_ >= min_recycled) data_ = take(bytes_).data;
   if (!data_) data_ = allocate(bytes_);
   if (!data_ && release_memory() > 0) data_ = allocate(bytes_);
   if (!data_) throw std::bad_alloc();
 }
 
 Buffer::~Buffer() {
-  if (bytes_ >= least_kept)
+  if (bytes_ >= min_recycled)
     give_back({data_, bytes_});
   else
     std::free(data_);

@@ -1,5 +1,5 @@
-// Memory for the core: aligned to cache lines, and large blocks used again. A fresh block of 80 MB costs 29 ms of
-// page faults, more than some of the calls that ask for one.
+// Memory for the core, aligned to cache lines. Large blocks are recycled: a fresh block of 80 MB costs 29 ms of page
+// faults, more than some of the calls that ask for one.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
-// Returns the blocks that are held for later calls to the system; how many bytes they were.
+// Gives the blocks that are kept for later calls back to the system. Returns how many bytes they had.
 std::size_t release_memory();
 
 }  // namespace gatewise

@@ -14,10 +14,10 @@
 namespace gatewise {
 namespace {
 
-// Rows of a convolution that are brought together at a time: enough for its product, few enough for the second cache.
+// Rows of a convolution that are gathered at a time: enough for its product, few enough for the second cache.
 constexpr Size convolution_rows = 256;
 
-// Before any step there can be.
+// Earlier than any step.
 constexpr Size never = -(Size(1) << 62);
 
 template <class Pointer>
@@ -30,14 +30,14 @@ auto row_of(Rows<Pointer> rows, Size time, Size row, Size item) {
   return bytes_of(rows.data, (time * rows.step + row * rows.row) * item);
 }
 
-// What is more than any machine has, and well below where sizes would wrap around.
-constexpr double most_elements = 1ll << 46;
+// More than any machine has, and well below where sizes overflow.
+constexpr double max_elements = 1ll << 46;
 
 void require_possible(const Node& node, Size steps, Size batch) {
   const Size width = std::max({node.input, node.taps * (node.kind == Node::Kind::lookup ? 0 : node.input), node.output,
                                node.kind == Node::Kind::recurrent ? 16 * node.stack.layer->hidden : 0});
   const double rows = static_cast<double>(std::max<Size>(steps, 1)) * static_cast<double>(std::max<Size>(batch, 1));
-  if (rows * static_cast<double>(width) > most_elements) throw std::bad_alloc();
+  if (rows * static_cast<double>(width) > max_elements) throw std::bad_alloc();
 }
 
 Size operations_of(const Node& node, Size rows) {
@@ -46,7 +46,7 @@ Size operations_of(const Node& node, Size rows) {
       return operations_of(node.stack, rows);
     case Node::Kind::rows:
     case Node::Kind::convolution:
-      // An activation takes as long as eight multiply-adds or so.
+      // An activation takes about as long as eight multiply-adds.
       return rows * node.output * (8 + (node.function.operation == Operation::dense ? node.function.input : 0));
     case Node::Kind::mask:
     case Node::Kind::lookup:
@@ -72,7 +72,7 @@ Size operations_of(const Stack& stack, Size batch) {
 int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batch) {
   const Size sequences = stack.layers * stack.directions, hidden = stack.layer->hidden;
   return threads_for(operations_of(stack, batch) / sequences, steps * sequences,
-                     std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / rows_alone(hidden)));
+                     std::max((hidden + kernels.lanes - 1) / kernels.lanes, batch / min_rows_per_group(hidden)));
 }
 
 bool Network::masks_or_reverses() const {
@@ -87,7 +87,7 @@ std::vector<StatePart> Network::parts() const {
       const Layer& layer = *node.stack.layer;
       const Size sequences = node.stack.layers * node.stack.directions;
       parts.push_back({sequences, output_of(layer)});
-      if (layer.cell == Cell::lstm) parts.push_back({sequences, layer.hidden});
+      if (has_cell_state(layer.cell)) parts.push_back({sequences, layer.hidden});
     }
     if (node.kind == Node::Kind::convolution && node.is_causal()) parts.push_back({node.left, node.input});
   }
@@ -100,11 +100,11 @@ Size Network::operations(Size rows) const {
   return operations;
 }
 
-void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
+void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int max_threads,
                   const void* const* looked_up) {
   kernels_ = network.kernels;
   item_ = network.item();
-  most_steps_ = steps_ = steps;
+  max_steps_ = steps_ = steps;
   batch_ = batch;
   given_schedule_ = schedule_ = schedule;
   ends_with_time_ = true;
@@ -112,8 +112,8 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
   mask_ = network.masks() ? &network.nodes.front() : nullptr;
   if (mask_) {
     require_possible(*mask_, steps, batch);
-    rows_.resize(steps, batch);
-    ends_.resize(static_cast<std::size_t>(batch));
+    schedule_memory_.resize(steps, batch);
+    kept_lengths_.resize(static_cast<std::size_t>(batch));
   }
   const void* const* const sums = looked_up ? looked_up : network.sums[0] ? network.sums : nullptr;
   looks_up_ = sums != nullptr;
@@ -137,20 +137,20 @@ void Run::lay_out(const Network& network, Size steps, Size batch, const Schedule
       call.batch = batch;
       call.schedule = schedule;
       call.threads = threads_of(*kernels_, node.stack, steps, batch);
-      if (most_threads) call.threads = std::min(call.threads, most_threads);
+      if (max_threads) call.threads = std::min(call.threads, max_threads);
       piece.scratch = kernels_->forward_scratch(call) * item_;
-      if (mask_) {  // as many bytes as either way needs
+      if (mask_) {  // enough for both: rows of one length, and of different lengths
         Forward uneven = call;
-        uneven.schedule = rows_.any();
+        uneven.schedule = schedule_memory_.unfilled();
         piece.scratch = std::max(piece.scratch, kernels_->forward_scratch(uneven) * item_);
       }
       if (looks_up_ && pieces_.empty()) call.lookup = {nullptr, {sums[0], sums[1]}};
-      part += node.stack.layer->cell == Cell::lstm ? 2 : 1;
+      part += has_cell_state(node.stack.layer->cell) ? 2 : 1;
     } else if (node.kind == Node::Kind::rows || node.kind == Node::Kind::convolution) {
       const bool gathers = node.kind == Node::Kind::convolution;
       piece.block = gathers ? std::min(rows, std::max(batch, convolution_rows)) : rows;
       piece.threads = threads_for(operations_of(node, piece.block), 1, piece.block);
-      if (most_threads) piece.threads = std::min(piece.threads, most_threads);
+      if (max_threads) piece.threads = std::min(piece.threads, max_threads);
       piece.scratch = kernels_->rows_scratch(node.function, piece.block, piece.threads) * item_;
       if (gathers) {
         gathered_ = std::max(gathered_, piece.block * node.taps * node.input * item_);
@@ -195,7 +195,7 @@ void Run::place(void* memory, const void* const* before, void* const* after) {
   for (Piece& piece : pieces_) {
     if (piece.node->kind == Node::Kind::recurrent) {
       Forward& call = piece.forward;
-      const bool has_cell = call.stack.layer->cell == Cell::lstm;
+      const bool has_cell = has_cell_state(call.stack.layer->cell);
       call.hidden_before = before ? before[piece.part] : nullptr;
       call.hidden_after = after[piece.part];
       call.cell_before = has_cell && before ? before[piece.part + 1] : nullptr;
@@ -213,19 +213,19 @@ Status Run::operator()(const NetworkInput& input, Rows<void*> output, Interrupt*
   return mask_ ? run_masked(input, output) : run(input, output);
 }
 
-// Steps that are left out are left out of the sequence: what is behind them moves up.
+// Masked steps are taken out of the sequence, and later ones move up.
 Status Run::run_masked(const NetworkInput& input, Rows<void*> output) {
-  use(given_schedule_, most_steps_);
+  use(given_schedule_, max_steps_);
   const bool has_masked = find_masked(input);
   if (is_asked(interrupt_)) return Status::interrupted;
   if (!has_masked) return run(input, output);
   const NetworkInput kept = without_masked(input);
   if (is_asked(interrupt_)) return Status::interrupted;
-  const Size steps = batch_ ? *std::max_element(ends_.begin(), ends_.end()) : 0;
-  use(rows_.make(ends_.data(), steps), steps);
+  const Size steps = batch_ ? *std::max_element(kept_lengths_.begin(), kept_lengths_.end()) : 0;
+  use(schedule_memory_.make(kept_lengths_.data(), steps), steps);
   const Size units = pieces_.back().node->output;
   const Status status = run(kept, ends_with_time_ ? Rows<void*>{kept_output_, batch_ * units, units} : output);
-  use(given_schedule_, most_steps_);
+  use(given_schedule_, max_steps_);
   if (ends_with_time_)
     put_back(output);
   else if (ends_in_time_)
@@ -245,7 +245,7 @@ void Run::use(const Schedule& schedule, Size steps) {
   }
 }
 
-// Whether there are any.
+// Flags the steps that are not masked. Returns whether any step is masked.
 bool Run::find_masked(const NetworkInput& input) {
   const auto is_masked = [&](Size t, Size b) {
     if (input.tokens) return static_cast<double>(input.tokens[t * batch_ + b]) == mask_->masked;
@@ -271,18 +271,18 @@ bool Run::find_masked(const NetworkInput& input) {
   return found;
 }
 
-// Behind the end of a row there are zeros, which are tokens, too.
+// After the end of a row there are zeros, which are valid tokens, too.
 NetworkInput Run::without_masked(const NetworkInput& input) {
   const Size bytes = input.tokens ? static_cast<Size>(sizeof(std::int64_t)) : mask_->input * item_;
   std::memset(kept_input_, 0, static_cast<std::size_t>(steps_ * batch_ * bytes));
-  std::fill(ends_.begin(), ends_.end(), 0);
+  std::fill(kept_lengths_.begin(), kept_lengths_.end(), 0);
   for (Size t = 0; t < steps_; ++t) {
     if (is_asked_at(t, bytes)) break;
     for (Size b = 0; b < batch_; ++b) {
       if (!kept_[t * batch_ + b]) continue;
       const void* from =
           input.tokens ? bytes_of<const void>(input.tokens, (t * batch_ + b) * bytes) : row_of(input.rows, t, b, item_);
-      Size& count = ends_[static_cast<std::size_t>(b)];
+      Size& count = kept_lengths_[static_cast<std::size_t>(b)];
       std::memcpy(kept_input_ + (count++ * batch_ + b) * bytes, from, static_cast<std::size_t>(bytes));
     }
   }
@@ -290,7 +290,7 @@ NetworkInput Run::without_masked(const NetworkInput& input) {
   return {{kept_input_, batch_ * mask_->input, mask_->input}, nullptr};
 }
 
-// The outputs of the steps that were kept, each at its time.
+// Copies the outputs of the steps that are not masked to their times.
 void Run::put_back(Rows<void*> output) const {
   const Size bytes = pieces_.back().node->output * item_;
   for (Size b = 0; b < batch_; ++b) {
@@ -321,12 +321,12 @@ Status Run::run(const NetworkInput& input, Rows<void*> output) {
         i + 1 == pieces_.size() ? output : Rows<void*>{buffers_[i % 2], batch_ * node.output, node.output};
     switch (node.kind) {
       case Node::Kind::mask:
-        break;  // done before
+        break;  // done by run_masked
       case Node::Kind::recurrent:
         piece.forward.input = from;
         piece.forward.output = to;
         piece.forward.interrupt = interrupt_;
-        if (looks_up_ && i == 0) piece.forward.lookup.place = input.tokens;
+        if (looks_up_ && i == 0) piece.forward.lookup.rows = input.tokens;
         kernels_->forward(piece.forward);
         break;
       case Node::Kind::lookup:
@@ -348,11 +348,11 @@ Status Run::run(const NetworkInput& input, Rows<void*> output) {
     if (look_whether_asked(interrupt_)) return Status::interrupted;
     from = {to.data, to.step, to.row};
   }
-  if (ends_with_time_ && schedule_.ends) clear_behind_ends(pieces_.back().node->output, output);
+  if (ends_with_time_ && schedule_.row_lengths) clear_after_ends(pieces_.back().node->output, output);
   return Status::complete;
 }
 
-// Some steps at a time, so that a long call can be interrupted in between.
+// Applies a function to some steps at a time, so that a long call can be interrupted in between.
 void Run::apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const {
   constexpr Size operations_at_a_time = 16 * look_operations;
   const Size most = std::max<Size>(1, operations_at_a_time / std::max<Size>(1, operations_of(*piece.node, batch)));
@@ -372,7 +372,7 @@ void Run::look_up(const Node& node, const std::int64_t* tokens, Rows<void*> to) 
                   static_cast<std::size_t>(bytes));
 }
 
-// Whether the call is to end, in a walk over time that copies rows of so many bytes. Looks every 16 MB or so.
+// Whether the call is to end, asked in a loop over time that copies rows of this many bytes. Looks after about 16 MB.
 bool Run::is_asked_at(Size time, Size row_bytes) const {
   constexpr Size bytes_between_looks = Size(1) << 24;
   if (!interrupt_) return false;
@@ -385,7 +385,7 @@ void Run::find_restarts() {
     restarts_[i] = schedule_.resets[i] ? i / batch_ : i < batch_ ? never : restarts_[i - batch_];
 }
 
-// What a convolution has of a row at a time, which may lie before this call.
+// The input of a convolution of a row at a time, which may lie before this call.
 const char* Run::row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const {
   const Node& node = *piece.node;
   if (at >= 0) return row_of(from, at, row, item_);
@@ -414,11 +414,11 @@ void Run::convolve(const Piece& piece, Rows<const void*> from, Rows<void*> to) {
   if (node.is_causal()) keep_history(piece, from);
 }
 
-// The last rows that the next ones will read. Where they came before this call they move up, from the first on.
+// Keeps the last inputs, which the next steps will read. Those from before this call move up, the first one first.
 void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
   const Node& node = *piece.node;
   const Size bytes = node.input * item_;
-  if (!schedule_.ends && !schedule_.resets && piece.before && steps_ < node.left) {  // all rows at once
+  if (!schedule_.row_lengths && !schedule_.resets && piece.before && steps_ < node.left) {  // all rows at once
     const Size stay = (node.left - steps_) * batch_ * bytes;
     std::memmove(piece.after, bytes_of(piece.before, steps_ * batch_ * bytes), static_cast<std::size_t>(stay));
     for (Size t = 0; t < steps_; ++t)
@@ -428,10 +428,10 @@ void Run::keep_history(const Piece& piece, Rows<const void*> from) const {
     return;
   }
   for (Size row = 0; row < batch_; ++row) {
-    const Size ends = end(row);
+    const Size length = end(row);
     for (Size i = 0; i < node.left; ++i) {
-      const Size at = ends - node.left + i;
-      const bool is_seen = ends == 0 || !separated(at, ends - 1, row);
+      const Size at = length - node.left + i;
+      const bool is_seen = length == 0 || !separated(at, length - 1, row);
       std::memmove(bytes_of(piece.after, (i * batch_ + row) * bytes),
                    is_seen ? row_at(piece, from, at, row) : zero_row_, static_cast<std::size_t>(bytes));
     }
@@ -443,23 +443,23 @@ void Run::reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) co
   for (Size t = 0; t < steps_ && !is_asked_at(t, piece.node->input * item_); ++t)
     for (Size row = 0; row < batch_; ++row)
       if (t < end(row)) std::memcpy(row_of(to, t, row, item_), row_of(from, end(row) - 1 - t, row, item_), bytes);
-  if (schedule_.ends) clear_behind_ends(piece.node->input, to);
+  if (schedule_.row_lengths) clear_after_ends(piece.node->input, to);
 }
 
 void Run::take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const {
   const Node& node = *piece.node;
   const Size half = node.both_ends ? node.input / 2 * item_ : 0, rest = node.input * item_ - half;
   for (Size row = 0; row < batch_; ++row) {
-    const Size ends = end(row);
-    const char* last = ends > 0 ? row_of(from, ends - 1, row, item_) : zero_row_;
-    const char* first = ends > 0 ? row_of(from, 0, row, item_) : zero_row_;
+    const Size length = end(row);
+    const char* last = length > 0 ? row_of(from, length - 1, row, item_) : zero_row_;
+    const char* first = length > 0 ? row_of(from, 0, row, item_) : zero_row_;
     char* out = row_of(to, 0, row, item_);
     std::memcpy(out, last, static_cast<std::size_t>(rest));
     std::memcpy(out + rest, first + rest, static_cast<std::size_t>(half));
   }
 }
 
-void Run::clear_behind_ends(Size units, Rows<void*> rows) const {
+void Run::clear_after_ends(Size units, Rows<void*> rows) const {
   for (Size row = 0; row < batch_; ++row)
     for (Size t = end(row); t < steps_; ++t)
       std::memset(row_of(rows, t, row, item_), 0, static_cast<std::size_t>(units * item_));

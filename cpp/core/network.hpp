@@ -1,5 +1,5 @@
-// Whole networks: recurrent layers and what stands around them, one after the other, over the table of one backend.
-// Knows neither Eigen nor Python, and allocates nothing once it is laid out.
+// Whole networks: recurrent layers and the nodes around them, one after the other, over the table of one backend. Knows
+// neither Eigen nor Python, and allocates nothing once a run is laid out.
 #pragma once
 
 #include <vector>
@@ -10,24 +10,24 @@ namespace gatewise {
 
 struct Node {
   enum class Kind {
-    mask,  // only as the first: steps whose input is one value everywhere are left out, and their output is zero
+    mask,  // first node only: steps whose input is one value everywhere are left out, and their output is zero
     lookup,
     recurrent,
     rows,
     convolution,
-    reverse,  // of each row the last step first; not with resets
+    reverse,  // the last step of each row comes first; not with resets
     last,
   };
 
   Kind kind;
-  Size input, output;           // units of a row before and behind it; lookup: rows of its table, units
+  Size input, output;           // units of a row before and after the node; lookup: rows of its table, units
   double masked{};              // mask: the value, or the token
   Stack stack{};                // recurrent
   RowFunction function{};       // rows; convolution: of its taps one after the other
-  Size taps = 1, dilation = 1;  // convolution: the row of time t is made of those of t - left, t - left + dilation ...
+  Size taps = 1, dilation = 1;  // convolution: reads the times t - left, t - left + dilation, ...
   Size left = 0;
-  bool in_time = false;    // last: that of a window, whose output is zero where this very step is masked
-  bool both_ends = false;  // last: the second half of a row is the reverse direction's, whose last step is the first
+  bool in_time = false;         // last, in a window: output zero if the current step is masked
+  bool both_ends = false;       // last: the second half of a row is of the reverse direction, whose last step is time 0
   const void* table = nullptr;  // lookup: [input, output]
 
   bool is_causal() const { return left == (taps - 1) * dilation; }
@@ -41,8 +41,8 @@ struct StatePart {
 struct Network {
   const Kernels* kernels;
   std::vector<Node> nodes;
-  // Where the first node that is no mask looks up what the second one, which is recurrent, multiplies: the products
-  // themselves.
+  // Embedding directly before a recurrent layer: the layer's input products for every token, a table for each
+  // direction. A step looks these up instead of multiplying.
   const void* sums[2] = {};
 
   Size item() const { return kernels->item_bytes; }
@@ -53,30 +53,30 @@ struct Network {
   Size input() const { return nodes.front().input; }
   Size output() const { return nodes.back().output; }
   std::vector<StatePart> parts() const;
-  Size operations(Size rows) const;  // multiply-adds, or what takes as long, of one step
+  Size operations(Size rows) const;  // multiply-adds of one step, or other work that takes as long
 };
 
 Size operations_of(const Stack& stack, Size batch);  // a step
 int threads_of(const Kernels& kernels, const Stack& stack, Size steps, Size batch);
 
-// What a run reads: rows, or for each row and step a token.
+// What a run reads: rows, or a token for each row and step.
 struct NetworkInput {
   Rows<const void*> rows;      // [T, B, I]
-  const std::int64_t* tokens;  // [T, B]; of a network that takes them, or in the place of the first layer's input
+  const std::int64_t* tokens;  // [T, B]; for a network that takes them, or in place of the first layer's input
 };
 
 // A network laid out for some steps of some rows.
 class Run {
  public:
-  // most_threads 0: as many as it deserves. `looked_up`: the first node is recurrent, and the sums that its input feeds
-  // are looked up there.
-  void lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int most_threads,
+  // max_threads 0: as many as pay. looked_up: tables of the first node, which is recurrent, from which its input
+  // products are looked up.
+  void lay_out(const Network& network, Size steps, Size batch, const Schedule& schedule, int max_threads,
                const void* const* looked_up = nullptr);
   Size bytes() const { return bytes_; }
-  // Memory of `bytes()`, aligned to 64, and each part of the state before and after, which may be one; null, as a whole
-  // or a part, for zero before.
+  // Gives the run memory of `bytes()`, aligned to 64, and the parts of the state before and after, which may be the
+  // same. before: null for a state of zero; null in it for a part of zero.
   void place(void* memory, const void* const* before, void* const* after);
-  // Interrupted, the state after is undefined, too.
+  // If interrupted, output and state after are undefined.
   Status operator()(const NetworkInput& input, Rows<void*> output, Interrupt* interrupt);
 
  private:
@@ -86,10 +86,10 @@ class Run {
     int threads;
     Forward forward;     // recurrent
     Size scratch;        // bytes
-    Size block;          // convolution: rows that are brought together at a time
+    Size block;          // convolution: rows that are gathered at a time
     const void* before;  // convolution: what came before, [left, B, I]; null: zero
     void* after;
-    int part;  // of the state, its first
+    int part;  // the first of its parts of the state
   };
 
   Status run(const NetworkInput& input, Rows<void*> output);
@@ -104,14 +104,14 @@ class Run {
   void keep_history(const Piece& piece, Rows<const void*> from) const;
   void reverse(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
   void take_last(const Piece& piece, Rows<const void*> from, Rows<void*> to) const;
-  void clear_behind_ends(Size units, Rows<void*> rows) const;
+  void clear_after_ends(Size units, Rows<void*> rows) const;
   void apply(const Piece& piece, Size steps, Size batch, Rows<const void*> from, Rows<void*> to) const;
   const char* row_at(const Piece& piece, Rows<const void*> from, Size at, Size row) const;
   void find_restarts();
   bool is_asked_at(Size time, Size row_bytes) const;
-  // Whether the state of a row starts anew between two times, the first of which may be before all of them.
+  // Whether the state of a row starts anew between two times. `from` may lie before this call.
   bool separated(Size from, Size to, Size row) const { return restarts_ && restarts_[to * batch_ + row] > from; }
-  Size end(Size row) const { return schedule_.ends ? schedule_.ends[row] : steps_; }
+  Size end(Size row) const { return schedule_.row_lengths ? schedule_.row_lengths[row] : steps_; }
 
   const Kernels* kernels_ = nullptr;
   std::vector<Piece> pieces_;
@@ -120,16 +120,16 @@ class Run {
   Schedule schedule_{};
   Interrupt* interrupt_ = nullptr;
   bool looks_up_ = false, ends_with_time_ = true;
-  Size* restarts_ = nullptr;  // [T, B] the last time up to here at which the state starts anew; null: never
+  Size* restarts_ = nullptr;  // [T, B] the last time so far at which the state starts anew; null: never
   const Node* mask_ = nullptr;
   bool ends_in_time_ = false;
-  Schedule given_schedule_{};  // the caller's
-  Size most_steps_ = 0;        // as many as it was laid out for
-  RowSchedule rows_;           // those that are not masked
-  std::vector<Size> ends_;     // [B] how many they are
+  Schedule given_schedule_{};       // of the caller
+  Size max_steps_ = 0;              // for which it was laid out
+  ScheduleMemory schedule_memory_;  // of the steps that are not masked
+  std::vector<Size> kept_lengths_;  // [B] how many steps of each row are not masked
   Size kept_bytes_ = 0, kept_input_bytes_ = 0, kept_output_bytes_ = 0;
   std::uint8_t* kept_ = nullptr;                         // [T, B] 1: not masked
-  char *kept_input_ = nullptr, *kept_output_ = nullptr;  // [T, B, .] one behind the other
+  char *kept_input_ = nullptr, *kept_output_ = nullptr;  // [T, B, .] without gaps
   char *buffers_[2] = {}, *scratch_ = nullptr, *gathered_rows_ = nullptr, *zero_row_ = nullptr;
 };
 

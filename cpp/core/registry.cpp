@@ -32,13 +32,13 @@ bool runs_here(const std::string& name) {
 }
 
 std::vector<Backend> find_backends() {
-  std::vector<Backend> found;
+  std::vector<Backend> runnable;
 #define GATEWISE_LEVEL(LEVEL)                    \
   if (runs_here(LEVEL##_float32::kernels.level)) \
-    found.push_back({LEVEL##_float32::kernels.level, &LEVEL##_float32::kernels, &LEVEL##_float64::kernels});
+    runnable.push_back({LEVEL##_float32::kernels.level, &LEVEL##_float32::kernels, &LEVEL##_float64::kernels});
   GATEWISE_LEVELS
 #undef GATEWISE_LEVEL
-  return found;
+  return runnable;
 }
 
 std::atomic<const Backend*> active{nullptr};
@@ -46,8 +46,8 @@ std::atomic<const Backend*> active{nullptr};
 }  // namespace
 
 const std::vector<Backend>& backends() {
-  static const std::vector<Backend> found = find_backends();
-  return found;
+  static const std::vector<Backend> runnable = find_backends();
+  return runnable;
 }
 
 const Backend& active_backend() {

@@ -1,5 +1,5 @@
-// Which backends were built, which this machine can run, and which one is in use: the only global state of the library
-// beside the number of threads, and the only code that asks the CPU what it is.
+// Which backends were built, which ones this machine can run, and which one is active: with the number of threads the
+// only global state of the library, and the only code that asks the CPU what it is.
 #pragma once
 
 #include <string>
@@ -15,7 +15,7 @@ struct Backend {
   const Kernels* float64;
 };
 
-// Those that this machine can run, best last.
+// The backends that this machine can run, the best one last.
 const std::vector<Backend>& backends();
 
 const Backend& active_backend();

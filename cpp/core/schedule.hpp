@@ -1,4 +1,4 @@
-// Which rows of a batch take which steps, for rows of different lengths.
+// Makes schedules of rows of different lengths.
 #pragma once
 
 #include <vector>
@@ -8,17 +8,17 @@
 namespace gatewise {
 
 // Owns what a Schedule points to.
-class RowSchedule {
+class ScheduleMemory {
  public:
-  // Room for so many steps at most. Allocates only where there was never so much.
+  // Makes room for at most this many steps. Allocates only where there was never that much room.
   void resize(Size steps, Size batch);
-  // ends [B]: the number of steps of each row, the largest of them `steps`. Allocates nothing.
-  Schedule make(const Size* ends, Size steps);
-  // One of these sizes, whose memory may be asked for but not read.
-  Schedule any() const;
+  // lengths: [B] number of steps of each row, `steps` is the largest. Allocates nothing.
+  Schedule make(const Size* lengths, Size steps);
+  // A schedule of these sizes whose arrays are not filled in: to find out how much memory a call needs.
+  Schedule unfilled() const;
 
  private:
-  std::vector<Size> order_, lengths_, ends_, active_, taken_;
+  std::vector<Size> order_, sorted_lengths_, row_lengths_, active_, rows_before_;
 };
 
 }  // namespace gatewise

@@ -19,21 +19,22 @@ namespace {
 
 std::atomic<int> thread_count{1};
 
-// One step of 16,384 multiply-adds takes 0.3 to 0.5 us on one core, a meeting of two threads 0.06 us; but opening
-// the region takes 0.4 us and, when its threads have gone to sleep, up to 50: hence `least_steps` such steps in all.
+// A step of 16,384 multiply-adds takes 0.3 to 0.5 us on one core, a barrier of two threads 0.06 us. But opening the
+// parallel region takes 0.4 us and, if its threads have gone to sleep, up to 50 us: hence at least `min_steps` such
+// steps in all.
 std::atomic<Size> threshold{16384};
-constexpr Size least_steps = 32;
+constexpr Size min_steps = 32;
 
-// The OpenMP of GCC does not survive a fork: a child that opened a region would wait for threads that it does not
-// have. It runs on one thread instead.
+// GCC's OpenMP does not survive a fork: a child that opened a region would wait for threads that it does not have. So
+// children use one thread.
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int watch_for_fork = pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
 #endif
 
-// The threads of this thread's last team, which OpenMP keeps for it.
+// How many threads this thread's last team had. OpenMP keeps them for it.
 thread_local int last_team = 1;
 
-// Whether the system starts so many threads more, which live at the same time.
+// Whether the system starts this many more threads that live at the same time.
 bool can_start(int count) noexcept {
   std::mutex gate;
   std::vector<std::thread> started;
@@ -67,15 +68,15 @@ Size set_threading_threshold(Size operations) { return threshold.exchange(operat
 
 int threads_for(Size operations, Size steps, Size parts) {
   const Size least = threshold.load(std::memory_order_relaxed);
-  if (operations < least || operations * steps < least * least_steps) return 1;
+  if (operations < least || operations * steps < least * min_steps) return 1;
   return static_cast<int>(std::max<Size>(1, std::min<Size>(threads(), parts)));
 }
 
-// The OpenMP of GCC ends the process where it cannot start a thread, and offers no way to ask. Hence threads of our own
-// are started first, whenever a team needs more than OpenMP keeps for this thread: those of its last team. (Two threads
-// more: 40 us, once.)
-int startable_threads(int wanted) {
-  if (wanted <= last_team || can_start(wanted - last_team)) last_team = wanted;
+// GCC's OpenMP ends the process if it cannot start a thread, and there is no way to ask it first. So whenever a team
+// needs more threads than OpenMP keeps for this thread, those of its last team, as many are started here first, to see
+// whether it works. (Two more threads: 40 us, once.)
+int startable_threads(int threads) {
+  if (threads <= last_team || can_start(threads - last_team)) last_team = threads;
   return last_team;
 }
 

@@ -1,4 +1,4 @@
-// How many threads a call may have. Backends ask, too; hence nothing here but plain functions.
+// How many threads a call may have. Backends call these functions, too, so they are plain ones.
 #pragma once
 
 #include "contract.hpp"
@@ -11,17 +11,16 @@ bool has_threads();
 void set_threads(int threads);
 int threads();
 
-// The least multiply-adds a step for which a call is cut over threads.
+// Sets the least number of multiply-adds a step for which a call is split over threads; returns the former one.
 Size set_threading_threshold(Size operations);
 
-// How many threads a call deserves that does `operations` multiply-adds a step in `steps` steps and can be cut into
-// `parts`.
+// How many threads pay for a call of `steps` steps of `operations` multiply-adds each that can be split into `parts`.
 int threads_for(Size operations, Size steps, Size parts);
 
-// How many threads of a team of `wanted` the system lets this thread have now: all of them, or where it has no more
-// threads to give those of its last team.
-int startable_threads(int wanted);
-// How many the team of this thread then had: fewer, where OpenMP has a limit of its own.
+// How many threads of a team of `threads` the system can start for this thread now: all of them, or, if it has no more
+// threads to give, as many as this thread's last team had.
+int startable_threads(int threads);
+// Tells how many threads the team of this thread then had: fewer, where OpenMP has a limit of its own.
 void set_last_team(int threads);
 
 }  // namespace gatewise

@@ -28,8 +28,8 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       saved_counts_(size(batch)),
       saved_inputs_(size(steps * batch * input_bytes_)),
       places_(size(steps * batch)) {
-  rows_.resize(steps, batch);
-  std::memset(inputs_.data(), 0, inputs_.bytes());  // rows that have none yet are walked through with the others
+  schedule_memory_.resize(steps, batch);
+  std::memset(inputs_.data(), 0, inputs_.bytes());  // rows without inputs are computed along with the others
   Size state_bytes = 0;
   for (const StatePart& part : rest.parts()) state_bytes += part_bytes(part);
   state_ = Buffer(size(state_bytes));
@@ -44,7 +44,7 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
       sums_[d] = Buffer(size(steps * batch * rest.kernels->input_sums_size(stack.layer[d]) * rest.item()));
   } else {
     gathered_ = Buffer(size(steps * batch * feature_bytes_));
-    std::memset(gathered_.data(), 0, gathered_.bytes());  // a token, too, behind the end of a row
+    std::memset(gathered_.data(), 0, gathered_.bytes());  // zero, also as a token, after the end of a row
   }
   if (head) {
     feature_rows_ = Buffer(size(steps * batch * feature_bytes_));
@@ -52,13 +52,13 @@ Window::Window(const Network* head, const Network& rest, Size steps, Size batch)
     head_scratch_ = Buffer(size(head_run_.bytes()));
     head_run_.place(head_scratch_.data(), nullptr, nullptr);
   }
-  // Room for a full window, in one schedule or the other.
-  Size most = 0;
-  for (const Schedule& schedule : {Schedule{}, rows_.any()}) {
+  // Room for a full window, whether all rows have as many inputs or not.
+  Size bytes = 0;
+  for (const Schedule& schedule : {Schedule{}, schedule_memory_.unfilled()}) {
     lay_out_rest(steps, schedule);
-    most = std::max(most, run_.bytes());
+    bytes = std::max(bytes, run_.bytes());
   }
-  scratch_ = Buffer(size(most));
+  scratch_ = Buffer(size(bytes));
 }
 
 void Window::take_inputs(const Window& other) {
@@ -74,18 +74,18 @@ void Window::lay_out_rest(Size steps, const Schedule& schedule) {
   run_.lay_out(*rest_, steps, batch_, schedule, 1, first_is_recurrent() ? sums : nullptr);
 }
 
-// What is kept of the inputs in a slot.
+// Computes what the rest reads for the inputs in a slot.
 void Window::make_features(Size slot) {
   const char* features = input_at(slot, 0);
   if (head_) {
-    char* made = static_cast<char*>(feature_rows_.data()) + slot * batch_ * feature_bytes_;
+    char* output = static_cast<char*>(feature_rows_.data()) + slot * batch_ * feature_bytes_;
     NetworkInput input{};
     if (head_->takes_tokens())
       input.tokens = reinterpret_cast<const std::int64_t*>(features);
     else
       input.rows = {features, 0, head_->input()};
-    head_run_(input, {made, 0, features_}, nullptr);
-    features = made;
+    head_run_(input, {output, 0, features_}, nullptr);
+    features = output;
   }
   if (!first_is_recurrent()) return;
   const Stack& stack = rest_->nodes.front().stack;
@@ -130,7 +130,7 @@ void Window::save_inputs() {
   saved_next_ = next_;
 }
 
-// After so many steps.
+// Undoes this many steps.
 void Window::restore_inputs(Size steps) {
   std::memcpy(inputs_.data(), saved_inputs_.data(), inputs_.bytes());
   counts_ = saved_counts_;
@@ -139,13 +139,13 @@ void Window::restore_inputs(Size steps) {
 }
 
 Status Window::step(Rows<void*> output, Interrupt* interrupt) {
-  const auto [least, most] = std::minmax_element(counts_.begin(), counts_.end());
-  const Size steps = *most;
-  if (*least < steps || steps != laid_out_steps_) {
-    lay_out_rest(steps, *least < steps ? rows_.make(counts_.data(), steps) : Schedule{});
+  const auto [shortest, longest] = std::minmax_element(counts_.begin(), counts_.end());
+  const Size steps = *longest;
+  if (*shortest < steps || steps != laid_out_steps_) {
+    lay_out_rest(steps, *shortest < steps ? schedule_memory_.make(counts_.data(), steps) : Schedule{});
     if (size(run_.bytes()) > scratch_.bytes()) scratch_ = Buffer(size(run_.bytes()));
     run_.place(scratch_.data(), nullptr, state_after_.data());
-    laid_out_steps_ = *least < steps ? 0 : steps;
+    laid_out_steps_ = *shortest < steps ? 0 : steps;
   }
   NetworkInput window{};
   if (first_is_recurrent()) {

@@ -6,12 +6,12 @@
 
 namespace gatewise::GATEWISE_KERNEL {
 
-// Calls body(function) with a function from Register to Register, outside of loops. Nothing is called for softmax,
-// which is no function of one element.
+// Calls body(activation) with a function from Register to Register, outside of loops. Nothing is called for softmax,
+// which is not a function of one element.
 template <class Body>
-GATEWISE_INLINE void with_activation(const Function& of, const Body& body) {
-  const Register alpha = Register::broadcast(Real(of.alpha)), beta = Register::broadcast(Real(of.beta));
-  switch (of.activation) {
+GATEWISE_INLINE void with_activation(const Function& function, const Body& body) {
+  const Register alpha = Register::broadcast(Real(function.alpha)), beta = Register::broadcast(Real(function.beta));
+  switch (function.activation) {
     case Activation::linear:
       return body([](Register x) GATEWISE_LAMBDA { return x; });
     case Activation::affine:
@@ -33,8 +33,8 @@ GATEWISE_INLINE void with_activation(const Function& of, const Body& body) {
     case Activation::sigmoid:
       return body([](Register x) GATEWISE_LAMBDA { return sigmoid(x); });
     case Activation::hard_sigmoid:
-      // The slope that most have is no number of the type, and near -3 the line would lose its digits.
-      if (of.alpha == 1.0 / 6 && of.beta == 0.5)
+      // The usual slope, 1/6, is not a number of the type, and near -3 alpha x + beta would lose digits.
+      if (function.alpha == 1.0 / 6 && function.beta == 0.5)
         return body([](Register x) GATEWISE_LAMBDA { return hard_sigmoid(x); });
       return body([=](Register x) GATEWISE_LAMBDA { return hard_sigmoid(x, alpha, beta); });
     case Activation::softmax:
@@ -53,17 +53,17 @@ GATEWISE_INLINE void with_activation(const Function& of, const Body& body) {
   __builtin_unreachable();  // the compiler warns of an activation that is missing above
 }
 
-// The functions of a cell that are known only now. Which one it is costs a jump that is always the same.
-struct OfFormula {
-  const Formula& of;
-  Register most = Register::broadcast(Real(of.clip)), least = Register::broadcast(Real(-of.clip));
+// The functions of a formula, which are known only at run time. Choosing one costs a jump that is always the same.
+struct FormulaFunctions {
+  const Formula& formula;
+  Register most = Register::broadcast(Real(formula.clip)), least = Register::broadcast(Real(-formula.clip));
 
-  Register gate(Register sum) const { return applied(of.gate, cut(sum)); }
-  Register candidate(Register sum) const { return applied(of.candidate, cut(sum)); }
-  Register output(Register state) const { return applied(of.output, state); }
+  Register gate(Register sum) const { return applied(formula.gate, bounded(sum)); }
+  Register candidate(Register sum) const { return applied(formula.candidate, bounded(sum)); }
+  Register output(Register state) const { return applied(formula.output, state); }
 
  private:
-  Register cut(Register sum) const { return minimum(maximum(sum, least), most); }
+  Register bounded(Register sum) const { return minimum(maximum(sum, least), most); }
   [[gnu::noinline]] static Register applied(const Function& function, Register x) {
     Register y = x;
     with_activation(function, [&](const auto& activation) GATEWISE_LAMBDA { y = activation(x); });

@@ -1,5 +1,5 @@
-// Dropout between layers, drawn by counting: an element's fate is a hash of where it is, so that it depends on no
-// thread and no order, and backward draws the same mask again instead of keeping it. The specification, with the
+// Dropout between layers. Whether an element is dropped is a hash of its position, so that it depends neither on
+// threads nor on their order, and backward draws the same mask again instead of storing it. The specification, with the
 // constants of splitmix64 and lowbias32, is dropout_mask in python/gatewise/reference.py.
 #pragma once
 

@@ -1,10 +1,10 @@
-// A number for all bits of some memory, by which weights that somebody else may write to are known again.
+// A number made of all bits of some memory, to find out whether weights that somebody else may write to have changed.
 //
-// Each 64-bit lane of some registers holds a remainder, as of a CRC: the words that it has read, taken as a polynomial
+// Each 64-bit lane of some registers holds a remainder, like a CRC: the words that it has read, taken as a polynomial
 // over GF(2), modulo a primitive polynomial of degree 64. A word is added without carry, after a step of Marsaglia's
 // xorshift (7, 9), whose period is 2^64 - 1. If one word of a lane changes, or two are exchanged, or the signs of some
-// at equal distances, the remainder always changes; after any other change it is the same in one case of 2^64. At the
-// end the remainders of all lanes are multiplied into one number.
+// words at equal distances, the remainder always changes; after any other change it stays the same in one case of 2^64.
+// At the end the remainders of all lanes are multiplied into one number.
 //
 // Microseconds for weights of 128 KB, 512 KB and 8 MB, if as much other memory is read between two calls, as by a step
 // with packed weights (Xeon of 2023 with a second cache of 2 MB):
@@ -43,7 +43,7 @@ class Fingerprint {
 
  private:
   static constexpr Size width = larger(16, sizeof(Register::Packet));
-  static constexpr int chains = width == 64 ? 4 : 8;  // as many as hide the five instructions of a step
+  static constexpr int chains = width == 64 ? 4 : 8;  // enough to hide the latency of a step, five instructions
   static constexpr Size block = chains * width;
   typedef std::uint64_t Words __attribute__((vector_size(width)));
 

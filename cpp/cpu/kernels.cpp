@@ -1,8 +1,8 @@
-// One CPU level and dtype of the table in core/contract.hpp. CMake compiles this file once for each, with that level's
-// flags, with GATEWISE_KERNEL for the namespace (v3_float32), GATEWISE_REAL for the type, and with Eigen renamed
-// likewise: two objects that shared an inline function would share its machine code, whichever the linker kept.
-// Hence also no standard containers, no exceptions, no static locals, no allocation here. Only the table is exported;
-// tests/test_symbols.py watches over it.
+// The table of core/contract.hpp for one CPU level and dtype. CMake compiles this file once for each of them, with that
+// level's flags, GATEWISE_KERNEL as the namespace (v3_float32), GATEWISE_REAL as the type, and Eigen renamed like the
+// namespace: if two objects had the same inline function, both would run the machine code of whichever the linker kept.
+// So there are also no standard containers, no exceptions, no static locals and no allocation here. Only the table is
+// exported; tests/test_symbols.py checks it.
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -20,7 +20,16 @@
 namespace gatewise::GATEWISE_KERNEL {
 namespace {
 
-// Calls function(cell) with the type that belongs to the kind.
+// Whether the contract says of a cell what its file says.
+template <class Type>
+constexpr bool agrees(Cell cell) {
+  return gates_of(cell) == Type::gates && kept_of(cell) == Type::kept && carries(cell) == Type::carried &&
+         has_cell_state(cell) == (Type::carried && !Type::carries_hidden) && trains(cell) == Type::trains;
+}
+static_assert(agrees<Lstm>(Cell::lstm) && agrees<Gru>(Cell::gru) && agrees<GruResetBefore>(Cell::gru_reset_before) &&
+              agrees<RnnTanh>(Cell::rnn_tanh) && agrees<RnnRelu>(Cell::rnn_relu));
+
+// Calls function(Type()) with the type of the cell.
 template <class Function>
 auto with_cell(Cell cell, const Function& function) {
   switch (cell) {
@@ -51,18 +60,18 @@ void pack(const Layer& layer, const Weights& weights, void* packed) {
   with_cell(layer.cell, [&](auto cell) { pack_weights<decltype(cell)>(layer, weights, static_cast<Real*>(packed)); });
 }
 
-// The same for cells that train; the others are not asked for.
+// The same for cells that train. It is never called for others.
 template <class Function>
 auto with_trained_cell(Cell cell, const Function& function) {
-  return with_cell(cell, [&](auto of) {
-    if constexpr (decltype(of)::trains)
-      return function(of);
+  return with_cell(cell, [&](auto type) {
+    if constexpr (decltype(type)::trains)
+      return function(type);
     else
       return decltype(function(Lstm()))();
   });
 }
 
-// Without rows there is nothing to walk through, be it in a number of steps that no loop can count.
+// A call without rows needs no steps, of which there may be more than any loop can count.
 template <class SomeCall>
 SomeCall without_empty_steps(SomeCall call) {
   if (call.batch == 0) call.steps = 0;
@@ -94,10 +103,10 @@ Status backward(const Backward& call) {
                            [&](auto cell) { return run_backward<decltype(cell)>(without_empty_steps(call)); });
 }
 
-void trace(const Backward& call, const Trace& wanted) {
-  const FloatingPointMode mode;  // cell states are made anew
+void trace(const Backward& call, const Trace& trace) {
+  const FloatingPointMode mode;  // cell states are computed
   with_trained_cell(call.stack.layer->cell,
-                    [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), wanted); });
+                    [&](auto cell) { run_trace<decltype(cell)>(without_empty_steps(call), trace); });
 }
 
 Size input_sums_size(const Layer& layer) {
@@ -121,26 +130,27 @@ void pack_rows(const RowFunction& function, const void* const* weights, void* pa
   pack_row_function(function, weights, static_cast<Real*>(packed));
 }
 
-// The system may give fewer threads than it was asked for, each with more rows.
+// The system may start fewer threads than it was asked for, each of which then has more rows.
 Size rows_scratch(const RowFunction& function, Size rows, int threads) {
   return threads * row_function_scratch(function, rows);
 }
 
-// Where rows do not follow each other at one distance those of one place in the batch do, step after step.
+// If the distance between rows varies, each row of the batch is taken by itself: its steps lie at one distance.
 void apply_rows(const RowFunction& function, Size steps, Size batch, Rows<const void*> input, Rows<void*> output,
                 void* scratch, int threads) {
   const Size input_row = distance_of(input, steps, batch), output_row = distance_of(output, steps, batch);
   const auto* from = static_cast<const Real*>(input.data);
   auto* to = static_cast<Real*>(output.data);
   run_team(threads, [&](const Team& team) {
-    Real* own_scratch = static_cast<Real*>(scratch) + team.rank * row_function_scratch(function, steps * batch);
+    Real* thread_scratch = static_cast<Real*>(scratch) + team.rank * row_function_scratch(function, steps * batch);
     const bool even = input_row >= 0 && output_row >= 0;
-    const Team::Share own = team.share(even ? steps * batch : batch);
+    const Team::Share share = team.share(even ? steps * batch : batch);
     if (even)
-      return apply_to_rows(function, own.count(), from + own.begin * input_row, input_row, to + own.begin * output_row,
-                           output_row, own_scratch);
-    for (Size b = own.begin; b < own.end; ++b)
-      apply_to_rows(function, steps, from + b * input.row, input.step, to + b * output.row, output.step, own_scratch);
+      return apply_to_rows(function, share.count(), from + share.begin * input_row, input_row,
+                           to + share.begin * output_row, output_row, thread_scratch);
+    for (Size b = share.begin; b < share.end; ++b)
+      apply_to_rows(function, steps, from + b * input.row, input.step, to + b * output.row, output.step,
+                    thread_scratch);
   });
 }
 
@@ -160,7 +170,7 @@ Size multiply_add(Size repetitions) {
   repeat<chains>([&](int i) GATEWISE_LAMBDA { sums[i] = Register::broadcast(Real(i)); });
   for (Size n = 0; n < repetitions; ++n)
     repeat<chains>([&](int i) GATEWISE_LAMBDA { sums[i] = in_register(fused(sums[i], factor, term)); });
-  // All chains are used, or the compiler would leave them out: each tends to 2, their sum is not negative.
+  // Uses all chains, or the compiler would leave them out: each tends to 2, so their sum is not negative.
   repeat<chains>([&](int i) GATEWISE_LAMBDA { total = total + sums[i]; });
   Real first[lanes];
   total.store(first);
@@ -181,7 +191,7 @@ Size read(const void* data, Size count, Size repetitions) {
   repeat<streams>([&](int i) GATEWISE_LAMBDA { total = total + sums[i]; });
   Real first[lanes];
   total.store(first);
-  // The sum is used, or the compiler would leave it out; of zeros it is zero.
+  // Uses the sum, or the compiler would leave it out. The data are zeros, and so is their sum.
   return first[0] != 0 ? 0 : blocks * streams * lanes * static_cast<Size>(sizeof(Real)) * repetitions;
 }
 
@@ -194,26 +204,28 @@ std::uint64_t fingerprint(const Memory* pieces, Size count) {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {GATEWISE_NAME,
-                         sizeof(Real),
-                         lanes,
-                         packed_size,
-                         pack,
-                         tape,
-                         scratch_forward,
-                         scratch_backward,
-                         forward,
-                         backward,
-                         trace,
-                         input_sums_size,
-                         input_sums,
-                         rows_packed_size,
-                         pack_rows,
-                         rows_scratch,
-                         apply_rows,
-                         evaluate,
-                         multiply_add,
-                         read,
-                         fingerprint};
+const Kernels kernels = {
+    .level = GATEWISE_NAME,
+    .item_bytes = sizeof(Real),
+    .lanes = lanes,
+    .packed_size = packed_size,
+    .pack = pack,
+    .tape_size = tape,
+    .forward_scratch = scratch_forward,
+    .backward_scratch = scratch_backward,
+    .forward = forward,
+    .backward = backward,
+    .trace = trace,
+    .input_sums_size = input_sums_size,
+    .input_sums = input_sums,
+    .rows_packed_size = rows_packed_size,
+    .pack_rows = pack_rows,
+    .rows_scratch = rows_scratch,
+    .apply_rows = apply_rows,
+    .evaluate = evaluate,
+    .multiply_add = multiply_add,
+    .read = read,
+    .fingerprint = fingerprint,
+};
 
 }  // namespace gatewise::GATEWISE_KERNEL

@@ -1,5 +1,5 @@
-// Between PyTorch's matrices and panels. Weights are packed once when they change; backward turns panels over
-// (transpose) and unpacks the gradients of the weights, which are born packed.
+// Packs PyTorch's matrices into panels, and unpacks panels. Weights are packed once when they change; backward
+// transposes panels, and unpacks the gradients of weights, which are computed in panels.
 #pragma once
 
 #include "../core/contract.hpp"
@@ -7,8 +7,8 @@
 
 namespace gatewise::GATEWISE_KERNEL {
 
-// Hands out pieces of one block of memory, each aligned to a cache line. On a null base it only counts, so that the
-// size of a block and its use are one piece of code.
+// Hands out pieces of one block of memory, each aligned to a cache line. With a null base it only counts, so that one
+// piece of code both finds the size of a block and uses it.
 struct Arena {
   Real* base;
   Size used = 0;
@@ -40,8 +40,15 @@ struct Panels {
   }
 };
 
-// A square of `lanes` by `lanes` elements with rows and columns exchanged. Of the source only `rows` by `columns` are
-// read, row i from row_at(i) on; the others are zero.
+// The panels of a layer that has been packed.
+template <class Cell>
+Panels<Cell> packed_panels(const Layer& layer) {
+  Arena arena{const_cast<Real*>(static_cast<const Real*>(layer.packed))};
+  return Panels<Cell>(arena, layer);
+}
+
+// A square of `lanes` by `lanes` elements, transposed. Only `rows` by `columns` elements of the source are read, those
+// of row i at row_at(i); the others are zero.
 struct Square {
   Register row[lanes];
 
@@ -57,11 +64,11 @@ struct Square {
       : Square([=](Size i) GATEWISE_LAMBDA { return data + i * stride; }, rows, columns) {}
 };
 
-// What a walk over squares comes to a little later, in `count` rows, `stride` apart: more rows than a processor
-// foresees. Into the second cache, since in the first rows a power of two apart would displace each other. (Packing and
-// unpacking H 512 and 650 takes half of the time with AVX-512, three quarters with AVX2.)
+// Prefetches what a walk over squares soon reads: `count` rows, `stride` apart, which are more rows than a processor
+// prefetches itself. They go into the second cache, since rows a power of two apart would displace each other in the
+// first. (With it, packing and unpacking H 512 and 650 takes half of the time with AVX-512, three quarters with AVX2.)
 constexpr Size elements_ahead = 4 * 64 / sizeof(Real);
-GATEWISE_INLINE void bring_rows(const Real* first, Size stride, Size count) {
+GATEWISE_INLINE void prefetch_rows(const Real* first, Size stride, Size count) {
   for (Size i = 0; i < count; ++i) __builtin_prefetch(first + i * stride, 0, 2);
 }
 
@@ -71,8 +78,8 @@ inline void pack_panel(const Real* matrix, Size columns, Size first, Size units,
     const Size count = smaller(lanes, columns - k), step = gates * lanes;
     const Real* const rows = matrix + first * columns + k;
     Real* const out = panel + k * step + gate * lanes;
-    bring_rows(rows + elements_ahead, columns, units);
-    bring_rows(out + elements_ahead * step, step, lanes);
+    prefetch_rows(rows + elements_ahead, columns, units);
+    prefetch_rows(out + elements_ahead * step, step, lanes);
     const Square square(rows, columns, units, count);
     for (Size i = 0; i < count; ++i) square.row[i].store(out + i * step);
   }
@@ -93,7 +100,7 @@ void pack_weights(const Layer& layer, const Weights& weights, Real* packed) {
       pack_panel(real(weights.weight_hh), recurrent, first_row(Cell::hidden_gate(slot)), units, Cell::gates, slot,
                  panels.hidden + panel * recurrent * Cell::gates * lanes);
     }
-    // Sums that both products feed start from both biases; GRU's two sums of n from one each.
+    // Sums of both products start from both biases, GRU's two sums of n from one bias each.
     Real* bias = panels.bias + panel * Cell::sums * lanes;
     for (Size i = 0; i < Cell::sums * lanes; ++i) bias[i] = 0;
     for (int slot = 0; slot < Cell::gates; ++slot)
@@ -114,37 +121,37 @@ void pack_weights(const Layer& layer, const Weights& weights, Real* packed) {
                panels.projection + panel * hidden * lanes);
 }
 
-// Panels [panel of units][k][gate][lane of units] turned over for the product with gradients:
-// [panel of k][panel of units][gate][lane of units][lane of k], for the panels of k that `share` names.
+// Transposes panels [panel of units][k][gate][lane of units] for the product with gradients, into
+// [panel of k][panel of units][gate][lane of units][lane of k], for the panels of k in `share`.
 template <class Share>
-void transpose(const Real* panels, Size units, Size depth, int gates, const Share& share, Real* turned) {
+void transpose(const Real* panels, Size units, Size depth, int gates, const Share& share, Real* transposed) {
   const Size count = panels_of(units);
   for (Size k_panel = share.begin; k_panel < share.end; ++k_panel)
     for (Size panel = 0; panel < count; ++panel)
       for (int gate = 0; gate < gates; ++gate) {
         const Real* const rows = panels + ((panel * depth + k_panel * lanes) * gates + gate) * lanes;
-        Real* const out = turned + ((k_panel * count + panel) * gates + gate) * lanes * lanes;
-        bring_rows(rows + depth * gates * lanes, gates * lanes, lanes);
-        bring_rows(out + gates * lanes * lanes, lanes, lanes);
+        Real* const out = transposed + ((k_panel * count + panel) * gates + gate) * lanes * lanes;
+        prefetch_rows(rows + depth * gates * lanes, gates * lanes, lanes);
+        prefetch_rows(out + gates * lanes * lanes, lanes, lanes);
         const Square square(rows, gates * lanes, units_in(k_panel, depth), lanes);
         for (Size i = 0; i < lanes; ++i) square.row[i].store(out + i * lanes);
       }
 }
 
-// One gate of a panel [columns][gate][lane] -> the rows first ... first + units of matrix [rows, columns].
+// One gate of a panel [columns][gate][lane] -> rows first ... first + units of matrix [rows, columns].
 inline void unpack_panel(const Real* panel, Size columns, Size first, Size units, int gates, int gate, Real* matrix) {
   for (Size k = 0; k < columns; k += lanes) {
     const Size count = smaller(lanes, columns - k), step = gates * lanes;
     const Real* const rows = panel + k * step + gate * lanes;
     Real* const out = matrix + first * columns + k;
-    bring_rows(rows + elements_ahead * step, step, lanes);
-    bring_rows(out + elements_ahead, columns, units);
+    prefetch_rows(rows + elements_ahead * step, step, lanes);
+    prefetch_rows(out + elements_ahead, columns, units);
     const Square square(rows, step, count, lanes);
     for (Size unit = 0; unit < units; ++unit) store_first(square.row[unit], out + unit * columns, count);
   }
 }
 
-// The share of panels of hidden units, and of panels of the projection, that one thread has.
+// Unpacks the panels of hidden units in `share`, and those of the projection in `projection_share`.
 template <class Cell, class Share>
 void unpack_gradients(const Layer& layer, const Panels<Cell>& panels, const Gradients& gradients, const Share& share,
                       const Share& projection_share) {

@@ -5,10 +5,10 @@
 // where sums, start and vectors are registers, and a panel p holds the weights of `lanes` units: for each k in
 // ascending order the G gates' registers in a row.
 //
-// The additions have one fixed order: chains of `chain_length` k's or so, each from zero in the order of k, are added
-// to start one after the other. It depends on the number of k's alone, so that the bits of a sum depend on nothing but
-// its own row, whatever the tile, the block or the thread that computes it. (One chain over all k would do as well, but
-// its rounding errors grow with its length: with chains float32 is as near to the truth as PyTorch's.)
+// The additions have one fixed order: chains of about `chain_length` k's, each summed from zero in the order of k, are
+// added to start one after the other. It depends only on the number of k's, so that the bits of a sum depend on nothing
+// but its own row, whichever tile, block or thread computes it. (One chain over all k would have a fixed order, too,
+// but its rounding errors grow with its length: with chains float32 is as accurate as PyTorch's.)
 //
 // What the letters mean to each caller (sequence.hpp):
 //                           m                 k                      p, g
@@ -29,41 +29,48 @@ constexpr Size units_in(Size panel, Size units) {
 constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
 constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
 
-// The length of a chain, on average. Short enough for float32 (above), and for the part of a panel that belongs to one
-// chain, 16 KB with 4 gates and AVX2, to stay in the first cache while all tiles pass over it; long enough that its end
-// costs 3 to 5 % (256: half of that, but errors above PyTorch's).
+// The average length of a chain. Short enough for the accuracy of float32 (above), and for the chain's part of a panel,
+// 16 KB with 4 gates and AVX2, to stay in the first cache while all tiles pass over it; long enough that its end costs
+// only 3 to 5 % (256: half of that, but errors larger than PyTorch's).
 constexpr Size chain_length = 128;
 
-// All strides count elements. k runs over `segments` times `run` steps.
-struct Product {
-  Size rows, panels, segments, run;
+// Where a product reads and writes. All strides count elements.
+struct Scalars {
+  const Real* data = nullptr;
+  Size row = 0, step = 1, segment = 0;
+};
+struct Vectors {
+  const Real* data = nullptr;  // [panel][segment][step][gate][lane]
+  Size panel = 0, step = 0, segment = 0;
+};
+struct Start {
+  const Real* data = nullptr;  // [panel][row][gate][lane]; null: zero
+  Size panel = 0, row = 0;     // row 0: every row has the same start
+};
+struct Sums {
+  Real* data = nullptr;  // [panel][row][gate][lane]; may be the start itself
+  Size panel = 0, row = 0;
 
-  struct {
-    const Real* data;
-    Size row, step, segment;
-  } scalars;
-  struct {
-    const Real* data;  // [panel][segment][step][gate][lane]
-    Size panel, step, segment;
-  } vectors;
-  struct {
-    const Real* data;  // [panel][row][gate][lane]; null: zero. row 0: the same start for every row
-    Size panel, row;
-  } start;
-  struct {
-    Real* data;  // [panel][row][gate][lane]; may be start itself
-    Size panel, row;
-  } sums;
-  bool descending;  // from the last panel to the first
+  Start as_start() const { return {data, panel, row}; }
 };
 
-// How the sums of a product are made: in chains over some whole segments, or over a part of one that is longer; in
-// tiles of some rows, the first ones of a row more.
+// k runs over `segments` times `run` steps.
+struct Product {
+  Size rows = 0, panels = 0, segments = 1, run = 0;
+  Scalars scalars{};
+  Vectors vectors{};
+  Start start{};
+  Sums sums{};
+  bool descending = false;  // from the last panel to the first
+};
+
+// How the sums of a product are made: in chains over several segments, or over a part of a long one; in tiles of
+// `tile_rows` rows, the first `taller_tiles` of one row more.
 struct Order {
   Size chain_segments, chain_run, tiles, tile_rows, taller_tiles;
 };
 
-// One chain of some panels: where it is, and what to bring nearer meanwhile.
+// One chain of some panels: where it is, and what to prefetch meanwhile.
 struct Chain {
   Size segments, run;
   const Real *scalars, *vectors;
@@ -74,8 +81,8 @@ struct Chain {
   Size next_step;  // bytes from one prefetch to the one after
 };
 
-// Calls body(0) ... body(N - 1), unrolled before the compiler looks at arrays, so that an array of registers indexed
-// in it lives in registers (GCC 12 puts it on the stack if a loop does it).
+// Calls body(0) ... body(N - 1), unrolled before the compiler looks at arrays, so that an array of registers that the
+// body indexes stays in registers (with a loop GCC 12 puts it on the stack).
 template <class Body, int... index>
 GATEWISE_INLINE void repeat(std::integer_sequence<int, index...>, const Body& body) {
   (body(index), ...);
@@ -85,8 +92,7 @@ GATEWISE_INLINE void repeat(const Body& body) {
   repeat(std::make_integer_sequence<int, N>(), body);
 }
 
-// One k of a tile: M scalars times P * G vectors. The fewer of the two are held in registers, the others pass through
-// one.
+// One k of a tile: M scalars times P * G vectors. Whichever are fewer stay in registers, the others pass through one.
 template <int G, int M, int P>
 GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vector, Size panel,
                                    Register (&sums)[P][M][G]) {
@@ -97,8 +103,8 @@ GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vec
     repeat<M>([&](int m) GATEWISE_LAMBDA { scalars[m] = scalar_of(m); });
     repeat<P>([&](int p) GATEWISE_LAMBDA {
       repeat<G>([&](int g) GATEWISE_LAMBDA {
-        const Register one = M > 1 ? in_register(vector_of(p, g)) : vector_of(p, g);
-        repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], one, sums[p][m][g]); });
+        const Register vector_value = M > 1 ? in_register(vector_of(p, g)) : vector_of(p, g);
+        repeat<M>([&](int m) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalars[m], vector_value, sums[p][m][g]); });
       });
     });
   } else {
@@ -107,16 +113,17 @@ GATEWISE_INLINE void multiply_step(const Real* scalar, Size row, const Real* vec
       repeat<G>([&](int g) GATEWISE_LAMBDA { vectors[p][g] = in_register(vector_of(p, g)); });
     });
     repeat<M>([&](int m) GATEWISE_LAMBDA {
-      const Register one = scalar_of(m);
+      const Register scalar_value = scalar_of(m);
       repeat<P>([&](int p) GATEWISE_LAMBDA {
-        repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(one, vectors[p][g], sums[p][m][g]); });
+        repeat<G>([&](int g) GATEWISE_LAMBDA { sums[p][m][g] = fused(scalar_value, vectors[p][g], sums[p][m][g]); });
       });
     });
   }
 }
 
-// How many prefetches a k takes, so that two tiles bring as many cache lines as they read. Into the first cache, even
-// where a chain's weights fill it (AVX-512: 32 KB): those of the second come too late (8 % of the time).
+// How many prefetches each k makes, so that two tiles fetch as many cache lines as they read. They go into the first
+// cache, even if a chain's weights fill it (AVX-512: 32 KB): from the second they would come too late (8 % of the
+// time).
 template <int G>
 constexpr int prefetches = (G * lanes * Size(sizeof(Real)) + 127) / 128;
 
@@ -140,7 +147,8 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
   for (Size tile = 0; tile < tiles; ++tile) {
     Register sums[P][M][G];
     each_sum([&](int p, int m, int g) GATEWISE_LAMBDA { sums[p][m][g] = Register::broadcast(0); });
-    // What the chain is added to may lie far away by now: the gradients of weights (12 % of the time of their product).
+    // What the chain is added to may have left the caches, as gradients of weights do (12 % of the time of their
+    // product).
     if constexpr (M > 1)
       if (start)
         each_sum([&](int p, int m, int g)
@@ -172,50 +180,50 @@ void multiply_tiles(const Product& product, const Chain& chain, Size tiles) {
   }
 }
 
-// With G gates a tile has at most this many rows; with fewer rows it takes several panels, in powers of two. One or two
-// rows are bound by the cache that holds the weights: they take just as many panels as keep enough sums in flight,
-// since each is one more place to read from, and 16 of them, a power of two apart, displace each other (AVX-512, H 256:
-// a step of an RNN and the gradient of h take half of the time).
+// With G gates a tile has at most this many rows; with fewer rows it takes several panels, a power of two. One or two
+// rows are bound by the cache that holds the weights. They take only as many panels as keep enough sums in flight,
+// since each panel is one more place to read from, and 16 of them, a power of two apart, displace each other in the
+// cache (AVX-512, H 256: a step of an RNN and the gradient of h take half of the time).
 template <int G>
-constexpr int most_rows = G == 1 ? accumulators / (accumulators > 12 ? 4 : 2) : accumulators / G;
-constexpr int most_panels(int gates, int rows) {
-  const int most = rows > 2 ? accumulators : smaller(accumulators, 2 * least_sums - 1);
+constexpr int max_rows = G == 1 ? accumulators / (accumulators > 12 ? 4 : 2) : accumulators / G;
+constexpr int max_panels(int gates, int rows) {
+  const int most = rows > 2 ? accumulators : smaller(accumulators, 2 * min_sums - 1);
   int panels = 1;
   while (2 * panels * rows * gates <= most) panels *= 2;
   return panels;
 }
 
-// Rows M and panels P are numbers known only at run time: walk down to the instantiation that has them.
+// Rows M and panels P are known only at run time: these find the instantiation that has them.
 template <int G, int M, int P>
 void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size panels) {
   if (panels == P) return multiply_tiles<G, M, P>(product, chain, tiles);
   if constexpr (P > 1) return multiply_tiles<G, M, P / 2>(product, chain, tiles, panels);
   __builtin_trap();  // tiles of one product whose rows allow unequal numbers of panels
 }
-template <int G, int M = most_rows<G>>
+template <int G, int M = max_rows<G>>
 void multiply_tiles(const Product& product, const Chain& chain, Size tiles, Size rows, Size panels) {
-  if (rows == M) return multiply_tiles<G, M, most_panels(G, M)>(product, chain, tiles, panels);
+  if (rows == M) return multiply_tiles<G, M, max_panels(G, M)>(product, chain, tiles, panels);
   if constexpr (M > 1) multiply_tiles<G, M - 1>(product, chain, tiles, rows, panels);
 }
 
-// Parts of a long segment are as even as they can be, since a short chain costs as much at its end as a long one. So
-// are tiles: 4 rows are 2 + 2, not 3 + 1, since a tile of few rows has too few sums in flight.
+// Parts of a long segment are as equal as possible, since the end of a short chain costs as much as that of a long one.
+// So are tiles: 4 rows are 2 + 2, not 3 + 1, since a tile of few rows has too few sums in flight.
 template <int G>
 Order order_of(const Product& product) {
   Order order;
   const Size run = product.run, parts = larger(1, (run + chain_length / 2) / chain_length);
   order.chain_run = parts == 1 ? run : (run + parts - 1) / parts;
   order.chain_segments = product.segments == 1 || run >= chain_length ? 1 : chain_length / larger(1, run);
-  order.tiles = (product.rows + most_rows<G> - 1) / most_rows<G>;
+  order.tiles = (product.rows + max_rows<G> - 1) / max_rows<G>;
   order.tile_rows = order.tiles == 1 ? product.rows : product.rows / order.tiles;
   order.taller_tiles = product.rows - order.tiles * order.tile_rows;
   return order;
 }
 
-// All rows of `width` panels from the given one on, chain by chain: all tiles pass over the weights of one chain in the
-// first cache, and together bring those of the next one, after the last one the next panels': else the first tile would
-// wait for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is filled in place: a copy would be
-// read before it is written (3 % of the time).
+// All rows of `width` panels, beginning with `panel`, chain by chain. All tiles pass over the weights of one chain,
+// which are in the first cache, and together prefetch those of the next chain, or after the last one those of the next
+// panels: else the first tile would wait for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is
+// filled in place: a copy would be read before its stores have completed (3 % of the time).
 template <int G>
 void multiply_panels(const Product& product, const Order& order, Size panel, Size width) {
   const Size bytes = product.vectors.step * Size(sizeof(Real));
@@ -252,7 +260,10 @@ void multiply_panels(const Product& product, const Order& order, Size panel, Siz
     chain.start_panel = product.sums.panel;
     chain.start_row = product.sums.row;
     step += order.chain_run;
-    if (step >= product.run) step = 0, segment += order.chain_segments;
+    if (step >= product.run) {
+      step = 0;
+      segment += order.chain_segments;
+    }
   } while (segment < product.segments);
 }
 
@@ -261,7 +272,7 @@ template <int G>
 void multiply(const Product& product) {
   if (product.rows == 0) return;
   const Order order = order_of<G>(product);
-  Size width = most_panels(G, static_cast<int>(order.tile_rows + (order.taller_tiles > 0)));
+  Size width = max_panels(G, static_cast<int>(order.tile_rows + (order.taller_tiles > 0)));
   for (Size done = 0; done < product.panels; done += width) {
     while (width > product.panels - done) width /= 2;
     multiply_panels<G>(product, order, product.descending ? product.panels - done - width : done, width);

@@ -1,5 +1,5 @@
-// V on a CPU: one SIMD register of Real, as wide as this object's compiler flags allow, around Eigen's packet.
-// These are all the operations that the cells (cell/) and the micro-kernel (panel.hpp) need of a machine.
+// V on a CPU: one SIMD register of Real, as wide as this object's compiler flags allow, wrapping Eigen's packet. These
+// are all the operations of a machine that the cells (cell/) and the micro-kernel (panel.hpp) need.
 #pragma once
 
 #include <Eigen/Core>
@@ -26,17 +26,18 @@ struct Register {
 // The width of a panel in hidden units.
 constexpr Size lanes = Eigen::internal::packet_traits<Real>::size;
 
-// How many sums the micro-kernel keeps in registers: what is left of 32 (AVX-512, AArch64) or 16 (else) after
-// a panel's weights and one input. And at the least: latency 4 at two products a cycle, on AArch64 up to four.
+// How many sums the micro-kernel keeps in registers: what is left of 32 (AVX-512, AArch64) or 16 (others) after a
+// panel's weights and one input. And how many hide the latency of products at least: 4 cycles x 2 products a cycle, on
+// AArch64 x 4.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int accumulators = 24;
 #else
 constexpr int accumulators = 12;
 #endif
 #if defined(__aarch64__)
-constexpr int least_sums = 16;
+constexpr int min_sums = 16;
 #else
-constexpr int least_sums = 8;
+constexpr int min_sums = 8;
 #endif
 
 GATEWISE_INLINE Register operator+(Register a, Register b) { return Eigen::internal::padd(a.packet, b.packet); }
@@ -44,13 +45,13 @@ GATEWISE_INLINE Register operator-(Register a, Register b) { return Eigen::inter
 GATEWISE_INLINE Register operator*(Register a, Register b) { return Eigen::internal::pmul(a.packet, b.packet); }
 GATEWISE_INLINE Register operator/(Register a, Register b) { return Eigen::internal::pdiv(a.packet, b.packet); }
 
-// a * b + c, rounded once where the hardware can. The only place where a product meets a sum in one rounding:
-// kernels are compiled with -ffp-contract=off, so that no compiler decides it.
+// a * b + c, rounded once if the hardware can. Products and sums are rounded together only here: kernels are compiled
+// with -ffp-contract=off, so that no compiler decides it.
 GATEWISE_INLINE Register fused(Register a, Register b, Register c) {
   return Eigen::internal::pmadd(a.packet, b.packet, c.packet);
 }
 
-// The value itself; keeps GCC from reading it from memory again at each use, which makes loads the bottleneck.
+// The value itself. Keeps GCC from reading it from memory again at each use, which would make loads the bottleneck.
 GATEWISE_INLINE Register in_register(Register value) {
 #if defined(__x86_64__)
   asm("" : "+x"(value.packet));
@@ -60,7 +61,7 @@ GATEWISE_INLINE Register in_register(Register value) {
   return value;
 }
 
-// Where `value` is NaN these give NaN: Eigen keeps the first argument when the two do not compare.
+// If `value` is NaN these give NaN: Eigen keeps the first argument if the two do not compare.
 GATEWISE_INLINE Register minimum(Register value, Register limit) {
   return Eigen::internal::pmin(value.packet, limit.packet);
 }
@@ -83,7 +84,7 @@ GATEWISE_INLINE Register where_less(Register a, Register b, Register yes, Regist
   return pselect(pcmp_lt(a.packet, b.packet), yes.packet, no.packet);
 }
 
-// The low bits of `value` moved left until they are an exponent: 2^n for value = 1.5 * 2^mantissa + bias + n.
+// The low bits of `value` shifted into the exponent: 2^n for value = 1.5 * 2^mantissa + bias + n.
 GATEWISE_INLINE Register exponent_from_low_bits(Register value) {
   using Integer = std::conditional_t<sizeof(Real) == 4, std::int32_t, std::int64_t>;
   typedef Integer Integers __attribute__((vector_size(sizeof(Register::Packet))));

@@ -1,7 +1,7 @@
-// Functions of each row alone: what stands around recurrent layers.
+// Functions of single rows: the operations around recurrent layers.
 //
-// A row's bits depend on nothing but the row: products have their fixed order, and sums over a row are made lane by
-// lane, panel after panel, and the lanes added in their order.
+// The bits of a row depend on nothing but the row: products have their fixed order, and sums over a row are made lane
+// by lane, panel after panel, before the lanes are added in their order.
 #pragma once
 
 #include "activate.hpp"
@@ -10,12 +10,12 @@
 
 namespace gatewise::GATEWISE_KERNEL {
 
-// Rows that share one passage over the weights of a dense layer; and sums between their product and the activation:
-// what stays in the first cache.
+// Rows that share one pass over the weights of a dense layer, and bytes of the sums between their product and the
+// activation: what stays in the first cache.
 constexpr Size dense_rows = 96;
 constexpr Size dense_bytes = 16 * 1024;
 
-// What a row function reads beside its input, [panel][lane] but for the weights.
+// What a row function reads in addition to its input: [panel][lane], except for the weights.
 struct RowPanels {
   Real* weights = nullptr;  // dense: [panel of O][I][lane]
   Real* values[3] = {};     // dense: bias; normalize: mean, scale, shift; layer_norm: scale, shift
@@ -37,14 +37,14 @@ inline void pack_row_function(const RowFunction& function, const void* const* we
   Arena arena{packed};
   const RowPanels panels(arena, function);
   const Size units = function.output;
-  const auto given = reinterpret_cast<const Real* const*>(weights);
+  const auto matrices = reinterpret_cast<const Real* const*>(weights);
   const bool dense = function.operation == Operation::dense;
   for (Size panel = 0; panel < panels_of(units); ++panel) {
     const Size first = panel * lanes, count = units_in(panel, units);
     if (dense)
-      pack_panel(given[0], function.input, first, count, 1, 0, panels.weights + panel * function.input * lanes);
+      pack_panel(matrices[0], function.input, first, count, 1, 0, panels.weights + panel * function.input * lanes);
     for (int i = 0; i < RowPanels::values_of(function.operation); ++i) {
-      const Real* values = given[dense ? 1 : i];
+      const Real* values = matrices[dense ? 1 : i];
       const bool scales = function.operation == Operation::layer_norm && i == 0;
       (values ? load_first(values + first, count) : Register::broadcast(scales ? 1 : 0))
           .store(panels.values[i] + first);
@@ -52,47 +52,48 @@ inline void pack_row_function(const RowFunction& function, const void* const* we
   }
 }
 
-// The rows of a dense layer that are worked on at a time, and the panels.
+// How many rows and panels of a dense layer are computed at a time, and their sums.
 struct DenseScratch {
   Size rows, panels;
   Real* sums;  // [panel][row][lane]
 
-  DenseScratch(Arena& arena, const RowFunction& function, Size most_rows)
-      : rows(larger(1, smaller(most_rows, dense_rows))) {
+  DenseScratch(Arena& arena, const RowFunction& function, Size max_rows)
+      : rows(larger(1, smaller(max_rows, dense_rows))) {
     const Size all = panels_of(function.output), row = rows * lanes, fitting = dense_bytes / Size(sizeof(Real));
     panels = smaller(all, larger(1, fitting / row));
-    sums = arena.take(smaller(all * row, larger(row, fitting)));  // enough for fewer rows, too
+    sums = arena.take(smaller(all * row, larger(row, fitting)));  // also enough for fewer rows
   }
 };
 
-// One register of a row: its place in the row, and how many of its lanes belong to the row.
+// Calls body(unit, count) for each register of a row: its first unit, and how many of its lanes belong to the row.
 template <class Body>
 GATEWISE_INLINE void each_register(Size units, const Body& body) {
   for (Size unit = 0; unit < units; unit += lanes) body(unit, smaller(lanes, units - unit));
 }
 
-// body(rows so far, rows at hand, panels so far, panels at hand, sums [panel][row][lane]).
+// Computes the sums s.sums [panel][row][lane] of a dense layer block by block, and calls body(first row, rows, first
+// panel, panels) for each.
 template <class Body>
 void each_dense_block(const RowFunction& function, const RowPanels& packed, Size rows, const Real* input,
                       Size input_row, const DenseScratch& s, const Body& body) {
   const Size panels = panels_of(function.output), depth = function.input;
   for (Size row = 0; row < rows; row += s.rows)
     for (Size panel = 0; panel < panels; panel += s.panels) {
-      Product product{};
-      product.rows = smaller(s.rows, rows - row);
-      product.panels = smaller(s.panels, panels - panel);
-      product.segments = 1;
-      product.run = depth;
-      product.scalars = {input + row * input_row, input_row, 1, 0};
-      product.vectors = {packed.weights + panel * depth * lanes, depth * lanes, lanes, 0};
-      product.start = {packed.values[0] + panel * lanes, lanes, 0};
-      product.sums = {s.sums, product.rows * lanes, lanes};
-      multiply<1>(product);
-      body(row, product.rows, panel, product.panels);
+      const Size row_count = smaller(s.rows, rows - row), panel_count = smaller(s.panels, panels - panel);
+      multiply<1>({
+          .rows = row_count,
+          .panels = panel_count,
+          .run = depth,
+          .scalars = {.data = input + row * input_row, .row = input_row},
+          .vectors = {.data = packed.weights + panel * depth * lanes, .panel = depth * lanes, .step = lanes},
+          .start = {.data = packed.values[0] + panel * lanes, .panel = lanes},
+          .sums = {.data = s.sums, .panel = row_count * lanes, .row = lanes},
+      });
+      body(row, row_count, panel, panel_count);
     }
 }
 
-// e^(x - greatest x) over their sum, in place.
+// Softmax in place: exp(x - greatest x) divided by the sum of these.
 inline void softmax(Real* row, Size units) {
   constexpr Real infinity = __builtin_inf();
   const auto load = [&](Size unit, Size count) {
@@ -100,31 +101,31 @@ inline void softmax(Real* row, Size units) {
     for (Size lane = 0; lane < lanes; ++lane) padded[lane] = lane < count ? row[unit + lane] : -infinity;
     return Register::load(padded);
   };
-  Real lane_of[lanes], greatest = -infinity, total = 0;
+  Real lane_values[lanes], greatest = -infinity, total = 0;
   Register most = Register::broadcast(-infinity), sum = Register::broadcast(0);
   each_register(units, [&](Size unit, Size count) { most = maximum(load(unit, count), most); });
-  most.store(lane_of);
-  for (const Real one : lane_of) greatest = one > greatest ? one : greatest;
+  most.store(lane_values);
+  for (const Real value : lane_values) greatest = value > greatest ? value : greatest;
   each_register(units, [&](Size unit, Size count) {
     const Register value = exp(load(unit, count) - Register::broadcast(greatest));
     sum = sum + value;
     store_first(value, row + unit, count);
   });
-  sum.store(lane_of);
-  for (const Real one : lane_of) total = total + one;
+  sum.store(lane_values);
+  for (const Real value : lane_values) total = total + value;
   each_register(units, [&](Size unit, Size count) {
     store_first(load_first(row + unit, count) / Register::broadcast(total), row + unit, count);
   });
 }
 
-// The mean over the row of what value(unit, count) gives, whose lanes from count on are zero.
+// The mean over the row of value(unit, count), whose lanes from `count` on are zero.
 template <class Value>
 GATEWISE_INLINE Real mean_of(Size units, const Value& value) {
   Register sum = Register::broadcast(0);
   each_register(units, [&](Size unit, Size count) GATEWISE_LAMBDA { sum = sum + value(unit, count); });
-  Real lane_of[lanes], total = 0;
-  sum.store(lane_of);
-  for (const Real one : lane_of) total = total + one;
+  Real lane_values[lanes], total = 0;
+  sum.store(lane_values);
+  for (const Real value : lane_values) total = total + value;
   return total / Real(units);
 }
 
@@ -145,7 +146,7 @@ inline void normalize_row(const RowPanels& packed, Real epsilon, Size units, con
   });
 }
 
-// Some rows by one thread.
+// Applies the function to some rows, on one thread.
 inline void apply_to_rows(const RowFunction& function, Size rows, const Real* input, Size input_row, Real* output,
                           Size output_row, Real* scratch) {
   Arena packed_arena{const_cast<Real*>(static_cast<const Real*>(function.packed))}, arena{scratch};

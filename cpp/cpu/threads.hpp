@@ -1,4 +1,4 @@
-// Teams of threads: the only place that knows OpenMP. One parallel region a call, a spinning barrier within it.
+// Teams of threads: the only place that knows OpenMP. One parallel region for each call, with a spinning barrier in it.
 #pragma once
 
 #ifdef _OPENMP
@@ -17,8 +17,8 @@
 
 namespace gatewise::GATEWISE_KERNEL {
 
-// Denormals flushed, nearest rounding, exceptions masked while the core runs on this thread; then the caller's mode
-// again. A fixed mode, so that the caller's cannot change a bit of the results.
+// While the core runs on this thread: denormals flushed, rounding to nearest, exceptions masked. Then the caller's mode
+// is restored. The mode is fixed so that the caller's cannot change a bit of the results.
 class FloatingPointMode {
  public:
 #if defined(__x86_64__)
@@ -44,23 +44,23 @@ class FloatingPointMode {
   FloatingPointMode& operator=(const FloatingPointMode&) = delete;
 };
 
-// Spins for about 10 us, then lets others run: a peer that lost its processor must not cost us ours as well.
+// Spins for about 10 us, then yields: the thread that all wait for may need this processor.
 constexpr int spins_before_yield = 1000;
 
-// A barrier is a count of arrivals that only grows. Each has a cache line to itself.
+// A barrier is a count of arrivals that only grows. Each barrier has its own cache line.
 struct alignas(64) Arrivals {
   std::uint64_t count = 0;
-  std::uint64_t last = UINT64_MAX;  // with so many the call ends, since it was interrupted
+  std::uint64_t last = UINT64_MAX;  // the count of arrivals after which an interrupted call ends
 };
-constexpr int most_groups = 32;
+constexpr int max_groups = 32;
 
-// One thread's place in a team.
+// A team of threads, as one of them sees it.
 struct Team {
   int size = 1, rank = 0;
-  Arrivals* arrivals = nullptr;  // of the team, then of each group that it may be cut into
+  Arrivals* arrivals = nullptr;  // of the team, then of each group that it may be split into
   bool is_caller = true;         // the thread that made the call
 
-  // The group of this thread if the team is cut into `groups` equal ones, and which of them it is.
+  // The group of this thread if the team is split into `groups` equal groups, and the number of that group.
   Team group(int groups) const {
     if (groups == 1) return *this;
     const int threads = size / groups;
@@ -68,8 +68,8 @@ struct Team {
   }
   int group_rank(int groups) const { return rank / (size / groups); }
 
-  // This thread's share [begin, end) of `count` things: the same share each time, so that a thread meets its own
-  // data again in its own cache.
+  // This thread's share [begin, end) of `count` things: the same share each time, so that a thread finds its data again
+  // in its own cache.
   struct Share {
     Size begin, end;
     Size count() const { return end - begin; }
@@ -80,8 +80,8 @@ struct Team {
   void wait() const {
     if (size == 1) return;
 #ifdef _OPENMP
-    const std::uint64_t all = next_meeting(__atomic_fetch_add(&arrivals->count, 1, __ATOMIC_ACQ_REL));
-    for (int spins = 0; __atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE) < all; ++spins) {
+    const std::uint64_t complete = next_barrier(__atomic_fetch_add(&arrivals->count, 1, __ATOMIC_ACQ_REL));
+    for (int spins = 0; __atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE) < complete; ++spins) {
 #if defined(__x86_64__)
       _mm_pause();
 #endif
@@ -90,23 +90,24 @@ struct Team {
 #endif
   }
 
-  // Waits for all as well, and then tells each of them the same: false, if the call is to end. Only one of them
-  // decides, before it arrives, and says for which meeting: a thread that has not yet left the meeting before must not
-  // hear of it there, or it would end while the others wait for it.
+  // Waits as well, and then returns the same to all threads: false if the call must end. Only one thread decides,
+  // before it arrives, and says at which barrier: a thread that has not yet left the barrier before must not learn of
+  // it there, or it would end while the others wait for it.
   bool goes_on(Interrupt* interrupt) const {
     const bool ends = is_asked_to_end(interrupt);
     if (size == 1) return !ends;
 #ifdef _OPENMP
-    const std::uint64_t meeting = next_meeting(__atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE));
-    if (rank == 0 && ends) __atomic_store_n(&arrivals->last, meeting, __ATOMIC_RELEASE);
+    const std::uint64_t barrier = next_barrier(__atomic_load_n(&arrivals->count, __ATOMIC_ACQUIRE));
+    if (rank == 0 && ends) __atomic_store_n(&arrivals->last, barrier, __ATOMIC_RELEASE);
     wait();
-    return __atomic_load_n(&arrivals->last, __ATOMIC_ACQUIRE) > meeting;
+    return __atomic_load_n(&arrivals->last, __ATOMIC_ACQUIRE) > barrier;
 #else
     return true;
 #endif
   }
 
-  // What this thread alone knows. Work that nobody will read may be left out then, but no meeting.
+  // Whether this thread knows that the call must end; others may not know yet. It may then leave out work whose results
+  // nobody will read, but no barrier.
   bool is_asked_to_end(Interrupt* interrupt) const {
     if (!is_caller || !interrupt) return is_asked(interrupt);
     interrupt->others_wait = arrivals;
@@ -114,15 +115,15 @@ struct Team {
   }
 
  private:
-  // The count with which a meeting is complete at which so many have arrived, this thread not among them.
-  std::uint64_t next_meeting(std::uint64_t arrived) const {
+  // The count that completes the present barrier, of which `arrived` threads have come, without this thread.
+  std::uint64_t next_barrier(std::uint64_t arrived) const {
     const auto team = static_cast<std::uint64_t>(size);
     return arrived - arrived % team + team;
   }
 };
 
-// ThreadSanitizer does not see how OpenMP begins and ends a region: it is told that what a thread did before one of
-// these has happened before what another does after the other.
+// ThreadSanitizer does not see how OpenMP begins and ends a region. These tell it that what a thread did before a
+// release has happened before what another thread does after an acquire.
 inline void tell_release([[maybe_unused]] Arrivals* arrivals) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(arrivals);
@@ -134,16 +135,16 @@ inline void tell_acquire([[maybe_unused]] Arrivals* arrivals) {
 #endif
 }
 
-// Calls work(team) on each thread of a team of at most `threads`. One thread never touches OpenMP.
+// Calls work(team) on each thread of a team of at most `threads`. One thread does not use OpenMP.
 template <class Work>
 void run_team(int threads, const Work& work) {
   const FloatingPointMode mode;
 #ifdef _OPENMP
-  // Within another region, of a signal's handler or of somebody else, OpenMP gives one thread.
+  // Inside another region, of a signal's handler or of another library, OpenMP gives one thread.
   if (threads > 1 && omp_in_parallel()) threads = 1;
   if (threads > 1) threads = startable_threads(threads);
   if (threads > 1) {
-    Arrivals arrivals[1 + most_groups];
+    Arrivals arrivals[1 + max_groups];
     tell_release(arrivals);
 #pragma omp parallel num_threads(threads)
     {

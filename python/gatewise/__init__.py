@@ -20,6 +20,9 @@ from gatewise.settings import (
     show_config,
     use_backend,
 )
+from gatewise.settings import (
+    version as _version,
+)
 
 if TYPE_CHECKING:
     from gatewise import jax as jax
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     )
     from gatewise.layers.sequential import Sequential
 
-__version__ = "0.1.0"
+__version__ = _version()
 
 __all__ = [
     "GRU",

@@ -11,7 +11,15 @@ _Array = npt.NDArray[Any]
 _Function = tuple[str, float, float]
 _Formula = tuple[_Function, _Function, _Function, float, bool]
 
+class _Cell(TypedDict):
+    gates: int  # rows of the weight matrices are this many times the hidden size
+    kept: int  # values of a unit and step that a tape keeps, not counting the carried state
+    carried: bool  # whether a tape keeps the carried state, too: c of an LSTM, h of a GRU
+    has_cell_state: bool
+    trains: bool
+
 class _Configuration(TypedDict):
+    version: str
     compiler: str
     openmp: bool
     eigen: str
@@ -19,6 +27,7 @@ class _Configuration(TypedDict):
 
 def backend() -> str: ...
 def backends() -> tuple[str, ...]: ...
+def cells() -> dict[str, _Cell]: ...
 def configuration() -> _Configuration: ...
 def release_memory() -> int: ...
 def empty(shape: list[int], dtype: np.dtype[Any]) -> _Array: ...
@@ -31,6 +40,18 @@ def read(dtype: np.dtype[Any], bytes: int, repetitions: int) -> int: ...
 def set_floating_point_mode(mode: int) -> None: ...
 def set_num_threads(threads: int) -> None: ...
 def set_threading_threshold(operations: int) -> int: ...
+def tape_bytes(
+    cell: str,
+    dtype: np.dtype[Any],
+    input: int,
+    hidden: int,
+    projection: int,
+    layers: int,
+    directions: int,
+    steps: int,
+    batch: int,
+    checkpoint_every: int = 0,
+) -> int: ...
 def use_backend(name: str) -> bool: ...
 def xla_handlers() -> dict[str, object]: ...
 def xla_sizes(
@@ -48,7 +69,7 @@ def xla_sizes(
 ) -> tuple[int, int]: ...
 
 @final
-class Plan:
+class Schedule:
     def __init__(
         self, steps: int, batch: int, lengths: _Array | None, resets: _Array | None, packed: bool = False
     ) -> None: ...
@@ -77,7 +98,7 @@ class Packed:
         output: _Array,
         hidden_after: _Array,
         cell_after: _Array | None,
-        plan: Plan | None = None,
+        schedule: Schedule | None = None,
     ) -> None: ...
 
 @final
@@ -91,7 +112,7 @@ class Tape:
         output: _Array,
         hidden_after: _Array,
         cell_after: _Array | None,
-        plan: Plan | None,
+        schedule: Schedule | None,
         checkpoint_every: int,
         probability: float,
         seed: int,
@@ -147,7 +168,7 @@ class Network:
         before: Sequence[_Array | None],
         output: _Array,
         after: Sequence[_Array | None],
-        plan: Plan | None = None,
+        schedule: Schedule | None = None,
     ) -> None: ...
 
 class Stream:
@@ -196,11 +217,11 @@ class Foreign:
         packed: Packed,
         steps: int,
         batch: int,
-        plan: Plan | None,
+        schedule: Schedule | None,
         checkpoint_every: int,
         probability: float,
         seed: int,
-        most_threads: int,
+        max_threads: int,
     ) -> None: ...
     @property
     def tape_bytes(self) -> int: ...

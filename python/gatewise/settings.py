@@ -54,14 +54,17 @@ def release_memory() -> int:
     return _core.release_memory()
 
 
+def version() -> str:
+    """The version of the project from which the core was built."""
+    return _core.configuration()["version"]
+
+
 def show_config() -> None:
     """Print version, processor, backends, threads and how the library was built."""
-    from gatewise import __version__
-
     built = _core.configuration()
     lanes = _core.lanes()
     print(
-        f"gatewise {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {sys.platform}\n"
+        f"gatewise {version()}, Python {platform.python_version()}, NumPy {np.__version__}, {sys.platform}\n"
         f"processor: {_processor()}\n"
         f"backend: {backend()} ({lanes[0]} float32 or {lanes[1]} float64 lanes) of {', '.join(backends())}\n"
         f"threads: {get_num_threads()}{'' if built['openmp'] else ' (built without OpenMP)'}\n"

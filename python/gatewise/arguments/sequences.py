@@ -108,7 +108,7 @@ def restarts(resets: object, shape: tuple[int, ...]) -> Array:
     return np.asarray(array, np.bool_, order="C")
 
 
-def schedule_of(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Plan | None, int]:
+def schedule_of(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_core.Schedule | None, int]:
     """Which rows take which steps, for the core, and the steps of the longest row.
 
     None: every row takes every step, and nothing is reset.
@@ -125,7 +125,7 @@ def schedule_of(axes: SequenceAxes, lengths: object, resets: object) -> tuple[_c
             flags = np.ascontiguousarray(time_major)
     if short_lengths is None and flags is None:
         return None, steps
-    return _core.Plan(steps, axes.batch, short_lengths, flags), steps
+    return _core.Schedule(steps, axes.batch, short_lengths, flags), steps
 
 
 def zero_tail(sequence: Array, steps: int) -> Array:

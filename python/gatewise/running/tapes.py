@@ -130,7 +130,7 @@ def record(
     x: Array,
     hidden: Array | None,
     cell: Array | None,
-    schedule: _core.Plan | None,
+    schedule: _core.Schedule | None,
     steps: int,
     checkpoint_every: int,
     dropout: Dropout,

@@ -24,7 +24,7 @@ class Call:
     steps: int  # T of the tensors
     longest: int  # steps of the longest row
     batch: int
-    schedule: _core.Plan | None
+    schedule: _core.Schedule | None
     checkpoint_every: int
     dropout: float
     seed: int

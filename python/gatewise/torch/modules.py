@@ -168,7 +168,7 @@ def _run_packed(
         x = x.reshape(steps, batch, -1)
     else:
         lengths = steps - np.searchsorted(batch_sizes[::-1], np.arange(batch), side="right")
-        schedule, packed_rows = _core.Plan(steps, batch, lengths, None, packed=True), x.size(0)
+        schedule, packed_rows = _core.Schedule(steps, batch, lengths, None, packed=True), x.size(0)
     if state is not None and input.sorted_indices is not None:
         state = tuple(part.index_select(1, input.sorted_indices) for part in state)
     if state is not None and any(part.size(1) != batch for part in state):
@@ -186,7 +186,7 @@ def _new_call(
     layer: Any,
     architecture: Architecture,
     sizes: tuple[int, int, int],
-    schedule: _core.Plan | None,
+    schedule: _core.Schedule | None,
     checkpoint_every: int | None,
     *,
     batch_first: bool = False,

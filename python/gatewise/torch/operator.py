@@ -105,11 +105,14 @@ class Options(NamedTuple):
         )
 
 
+_CELLS = _core.cells()
+
+
 def tape_bytes(options: Options, x: Tensor) -> Any:
     """The size of a tape on which all rows have all steps, from sizes that may be symbols."""
     architecture, (steps, batch) = options.architecture(x.dtype), options.extent(x)
     lanes, item = _core.lanes()[architecture.dtype == np.float64], architecture.dtype.itemsize
-    kept, carried = {"lstm": (4, 1), "gru": (4, 1)}.get(options.cell, (1, 0))
+    cell = _CELLS[options.cell]
     every = options.checkpoint_every
     states = -(-steps // every) * batch if every else steps * batch
     units = -(-architecture.hidden_size // lanes) * lanes
@@ -117,7 +120,8 @@ def tape_bytes(options: Options, x: Tensor) -> Any:
     def cache_lines(count: Any) -> Any:
         return -(-count * item // 64) * 64
 
-    per_sequence = cache_lines(states * units) * carried + (0 if every else cache_lines(states * units * kept))
+    per_sequence = cache_lines(states * units) * cell["carried"]
+    per_sequence += 0 if every else cache_lines(states * units * cell["kept"])
     between_layers = cache_lines(steps * batch * architecture.output_size) * (architecture.num_layers - 1)
     return per_sequence * sequence_count(architecture) + between_layers
 

@@ -132,7 +132,7 @@ def test_the_interface_is_dlpacks(tmp_path):
         "static_assert(int(unsigned_integer) == kDLUInt && int(floating) == kDLFloat);",
     ]
     source = tmp_path / "check.cpp"
-    header = REPOSITORY / "cpp" / "bindings" / "dlpack.hpp"
+    header = REPOSITORY / "cpp" / "bindings" / "frameworks" / "dlpack.hpp"
     source.write_text(
         f'#include <cstddef>\n#include <utility>\n#include "ATen/dlpack.h"\n#include "{header}"\n'
         "using namespace gatewise::dlpack;\n" + "\n".join(checks)

@@ -1,7 +1,7 @@
-// The interface through which XLA calls a handler: the part of its foreign-function ABI that ours need, which is the
-// same from version 0.1 to 0.3. XLA's own header, xla/ffi/api/c_api.h of the OpenXLA authors, comes with a wheel of 80
-// MB only; so the layouts stand here, and a test compares them with it. Each struct begins with its own size, by which
-// newer versions of XLA know what an older handler has seen.
+// The interface through which XLA calls a handler: the part of its foreign-function ABI that is used here, which is the
+// same from version 0.1 to 0.3. XLA's own header, xla/ffi/api/c_api.h of the OpenXLA authors, comes only with a wheel
+// of 80 MB; so the layouts are copied, and a test compares them with it. Each struct begins with its own size, from
+// which newer versions of XLA know what an older handler has seen.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +53,7 @@ struct Buffers {
   std::size_t struct_size;
   Extension* extension;
   std::int64_t size;
-  int* types;  // [size], 1: a buffer; there is nothing else
+  int* types;  // [size], 1: a buffer, and no other types exist
   Buffer** buffers;
 };
 
@@ -74,7 +74,7 @@ struct Attributes {
   std::int64_t size;
   Attribute* types;  // [size]
   String** names;
-  void** values;  // Array or String; there are others
+  void** values;  // Array or String; XLA has other types, which no handler here reads
 };
 
 struct Error;
@@ -91,7 +91,7 @@ struct Api {
   Version version;
   const void* internal;
   Error* (*create_error)(NewError*);
-  // and more, which no handler here calls
+  // More functions follow, which no handler here calls.
 };
 
 struct CallFrame {

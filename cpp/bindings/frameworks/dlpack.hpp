@@ -1,5 +1,5 @@
-// The interface through which PyTorch shows its tensors without a call of Python: the part of DLPack's exchange API
-// that ours need, the same in every version 1. The layouts stand here, since dlpack.h comes with PyTorch only, against
+// The interface through which PyTorch shows its tensors without calling Python: the part of DLPack's exchange API that
+// is used here, the same in every version 1. The layouts are copied, since dlpack.h comes only with PyTorch, against
 // which nothing is compiled; a test compares them with it. (https://dmlc.github.io/dlpack/latest/)
 #pragma once
 
@@ -43,14 +43,14 @@ struct Owned {
   Tensor tensor;
 };
 
-// Not 0: a Python exception.
+// Functions return 0, or else there is a Python exception.
 struct ExchangeApi {
   Version version;
   void* older;
   void* new_tensor;
   void* tensor_of_object;
   int (*object_of)(Owned* tensor, void** object);  // a new reference, which owns the tensor
-  int (*look)(void* object, Tensor* found);        // what it points to lives as long as the object
+  int (*look)(void* object, Tensor* tensor);       // what `tensor` points to lives as long as the object
   void* stream;
 };
 
