@@ -51,7 +51,7 @@ def test_files_of_keras(data: bytes) -> None:
             return
         for name, value in item.attrs.items():
             if np.ndim(value) == 1:
-                assert store.texts(path, name) == [one.decode() if isinstance(one, bytes) else one for one in value]
+                assert store.texts(path, name) == [text.decode() if isinstance(text, bytes) else text for text in value]
             else:
                 assert store.text(path, name) == (value.decode() if isinstance(value, bytes) else value)
 

@@ -26,7 +26,7 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
         return keras.Sequential([keras.Input(shape, **options), *layers])
 
     numbers = 3, 9, 4
-    found: dict[str, tuple[Any, tuple[int, ...]]] = {
+    models: dict[str, tuple[Any, tuple[int, ...]]] = {
         "stack": (
             sequence(
                 of.Embedding(20, 6), of.LSTM(5, return_sequences=True, name="mine", dropout=0.2), of.Dropout(0.5),
@@ -126,26 +126,26 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
     }  # fmt: skip
     for mode in ("concat", "sum", "mul", "ave"):
         both = [of.Bidirectional(cell(3, return_sequences=True), merge_mode=mode) for cell in (of.LSTM, of.GRU)]
-        found[f"both_{mode}"] = sequence(*both, of.Bidirectional(of.SimpleRNN(2), merge_mode=mode)), numbers
+        models[f"both_{mode}"] = sequence(*both, of.Bidirectional(of.SimpleRNN(2), merge_mode=mode)), numbers
     frozen = sequence(of.Dense(4), of.BatchNormalization(), of.Dense(3), name="before")
     frozen.layers[1].trainable = False
-    given = keras.Input((None, 3), name="inside")
-    inner = keras.Model(given, of.Dense(3)(of.BatchNormalization()(of.LSTM(3, return_sequences=True)(given))))
-    given = keras.Input((9, 4), batch_size=3)
-    chain = of.LSTM(3, stateful=True)(of.Dropout(0.1)(inner(frozen(given))))
-    found["chain"] = keras.Model(given, of.Dense(2)(chain)), numbers
-    found["masked_graphs"] = masked_graph(of.Embedding(20, 5, mask_zero=True), (None,)), (3, 9)
-    found["masked_graph"] = masked_graph(of.Masking(-1.0), (None, 4)), numbers
+    inputs = keras.Input((None, 3), name="inside")
+    inner = keras.Model(inputs, of.Dense(3)(of.BatchNormalization()(of.LSTM(3, return_sequences=True)(inputs))))
+    inputs = keras.Input((9, 4), batch_size=3)
+    chain = of.LSTM(3, stateful=True)(of.Dropout(0.1)(inner(frozen(inputs))))
+    models["chain"] = keras.Model(inputs, of.Dense(2)(chain)), numbers
+    models["masked_graphs"] = masked_graph(of.Embedding(20, 5, mask_zero=True), (None,)), (3, 9)
+    models["masked_graph"] = masked_graph(of.Masking(-1.0), (None, 4)), numbers
     adapted = of.Normalization()
     adapted.adapt(np.random.default_rng(1).normal(2, 3, (50, 9, 4)))
     trained = sequence(adapted, of.LSTM(3, return_sequences=True), of.LSTM(2), shape=(9, 4))
     trained.compile("adam", "mse")
     trained.fit(np.ones((2, 9, 4)), np.ones((2, 2)), verbose=0)
-    found["trained"] = trained, numbers
+    models["trained"] = trained, numbers
     keras.config.set_dtype_policy("float64")
-    found["wide"] = sequence(of.LSTM(3, return_sequences=True), of.BatchNormalization(), of.GRU(2)), numbers
+    models["wide"] = sequence(of.LSTM(3, return_sequences=True), of.BatchNormalization(), of.GRU(2)), numbers
     keras.config.set_dtype_policy("float32")
-    return found
+    return models
 
 
 def masked_graph(first: Any, shape: tuple[int | None, ...]) -> Any:
@@ -153,9 +153,9 @@ def masked_graph(first: Any, shape: tuple[int | None, ...]) -> Any:
     import keras
     from keras import layers as of
 
-    given = keras.Input(shape)
-    x = of.Bidirectional(of.LSTM(3, return_sequences=True))(of.Dense(4)(first(given)))
-    return keras.Model(given, of.Dense(2)(of.GRU(3)(x)))
+    inputs = keras.Input(shape)
+    x = of.Bidirectional(of.LSTM(3, return_sequences=True))(of.Dense(4)(first(inputs)))
+    return keras.Model(inputs, of.Dense(2)(of.GRU(3)(x)))
 
 
 def mask(x: Any, value: float) -> None:

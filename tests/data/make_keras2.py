@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# One of each kind of file: whole models in both of its formats, and weights alone.
+# One of each kind of file: whole models in both of its formats, and only weights.
 COMMITTED = {"keras2_gates": ".h5", "keras2_masks": ".keras", "keras2_chain": ".weights.h5"}
 
 
@@ -26,8 +26,8 @@ def models() -> dict[str, tuple[Any, tuple[int, ...]]]:
 
     frozen = sequence(of.Dense(4), of.BatchNormalization(), of.Dense(3))
     frozen.layers[1].trainable = False
-    given = keras.Input((9, 4))
-    chain = keras.Model(given, of.Dense(2)(of.RNN([of.LSTMCell(3), of.GRUCell(2)])(of.Dropout(0.1)(frozen(given)))))
+    inputs = keras.Input((9, 4))
+    chain = keras.Model(inputs, of.Dense(2)(of.RNN([of.LSTMCell(3), of.GRUCell(2)])(of.Dropout(0.1)(frozen(inputs)))))
     return {
         "keras2_gates": (
             sequence(

@@ -72,9 +72,9 @@ def main() -> None:
         tokens = len(shape) == 2
         x = generator.integers(20, size=shape) if tokens else generator.normal(size=shape).astype("float32")
         np.savez(folder / f"{name}.npz", x=x, y=np.asarray(model(x, training=False)))
-        given = tf.TensorSpec(model.input_shape, tf.int32 if tokens else tf.float32, name="x")
+        signature = tf.TensorSpec(model.input_shape, tf.int32 if tokens else tf.float32, name="x")
         path = os.fspath(folder / f"{name}.onnx")
-        tf2onnx.convert.from_keras(model, input_signature=[given], opset=version, output_path=path)
+        tf2onnx.convert.from_keras(model, input_signature=[signature], opset=version, output_path=path)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def safetensors_seeds() -> list[Input]:
 
 def packed_weights(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A safetensors file that does not say to which layer the weights belong."""
-    header, at = {}, 0
+    header, offset = {}, 0
     for name, array in arrays.items():
-        header[name] = {"dtype": "F32", "shape": [*array.shape], "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
+        header[name] = {"dtype": "F32", "shape": [*array.shape], "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
 

@@ -19,7 +19,7 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
 
     The modules stay the same objects with the same parameters, hooks and attributes: only their class changes.
     Optimizers, state_dict, deepcopy and parametrizations go on working. Subclasses of these classes with code of their
-    own are left alone. Doing it twice does no harm; `restore` undoes it.
+    own stay as they are. Doing it twice does no harm; `restore` undoes it.
 
     Parameters
     ----------
