@@ -994,7 +994,7 @@ def test_large_memory_is_used_again(environment):
 def test_import_brings_what_a_layer_needs():
     """The rest, as files and their formats, when it is asked for."""
     code = """
-    later = ("layers.blocks", "layers.sequential", "formats", "reference", "cli", "plot", "torch", "jax")
+    later = ("layers.products", "layers.sequential", "formats", "reference", "cli", "plot", "torch", "jax")
     before = [name for name in later if f"gatewise.{name}" in sys.modules]
     assert all(hasattr(gw, name) for name in gw.__all__), gw.__all__
     try:

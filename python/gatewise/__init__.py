@@ -31,21 +31,10 @@ if TYPE_CHECKING:
     from gatewise import torch as torch
     from gatewise.formats import FormatError, Verification, load, save, verify
     from gatewise.layers.activation import Activation
-    from gatewise.layers.blocks import (
-        BatchNorm,
-        Bidirectional,
-        Conv1D,
-        Dense,
-        Dropout,
-        Embedding,
-        Last,
-        LayerNorm,
-        Masking,
-        Normalization,
-        Reverse,
-        TimeDistributed,
-    )
+    from gatewise.layers.normalization import BatchNorm, LayerNorm, Normalization
+    from gatewise.layers.products import Conv1D, Dense, Embedding
     from gatewise.layers.sequential import Sequential
+    from gatewise.layers.structure import Bidirectional, Dropout, Last, Masking, Reverse, TimeDistributed
 
 __version__ = _version()
 
@@ -97,12 +86,11 @@ __all__ = [
 _LATER = {
     "formats": ("FormatError", "Verification", "load", "save", "verify"),
     "layers.activation": ("Activation",),
-    "layers.blocks": (
-        "BatchNorm", "Bidirectional", "Conv1D", "Dense", "Dropout", "Embedding", "Last", "LayerNorm", "Masking",
-        "Normalization", "Reverse", "TimeDistributed",
-    ),
+    "layers.normalization": ("BatchNorm", "LayerNorm", "Normalization"),
+    "layers.products": ("Conv1D", "Dense", "Embedding"),
     "layers.sequential": ("Sequential",),
-}  # fmt: skip
+    "layers.structure": ("Bidirectional", "Dropout", "Last", "Masking", "Reverse", "TimeDistributed"),
+}
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
 _MODULES = ("jax", "plot", "reference", "torch")  # these may need packages that are not installed
 

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from threadpoolctl import threadpool_limits
 
 import gatewise as gw
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
 
 Array = npt.NDArray[Any]
 

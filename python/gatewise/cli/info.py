@@ -12,8 +12,8 @@ from gatewise.arguments.arrays import describe
 from gatewise.cli.models import load_model, streaming_obstacles, summary
 from gatewise.cli.tables import print_table
 from gatewise.layers.activation import Activation
-from gatewise.layers.blocks import Bidirectional
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.structure import Bidirectional
 from gatewise.running.network import Chain
 
 HEADER = ("layer", "input", "output", "parameters", "multiply-adds", "state bytes", "streams")

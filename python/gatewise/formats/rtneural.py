@@ -19,10 +19,13 @@ from gatewise.formats.errors import at, reading
 from gatewise.formats.files import read_bounded, write_pieces
 from gatewise.formats.gates import KERAS_ORDER, reorder_gates
 from gatewise.formats.weights import layer_with
-from gatewise.layers import blocks
 from gatewise.layers.activation import Activation
-from gatewise.layers.recurrent import GRU, LSTM, Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.normalization import BatchNorm
+from gatewise.layers.products import Conv1D, Dense
+from gatewise.layers.recurrent import GRU, LSTM
 from gatewise.layers.sequential import Sequential
+from gatewise.layers.structure import Dropout, TimeDistributed
 from gatewise.weights.module import Module
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax", "elu")
@@ -68,7 +71,7 @@ def save(model: Module | Sequential, path: str | os.PathLike[str]) -> None:
     if chain.vocabulary is not None:
         raise ValueError("model: layers[0]: RTNeural has no embedding")
     for i, (module, units) in enumerate(zip(sequential, chain.sizes, strict=False)):
-        while isinstance(module, blocks.TimeDistributed):
+        while isinstance(module, TimeDistributed):
             module = module.layer
         with at(f"model: layers[{i}]"):
             layers += _layers_of(module, units)
@@ -158,7 +161,7 @@ def _dense(layer: Any, inputs: int, units: int) -> Module:
     kernel, *biases = _weights(layer, (inputs, units), *[(units,)] * bias)
     weights = {"weight": kernel.T} | ({"bias": biases[0]} if bias else {})
     options = {"bias": bias, "activation": _activation(layer)}
-    dense: Module = layer_with(blocks.Dense, weights, in_features=inputs, out_features=units, **options)
+    dense: Module = layer_with(Dense, weights, in_features=inputs, out_features=units, **options)
     return dense
 
 
@@ -167,7 +170,7 @@ def _convolution(layer: Any, inputs: int, units: int) -> Module:
     kernel, bias = _weights(layer, (taps, inputs, units), (units,))
     weights = {"weight": kernel.transpose(2, 1, 0), "bias": bias}
     options = {"kernel_size": taps, "dilation": dilation, "activation": _activation(layer)}
-    convolution: Module = layer_with(blocks.Conv1D, weights, in_channels=inputs, out_channels=units, **options)
+    convolution: Module = layer_with(Conv1D, weights, in_channels=inputs, out_channels=units, **options)
     return convolution
 
 
@@ -178,7 +181,7 @@ def _batch_norm(layer: Any, inputs: int, units: int) -> Module:
     arrays = _weights(layer, *[(units,)] * (4 if affine else 2))
     weights = dict(zip(BATCH_NORM_WEIGHTS[0 if affine else 2 :], arrays, strict=True))
     epsilon = number("epsilon", _member(layer, "epsilon"), 0)
-    norm: Module = layer_with(blocks.BatchNorm, weights, num_features=units, eps=epsilon, affine=affine)
+    norm: Module = layer_with(BatchNorm, weights, num_features=units, eps=epsilon, affine=affine)
     return norm
 
 
@@ -218,16 +221,16 @@ def _layers_of(module: Any, units: int) -> list[dict[str, Any]]:
     weights = {name: array.astype(np.float64) for name, array in module.state_dict().items()}
     if isinstance(module, Layer):
         return _recurrent_layers(module, weights)
-    if isinstance(module, blocks.Dropout):
+    if isinstance(module, Dropout):
         return []
-    if isinstance(module, blocks.Dense):
+    if isinstance(module, Dense):
         arrays = [weights["weight"].T, weights.get("bias", np.zeros(module.out_features))]
         return [_layer("dense", module.out_features, arrays, module.activation)]
-    if isinstance(module, blocks.Conv1D) and (module.padding == "causal" or module.kernel_size == 1):
+    if isinstance(module, Conv1D) and (module.padding == "causal" or module.kernel_size == 1):
         arrays = [weights["weight"].transpose(2, 1, 0), weights.get("bias", np.zeros(module.out_channels))]
         options = {"kernel_size": [module.kernel_size], "dilation": [module.dilation], "groups": 1}
         return [_layer("conv1d", module.out_channels, arrays, module.activation) | options]
-    if isinstance(module, blocks.BatchNorm):
+    if isinstance(module, BatchNorm):
         names = BATCH_NORM_WEIGHTS[0 if module.affine else 2 :]
         layer = _layer("batchnorm", module.num_features, [weights[name] for name in names], None)
         return [layer | {"epsilon": module.eps}]

@@ -15,7 +15,7 @@ from gatewise.arguments.arrays import Array, flag, whole_number
 from gatewise.formats.errors import printable
 from gatewise.formats.files import is_regular
 from gatewise.layers.activation import Block
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
 from gatewise.layers.sequential import Sequential
 
 # Shares of the largest output: some hundred roundings on either side, through all layers that come after them.

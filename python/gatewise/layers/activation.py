@@ -24,6 +24,11 @@ class Block(Module):
         packable: Any = stage
         self._start_weights(packable, draw)
 
+    @property
+    def _dtype_name(self) -> str:
+        assert self._stage.dtype is not None
+        return str(self._stage.dtype.name)
+
     def __repr__(self) -> str:
         shown = [f"{name}={value!r}" for name, value in self._options().items() if value is not None]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -12,7 +12,7 @@ from gatewise.arguments.arrays import Array, as_array, empty, flag, output, rows
 from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import schedule_of, whole_lengths, zero_tail
 from gatewise.layers.activation import Block
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
 from gatewise.running.network import Chain
 from gatewise.running.pools import Streamable
 from gatewise.running.streams import sequence_input
@@ -111,9 +111,15 @@ class Sequential(Module, Streamable):
     # -- calls --------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, x: object, state: object = None, *, lengths: object = None, resets: object = None,
-        out: Array | None = None, return_state: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        x: object,
+        state: object = None,
+        *,
+        lengths: object = None,
+        resets: object = None,
+        out: Array | None = None,
+        return_state: bool = False,
+    ) -> Any:
         """Run over a whole sequence.
 
         Parameters

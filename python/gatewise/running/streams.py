@@ -50,9 +50,13 @@ class Stream(_core.Stream):
         self._start(chain, chain.weights(), batch_first, batch_size, window)
 
     def _start(
-        self, chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None,
+        self,
+        chain: Chain,
+        weights: tuple[Weights[Any], ...],
+        batch_first: bool,
+        batch_size: int | None,
         window: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         size = None if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_SIZE)
         rows = 1 if size is None else size
         if window is None:
@@ -206,8 +210,13 @@ class Stream(_core.Stream):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (
-            self._chain, self._weights, self._batch_first, self._batch_size, self._window, self.state,
-        )  # fmt: skip
+            self._chain,
+            self._weights,
+            self._batch_first,
+            self._batch_size,
+            self._window,
+            self.state,
+        )
 
     def __repr__(self) -> str:
         window = "" if self._window is None else f", window={self._window}"
@@ -221,9 +230,13 @@ def refuse_two_bases(cls: type) -> None:
 
 
 def _restore(
-    chain: Chain, weights: tuple[Weights[Any], ...], batch_first: bool, batch_size: int | None, window: int | None,
+    chain: Chain,
+    weights: tuple[Weights[Any], ...],
+    batch_first: bool,
+    batch_size: int | None,
+    window: int | None,
     state: object,
-) -> Stream:  # fmt: skip
+) -> Stream:
     """Make a pickled stream. Unless its layer is in the same pickle, refresh() takes the weights of that time."""
     stream = Stream.__new__(Stream)
     stream._start(chain, weights, batch_first, batch_size, window)

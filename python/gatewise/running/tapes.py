@@ -142,8 +142,16 @@ def record(
     output = empty(layout.shape(layout.architecture.output_size), layout.architecture.dtype)
     hidden_after, cell_after = layout.new_state()
     core = _core.Tape(
-        packed, x_copy, hidden_copy, cell, zero_tail(layout.to_time_major(output), steps), hidden_after, cell_after,
-        schedule, min(checkpoint_every, steps), *dropout,
-    )  # fmt: skip
+        packed,
+        x_copy,
+        hidden_copy,
+        cell,
+        zero_tail(layout.to_time_major(output), steps),
+        hidden_after,
+        cell_after,
+        schedule,
+        min(checkpoint_every, steps),
+        *dropout,
+    )
     after = [read_only(part) for part in (hidden_after, cell_after) if part is not None]
     return Tape(layout, core, steps, read_only(output), layout.state_out(*after), dropout[2])

@@ -97,9 +97,14 @@ class Trace(Mapping[str, LayerTrace]):
     """
 
     def __init__(
-        self, output: Array, state: State, layers: dict[str, LayerTrace], lengths: Array | None, batch_first: bool,
+        self,
+        output: Array,
+        state: State,
+        layers: dict[str, LayerTrace],
+        lengths: Array | None,
+        batch_first: bool,
         unbatched: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.output = output
         self.state = state
         self.lengths = lengths

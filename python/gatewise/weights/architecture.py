@@ -114,9 +114,16 @@ class Architecture:
 
     def pack(self, arrays: Mapping[str, Array]) -> _core.Packed:
         return _core.Packed(
-            self.cell, self.dtype, self.input_size, self.hidden_size, self.proj_size, self.num_layers, self.directions,
-            self.grouped(arrays), self.formula,
-        )  # fmt: skip
+            self.cell,
+            self.dtype,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            self.directions,
+            self.grouped(arrays),
+            self.formula,
+        )
 
     def grouped(self, arrays: Mapping[str, Array]) -> list[list[Array | None]]:
         """One list of weights for each layer and direction, in the order of KINDS, as the core takes them."""

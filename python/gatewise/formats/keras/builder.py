@@ -8,7 +8,8 @@ from enum import Enum
 from gatewise.arguments.arrays import Array
 from gatewise.formats.keras.config import LayerConfig, as_list
 from gatewise.formats.keras.weights import WeightReader
-from gatewise.layers.blocks import Embedding, Masking
+from gatewise.layers.products import Embedding
+from gatewise.layers.structure import Masking
 from gatewise.weights.module import Module
 
 MOST_REPEATED = 2**20  # numbers of all layers that are copies of a single number in the configuration

@@ -10,7 +10,8 @@ import numpy as np
 from gatewise.formats.keras.activations import unit_function
 from gatewise.formats.keras.config import LayerConfig
 from gatewise.layers.activation import Activation
-from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.recurrent import GRU, LSTM, RNN
 from gatewise.weights.functions import Function
 
 CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}

@@ -14,8 +14,10 @@ from gatewise.formats.keras.builder import MOST_REPEATED, Builder, Mask
 from gatewise.formats.keras.config import LayerConfig, as_list, single
 from gatewise.formats.keras.recurrent import add_bidirectional, add_recurrent, add_rnn
 from gatewise.formats.keras.weights import WeightReader, slots_of
-from gatewise.layers.blocks import BatchNorm, Conv1D, Dense, Embedding, LayerNorm, Masking, Normalization
+from gatewise.layers.normalization import BatchNorm, LayerNorm, Normalization
+from gatewise.layers.products import Conv1D, Dense, Embedding
 from gatewise.layers.sequential import Sequential
+from gatewise.layers.structure import Masking
 
 
 def check_kinds(layers: Sequence[LayerConfig]) -> None:

@@ -11,7 +11,7 @@ from gatewise.formats.gates import KERAS_ORDER, reorder_gates, split_gates
 from gatewise.formats.keras.builder import Builder, Mask
 from gatewise.formats.keras.cells import Cell, cell_of, cells_of, check_outputs, forward_layer
 from gatewise.formats.keras.config import LayerConfig
-from gatewise.layers.blocks import MERGES, Bidirectional, Last, Reverse
+from gatewise.layers.structure import MERGES, Bidirectional, Last, Reverse
 
 
 def add_recurrent(builder: Builder, layer: LayerConfig) -> None:

@@ -40,10 +40,13 @@ from gatewise.formats.onnx.values import (
     subgraphs,
     time_of,
 )
-from gatewise.layers import blocks
 from gatewise.layers.activation import Activation, Block
-from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer, shown
+from gatewise.layers.layer import Layer
+from gatewise.layers.normalization import BatchNorm, LayerNorm, Normalization
+from gatewise.layers.products import Conv1D, Dense, Embedding
+from gatewise.layers.recurrent import GRU, LSTM, RNN, shown
 from gatewise.layers.sequential import Sequential
+from gatewise.layers.structure import Bidirectional, Last, Masking, Reverse, TimeDistributed
 from gatewise.running.network import Identity
 from gatewise.weights.architecture import GATES, Formula
 from gatewise.weights.functions import Function
@@ -251,7 +254,7 @@ def _alone(file: _File, name: str) -> Sequential | Layer:
     except NotUnderstoodError as error:
         raise ValueError(f"node {label(node)!r} ({node.op_type}): {error}") from None
     layer = _layer(of, bool(of["layout"]))
-    return Sequential([blocks.Reverse(), layer, blocks.Reverse()]) if of["reverse"] else layer
+    return Sequential([Reverse(), layer, Reverse()]) if of["reverse"] else layer
 
 
 def _visible(scope: Scope) -> MutableMapping[str, Any]:
@@ -502,12 +505,12 @@ def _layers(steps: Sequence[Step | list[Step]], batch_first: bool, spend: Callab
             of = step[0].options
             two = of["bidirectional"]
             layer = _layer(of, batch_first, step[1:])
-            yield layer if of["merge"] is None else blocks.Bidirectional(layer, of["merge"])
+            yield layer if of["merge"] is None else Bidirectional(layer, of["merge"])
             continue
         if step.kind == "last":
             if two and not step.options["own"]:
                 yield Activation("linear")  # so that Last takes the last step, not that of each direction
-            yield blocks.Last()
+            yield Last()
         elif step.kind in ("dense", "convolution"):
             behind = steps[i] if i < len(steps) else None
             activation: Any = "linear"
@@ -563,28 +566,28 @@ def _product(step: Step, activation: Activation | str) -> Module:
         "bias": bias is not None, "activation": activation, "dtype": weight.dtype.name, "seed": 0,
     }  # fmt: skip
     if step.kind == "dense":
-        return _filled(blocks.Dense(weight.shape[1], weight.shape[0], **options), weight=weight, bias=bias)
+        return _filled(Dense(weight.shape[1], weight.shape[0], **options), weight=weight, bias=bias)
     options |= {"dilation": of["dilation"], "padding": of["padding"]}
-    layer = blocks.Conv1D(weight.shape[1], weight.shape[0], weight.shape[2], **options)
+    layer = Conv1D(weight.shape[1], weight.shape[0], weight.shape[2], **options)
     return _filled(layer, weight=weight, bias=bias)
 
 
 def _embedding(step: Step) -> Module:
     weight = step.options["weight"]
-    return _filled(blocks.Embedding(*weight.shape, dtype=weight.dtype.name, seed=0), weight=weight)
+    return _filled(Embedding(*weight.shape, dtype=weight.dtype.name, seed=0), weight=weight)
 
 
 def _layer_norm(step: Step) -> Module:
     of = step.options
     dtype = of["weight"].dtype.name
-    layer = blocks.LayerNorm(of["weight"].size, eps=of["eps"], bias=of["bias"] is not None, dtype=dtype)
+    layer = LayerNorm(of["weight"].size, eps=of["eps"], bias=of["bias"] is not None, dtype=dtype)
     return _filled(layer, weight=of["weight"], bias=of["bias"])
 
 
 def _batch_norm(step: Step) -> Module:
     arrays = step.options["arrays"]
     dtype = arrays["weight"].dtype.name
-    return _filled(blocks.BatchNorm(arrays["weight"].size, eps=step.options["eps"], dtype=dtype), **arrays)
+    return _filled(BatchNorm(arrays["weight"].size, eps=step.options["eps"], dtype=dtype), **arrays)
 
 
 def _is_single(steps: Sequence[Step]) -> bool:
@@ -609,7 +612,7 @@ def _affine(steps: Sequence[Step], units: tuple[int, ...]) -> Module:
     if not units:
         return Activation("affine", float(scale), float(shift - mean * scale))
     dtype = steps[0].options["dtype"]
-    layer = blocks.BatchNorm(units[0], eps=0.0, dtype=dtype.name)
+    layer = BatchNorm(units[0], eps=0.0, dtype=dtype.name)
     arrays = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": np.ones(units)}
     return _filled(layer, **{name: array.astype(dtype) for name, array in arrays.items()})
 
@@ -617,7 +620,7 @@ def _affine(steps: Sequence[Step], units: tuple[int, ...]) -> Module:
 _AFFINE_BYTES = 12 * 8  # of each unit: the normalisation itself, and what it is worked out with
 _SIMPLE: dict[str, Any] = {
     "embedding": _embedding, "activation": _activation, "layer_norm": _layer_norm, "batch_norm": _batch_norm,
-    "reverse": lambda step: blocks.Reverse(),
+    "reverse": lambda step: Reverse(),
 }  # fmt: skip
 
 
@@ -729,13 +732,13 @@ class _Writer:
         two: tuple[Any, str] | None = None  # of a layer of two directions right before: itself, and its last states
         ended = False
         for i, given in enumerate(self._layers):
-            layer = given.layer if isinstance(given, blocks.TimeDistributed) else given
-            recurrent = layer.layer if isinstance(layer, blocks.Bidirectional) else layer
+            layer = given.layer if isinstance(given, TimeDistributed) else given
+            recurrent = layer.layer if isinstance(layer, Bidirectional) else layer
             if isinstance(recurrent, Layer):
-                merge = layer.merge_mode if isinstance(layer, blocks.Bidirectional) else "concat"
+                merge = layer.merge_mode if isinstance(layer, Bidirectional) else "concat"
                 value, last = self._recurrent(i, recurrent, value, merge)
                 two = (merge, last) if recurrent.bidirectional else None
-            elif isinstance(layer, blocks.Last):
+            elif isinstance(layer, Last):
                 if ended:
                     continue
                 ended = True
@@ -848,35 +851,35 @@ class _Writer:
 
     def _block(self, i: int, layer: Any, value: str) -> str:
         arrays = layer._slot.weights.arrays
-        if isinstance(layer, blocks.Masking) or getattr(layer, "mask_zero", False):
+        if isinstance(layer, Masking) or getattr(layer, "mask_zero", False):
             raise ValueError(f"layers[{i}]: expected no steps that are left out, which ONNX cannot say, got {layer!r}")
-        if isinstance(layer, blocks.Reverse):
+        if isinstance(layer, Reverse):
             ends = [self._whole(-1), self._whole(-(2**63)), self._whole(0), self._whole(-1)]
             return self._node("Slice", [value, *ends])
-        if isinstance(layer, blocks.Embedding):
+        if isinstance(layer, Embedding):
             return self._node("Gather", [self._array("table", arrays["weight"]), value], axis=0)
-        if isinstance(layer, blocks.Dense):
+        if isinstance(layer, Dense):
             value = self._node("MatMul", [value, self._array("weight", arrays["weight"].T)])
             if layer.bias:
                 value = self._node("Add", [value, self._array("bias", arrays["bias"])])
             return self._activated(layer.activation, value)
         if isinstance(layer, Activation):
             return self._activated(layer, value, alone=True)
-        if isinstance(layer, blocks.LayerNorm):
+        if isinstance(layer, LayerNorm):
             weight = arrays.get("weight", np.ones(layer.normalized_shape))
             names = [self._array("weight", weight)]
             names += [self._array("bias", arrays["bias"])] if "bias" in arrays else []
             return self._node("LayerNormalization", [value, *names], axis=-1, epsilon=layer.eps)
-        if isinstance(layer, (blocks.BatchNorm, blocks.Normalization)):
+        if isinstance(layer, (BatchNorm, Normalization)):
             return self._normalized(layer, arrays, value)
-        if isinstance(layer, blocks.Conv1D):
+        if isinstance(layer, Conv1D):
             return self._convolution(layer, arrays, value)
         raise TypeError(f"layers[{i}]: expected a layer that ONNX has an operator for, got {layer!r}")
 
     def _normalized(self, layer: Any, arrays: Mapping[str, Array], value: str) -> str:
         wide = {name: array.astype(np.float64) for name, array in arrays.items()}
         with np.errstate(all="ignore"):
-            if isinstance(layer, blocks.Normalization):
+            if isinstance(layer, Normalization):
                 mean, scale, shift = wide["mean"], 1 / np.maximum(np.sqrt(wide["variance"]), 1e-7), None
             else:
                 mean, shift = wide["running_mean"], wide.get("bias")
@@ -885,7 +888,7 @@ class _Writer:
         value = self._node("Mul", [value, self._array("scale", scale)])
         return value if shift is None else self._node("Add", [value, self._array("shift", shift)])
 
-    def _convolution(self, layer: blocks.Conv1D, arrays: Mapping[str, Array], value: str) -> str:
+    def _convolution(self, layer: Conv1D, arrays: Mapping[str, Array], value: str) -> str:
         reach = (layer.kernel_size - 1) * layer.dilation
         before = reach if layer.padding == "causal" else reach // 2
         pads = [before, reach - before]

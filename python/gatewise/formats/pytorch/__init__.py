@@ -11,7 +11,7 @@ from gatewise.formats.pytorch.checkpoints import Checkpoint
 from gatewise.formats.pytorch.modules import load_module
 from gatewise.formats.pytorch.state_dicts import build_layer, pick_layer, read_weights
 from gatewise.formats.safetensors import read_arrays
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
 
 __all__ = ["load", "load_module"]
 

@@ -13,10 +13,12 @@ from gatewise.formats.errors import printable
 from gatewise.formats.pytorch.state_dicts import build_layer
 from gatewise.formats.verification import verify
 from gatewise.formats.weights import layer_with
-from gatewise.layers import blocks
 from gatewise.layers.activation import Activation
-from gatewise.layers.recurrent import Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.normalization import LayerNorm
+from gatewise.layers.products import Dense, Embedding
 from gatewise.layers.sequential import Sequential
+from gatewise.layers.structure import Dropout, Last
 from gatewise.weights.module import Module
 
 
@@ -67,11 +69,11 @@ def _candidates(module: Any, layers: list[Any]) -> list[Module | Sequential]:
     if recurrent is None or _is_cell(module):
         return [model]
     before, after = layers[: recurrent + 1], layers[recurrent + 1 :]
-    last_steps: list[list[Module]] = [[blocks.Last()]]
+    last_steps: list[list[Module]] = [[Last()]]
     if layers[recurrent].bidirectional:
         # The last step of the sequence, y[-1], is the first step of the reverse direction. `Last` directly after a
         # recurrent layer takes the last step of each direction; an activation between them makes it take y[-1].
-        last_steps.append([Activation("linear"), blocks.Last()])
+        last_steps.append([Activation("linear"), Last()])
     return [model, *(Sequential([*before, *last_step, *after]) for last_step in last_steps)]
 
 
@@ -183,16 +185,16 @@ def _rowwise(module: Any) -> Any:
 
     if isinstance(module, nn.Linear):
         sizes = {"in_features": module.in_features, "out_features": module.out_features}
-        return layer_with(blocks.Dense, _weights(module), **sizes, bias=module.bias is not None)
+        return layer_with(Dense, _weights(module), **sizes, bias=module.bias is not None)
     if isinstance(module, nn.Embedding) and module.max_norm is None:
         sizes = {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim}
-        return layer_with(blocks.Embedding, _weights(module), **sizes)
+        return layer_with(Embedding, _weights(module), **sizes)
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
         (units,) = module.normalized_shape
         bias = module.bias is not None
-        return layer_with(blocks.LayerNorm, _weights(module), normalized_shape=units, eps=module.eps, bias=bias)
+        return layer_with(LayerNorm, _weights(module), normalized_shape=units, eps=module.eps, bias=bias)
     if isinstance(module, (nn.Dropout, nn.Identity)):
-        return blocks.Dropout(getattr(module, "p", 0.0))
+        return Dropout(getattr(module, "p", 0.0))
     return None
 
 

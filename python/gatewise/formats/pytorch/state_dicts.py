@@ -11,7 +11,8 @@ from gatewise.formats.errors import at
 from gatewise.formats.pytorch.checkpoints import DTYPES, Checkpoint, described, size_of
 from gatewise.formats.pytorch.pickles import Tensor
 from gatewise.formats.weights import layer_with
-from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.recurrent import GRU, LSTM, RNN
 
 WEIGHT = re.compile(r"^(.*?)((?:weight|bias)_(?:ih|hh|hr))(_l(\d+)(_reverse)?)?$")
 KINDS_BY_GATES: dict[int, type[Layer]] = {4: LSTM, 3: GRU, 1: RNN}

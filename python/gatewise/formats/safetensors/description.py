@@ -12,10 +12,13 @@ from gatewise.arguments.arrays import flag, whole_number
 from gatewise.formats import json_text
 from gatewise.formats.errors import at
 from gatewise.formats.safetensors.tensors import METADATA, NAMES, Source
-from gatewise.layers import blocks
 from gatewise.layers.activation import Activation
-from gatewise.layers.recurrent import GRU, LSTM, RNN, Layer
+from gatewise.layers.layer import Layer
+from gatewise.layers.normalization import BatchNorm, LayerNorm, Normalization
+from gatewise.layers.products import Conv1D, Dense, Embedding
+from gatewise.layers.recurrent import GRU, LSTM, RNN
 from gatewise.layers.sequential import Sequential
+from gatewise.layers.structure import Bidirectional, Dropout, Last, Masking, Reverse, TimeDistributed
 from gatewise.weights.module import Module
 
 VERSION = "1"
@@ -25,18 +28,18 @@ _LAYERS: tuple[type[Module], ...] = (
     GRU,
     RNN,
     Activation,
-    blocks.BatchNorm,
-    blocks.Bidirectional,
-    blocks.Conv1D,
-    blocks.Dense,
-    blocks.Dropout,
-    blocks.Embedding,
-    blocks.Last,
-    blocks.LayerNorm,
-    blocks.Masking,
-    blocks.Normalization,
-    blocks.Reverse,
-    blocks.TimeDistributed,
+    BatchNorm,
+    Bidirectional,
+    Conv1D,
+    Dense,
+    Dropout,
+    Embedding,
+    Last,
+    LayerNorm,
+    Masking,
+    Normalization,
+    Reverse,
+    TimeDistributed,
 )
 KINDS = {kind.__name__: kind for kind in _LAYERS}
 # Options that did not exist when the first files were written, and the value that those files mean.
