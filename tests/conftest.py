@@ -34,13 +34,8 @@ hypothesis.settings.load_profile("gatewise")
 # Report and fixtures
 
 
-# Tests of files and of the command line: on another backend they would only repeat what the tests of layers say of it.
-NOT_OF_THE_CORE = {
-    "test_arrays", "test_benchmarks", "test_build", "test_checkpoints", "test_command_run", "test_commands",
-    "test_damaged_files", "test_demo", "test_documents", "test_files", "test_fuzz", "test_hdf5", "test_hostile_files",
-    "test_import", "test_keras", "test_keras_mutations", "test_keras_refusals", "test_language", "test_onnx",
-    "test_protobuf", "test_pytorch_files", "test_rooms", "test_rtneural", "test_saving", "test_verification",
-}  # fmt: skip
+# Tests of files and of programs: on another backend they would only repeat what the tests of layers say of it.
+NOT_OF_THE_CORE = {"cli", "formats", "project"}
 
 
 def pytest_addoption(parser) -> None:
@@ -56,7 +51,7 @@ def pytest_collection_modifyitems(config, items) -> None:
         return
     selected, left_out = [], []
     for item in items:
-        was_run = "backend" in getattr(item, "fixturenames", ()) or item.path.stem in NOT_OF_THE_CORE
+        was_run = "backend" in getattr(item, "fixturenames", ()) or item.path.parent.name in NOT_OF_THE_CORE
         (left_out if was_run else selected).append(item)
     items[:] = selected
     config.hook.pytest_deselected(items=left_out)

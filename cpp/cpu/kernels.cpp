@@ -2,7 +2,7 @@
 // level's flags, GATEWISE_KERNEL as the namespace (v3_float32), GATEWISE_REAL as the type, and Eigen renamed like the
 // namespace: if two objects had the same inline function, both would run the machine code of whichever the linker kept.
 // So there are also no standard containers, no exceptions, no static locals and no allocation here. Only the table is
-// exported; tests/test_symbols.py checks it.
+// exported; tests/promises/test_symbols.py checks it.
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>

@@ -1,4 +1,4 @@
-"""Makes the models that tests/test_keras.py reads, with Keras: `python tests/data/make_keras.py FOLDER [--all]`.
+"""Makes the models that test_keras.py reads, with Keras: `python tests/data/make_keras.py FOLDER [--all]`.
 
 Without --all only the files that the repository has, so that tests need no Keras.
 """

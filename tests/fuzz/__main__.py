@@ -41,7 +41,7 @@ examples:
   python -m tests.fuzz --replay build/fuzz/onnx-0-1234.onnx    one file again, with its traceback
 
 A file that found a fault belongs into tests/fuzz/corpus/FORMAT/ once the fault is fixed (a few KB: shrink it by hand).
-The corpus is replayed by each run, and by tests/test_fuzz.py.
+The corpus is replayed by each run, and by tests/project/test_fuzz.py.
 """
 
 

@@ -13,7 +13,7 @@ from gatewise.formats.keras.hdf5 import Store
 
 h5py = pytest.importorskip("h5py")
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 VERSIONS = ["earliest", "v108", "v110", "latest"]
 
 

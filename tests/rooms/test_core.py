@@ -297,7 +297,7 @@ def test_tape_of_more_bytes_than_there_are(sizes):
 
 
 def test_version():
-    text = (pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'\nversion = "{_core.configuration()["version"]}"\n' in text
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 KERNEL = re.compile(r"CMakeFiles/(kernel_[^/]+)\.dir/")
 WEAK, STRONG = set("WVuw"), set("TDRB")
 IGNORED = {"DW.ref.__gxx_personality_v0"}  # the address of the unwinder's function: the same in every object

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from tolerances import assert_close, error
 
 KINDS = ["LSTM", "GRU", "RNN"]
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def test_growth_from_several_threads():
 
 
 def test_the_example_of_a_service():
-    example = Path(__file__).parents[1] / "examples" / "live_service.py"
+    example = Path(__file__).parents[2] / "examples" / "live_service.py"
     command = [sys.executable, example, "--clients", "30", "--seconds", "1", "--deadline", "1000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

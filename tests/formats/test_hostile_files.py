@@ -25,10 +25,10 @@ from gatewise.formats.keras.config import Entry
 
 h5py = pytest.importorskip("h5py")
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 WEIGHTS = "model.weights.h5"
 
-CORPUS = Path(__file__).parent / "fuzz" / "corpus"
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 OUTCOMES = {"valid": "Sequential", "group_in_itself": "Sequential"}  # and all others are refused
 
 

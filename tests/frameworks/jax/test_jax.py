@@ -35,7 +35,7 @@ from jax_calls import (  # noqa: E402
     two_cells,
 )
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 pytestmark = ignore_copy_warning
 
 STACKS = [

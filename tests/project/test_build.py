@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parent.parent
+SOURCES = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("named", [None, "g++", "/bin/false"])

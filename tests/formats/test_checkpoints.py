@@ -19,7 +19,7 @@ from conftest import assert_same_bits
 from gatewise.formats.errors import reading
 from torch import nn
 
-CORPUS = Path(__file__).parent / "fuzz/corpus/pt"
+CORPUS = Path(__file__).parents[1] / "fuzz/corpus/pt"
 FORMATS = {
     "zip": {}, "zip, protocol 4": {"pickle_protocol": 4}, "zip, protocol 5": {"pickle_protocol": 5},
     "legacy": {"_use_new_zipfile_serialization": False},

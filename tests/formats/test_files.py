@@ -313,7 +313,7 @@ def test_readers_do_not_wait_for_pipes(name, tmp_path):
 
 def test_a_configuration_is_not_read_from_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    weights = Path(__file__).parent / "data" / "chain.weights.h5"
+    weights = Path(__file__).parents[1] / "data" / "chain.weights.h5"
     with pytest.raises(gw.FormatError, match=f": config: {tmp_path / 'pipe'}: expected a file$"):
         gw.load(weights, config=tmp_path / "pipe")
 

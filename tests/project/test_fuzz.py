@@ -11,7 +11,7 @@ import pytest
 from tests.fuzz import __main__ as command
 from tests.fuzz import formats, inputs, workers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # The fuzzer forks before it imports anything; here, JAX may have been imported, and warns of it.
 pytestmark = [

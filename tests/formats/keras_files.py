@@ -13,7 +13,7 @@ import pytest
 
 h5py = pytest.importorskip("h5py")
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def config_of(path: Path) -> Path | None:
