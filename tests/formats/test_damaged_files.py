@@ -109,8 +109,8 @@ def test_wrong_headers(change, match, path):
         ({"layers": [{"kind": "Sequential", "batch_first": True, "layers": []}]}, r"\[0\]: expected a kind of LSTM"),
         ({"layers": [DENSE, DENSE]}, r"layers\[1\]: tensors: missing bias, weight"),
         ({"layers": [{"kind": "Last"}]}, r"layers\[0\]: tensors: surplus bias, weight"),
-        ({"layers": [{"kind": "TimeDistributed", "layer": {"kind": "Last"}}]}, r"\[0\]: layer: expected one that"),
-        ({"layers": [{"kind": "TimeDistributed", "layer": 3}]}, r"layers\[0\]: layer: expected one that"),
+        ({"layers": [{"kind": "TimeDistributed", "layer": {"kind": "Last"}}]}, r"\[0\]: layer: expected a layer of"),
+        ({"layers": [{"kind": "TimeDistributed", "layer": 3}]}, r"layers\[0\]: layer: expected a layer of"),
         ({"layers": [{"kind": "Bidirectional", "layer": DENSE, "merge_mode": "sum"}]}, "layer: expected LSTM, GRU or"),
     ],
 )  # fmt: skip
