@@ -158,7 +158,7 @@ def print_results(document: dict[str, Any], options: argparse.Namespace, file: P
 
 
 def warn_of_load(threads: int) -> None:
-    """Warn if other processes use this machine: their work changes the times, and less so the ratios."""
+    """Warn if other processes are using this machine: they distort the times and, to a lesser degree, the ratios."""
     load = os.getloadavg()[0]
     if load > threads:
         print(

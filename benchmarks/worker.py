@@ -251,7 +251,7 @@ def results(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name in job["workloads"]:
         try:
             yield {"name": name, "result": _result(job, WORKLOADS[name], peer, begin)}
-        except Exception as error:  # whatever its kind: it is reported for this workload, and the others go on
+        except Exception as error:  # any error: it is reported for this workload, and the others go on
             yield {"name": name, "failed": f"{type(error).__name__}: {error}"[:300]}
 
 

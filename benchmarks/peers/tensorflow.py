@@ -81,7 +81,7 @@ def _keras_weights(case: Case, suffix: str) -> list[Array]:
 
 
 def _reordered(value: Array, cell: str, order: Any) -> Array:
-    """The rows (G * H, ...) of a weight or bias, gate by gate in another order."""
+    """A weight or bias (G * H, ...) with the rows of its gates in another order."""
     gates = np.split(value, gate_count(cell))
     return np.concatenate([gates[gate] for gate in order])
 

@@ -41,8 +41,8 @@ class WithoutGil : private Interrupt {
 bool is_main_thread();
 void find_main_thread();  // once, at import
 
-// Calls work(interrupt), or work(), which does about `operations` multiply-adds. If these are many, the GIL is released
-// and the interrupt is one to look at; else it is null. Throws what a signal's handler raised.
+// Calls work(interrupt), or work(), which does about `operations` multiply-adds. A long call runs without the GIL and
+// gets an interrupt to look at; a short one gets null. Throws what a signal's handler raised.
 template <class Work>
 void without_gil(Size operations, const Work& work) {
   const auto call = [&](Interrupt* interrupt) {

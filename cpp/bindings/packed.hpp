@@ -59,7 +59,7 @@ Size tape_bytes(const Packed& packed, Size steps, Size batch, Size checkpoint_ev
 // Run a call that is complete but for its scratch, without Python.
 Status compute(const Packed& packed, Forward& call);
 Status compute(const Packed& packed, Backward& call);
-// The same for a thread that holds the GIL, which is released where that pays.
+// The same, called with the GIL held; releases it if the call is long enough.
 void run_forward(const Packed& packed, Forward& call);
 void run_backward(const Packed& packed, Backward& call);
 

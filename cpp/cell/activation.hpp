@@ -92,7 +92,7 @@ GATEWISE_INLINE V exp(V x) {
   using E = Exponential<typename V::Scalar>;
   const V bounded = minimum(maximum(x, V::broadcast(E::lowest)), V::broadcast(E::highest));
   const auto [n, p] = exponential_parts(bounded);
-  // 2^n in two halves: n may lie outside the exponents of a number.
+  // 2^n as a product of two powers, since n may lie outside the exponent range of the type.
   const V half = fused(n, V::broadcast(0.5), V::broadcast(E::round)) - V::broadcast(E::round);
   const V first = power_of_two(half);
   return fused(first, p, first) * power_of_two(n - half);

@@ -87,7 +87,7 @@ GATEWISE_INLINE constexpr Size output_of(const Layer& layer) {
 // its rows and does not wait for the others, so that nobody waits for a thread that was descheduled (H 256, B 64 on a
 // busy machine: 25 % faster). With fewer rows a weight, once loaded, would feed too few sums; threads then split the
 // hidden units. (Split batches on a quiet machine: H 200, B 20 equal, H 128, B 16 4 % slower; H 650, B 20 5 % and H
-// 512, B 16 4 % slower, since their weights come from the third cache. In backward it never paid.)
+// 512, B 16 4 % slower, since their weights come from L3. In backward it never paid.)
 constexpr Size min_rows_per_group(Size hidden) { return hidden <= 256 ? 10 : 16; }
 
 // Weights (or their gradients) of one layer and direction as PyTorch stores them, row by row; gates i f g o or r z n.

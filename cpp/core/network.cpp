@@ -14,7 +14,7 @@
 namespace gatewise {
 namespace {
 
-// Rows of a convolution that are gathered at a time: enough for its product, few enough for the second cache.
+// Rows of a convolution that are gathered at a time: enough for its product, few enough for L2.
 constexpr Size convolution_rows = 256;
 
 // Earlier than any step.

@@ -116,7 +116,8 @@ class Run {
   const Kernels* kernels_ = nullptr;
   std::vector<Piece> pieces_;
   Size steps_ = 0, batch_ = 0, item_ = 0, bytes_ = 0;
-  Size buffers_in_all_ = 0, buffer_ = 0, gathered_ = 0, zeros_ = 0, restart_bytes_ = 0;  // bytes but for the first
+  Size buffers_in_all_ = 0, buffer_ = 0, gathered_ = 0, zeros_ = 0,
+       restart_bytes_ = 0;  // in bytes, except buffers_in_all_, a count
   Schedule schedule_{};
   Interrupt* interrupt_ = nullptr;
   bool looks_up_ = false, ends_with_time_ = true;

@@ -31,7 +31,7 @@ constexpr Size min_steps = 32;
 [[maybe_unused]] const int watch_for_fork = pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
 #endif
 
-// How many threads this thread's last team had. OpenMP keeps them for it.
+// The size of the last team that this thread started. OpenMP keeps those threads for its next team.
 thread_local int last_team = 1;
 
 // Whether the system starts this many more threads that live at the same time.

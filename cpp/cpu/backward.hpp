@@ -118,7 +118,7 @@ template <class Cell>
       if constexpr (Cell::carries_hidden) unit_grad_hidden = unit_grad_hidden + unit_grad_carried;
       if (grad_output.data) {
         const Real* const grad = grad_output.data + sequence.row(b) * grad_output.row + panel * lanes;
-        __builtin_prefetch(grad + lanes);  // the next panel's: too many rows for a processor's hidden_share prefetching
+        __builtin_prefetch(grad + lanes);  // the next panel's: too many rows for a processor's own prefetching
         unit_grad_hidden = unit_grad_hidden + load_first(grad, count);
       }
       Cell::backward(kept, before, after, unit_grad_hidden, unit_grad_carried, unit_grad_sums, grad_before);
@@ -136,7 +136,7 @@ template <class Cell>
 
 // Transposes the rows that the steps of a block read, x or h before each step: [unit][row]. The products for the
 // gradients of weights read columns of these rows many times; rows a power of two apart would share a few places of the
-// first cache (H 512, B 16: 20 % of the products' time). The next rows are prefetched meanwhile (half of the time of
+// L1 (H 512, B 16: 20 % of the products' time). The next rows are prefetched meanwhile (half of the time of
 // this function).
 template <class RowAt>
 void transpose_rows(const Sequence& sequence, const Block& block, Size units, Team::Share share, const RowAt& row_at,

@@ -7,7 +7,7 @@
 // At the end the remainders of all lanes are multiplied into one number.
 //
 // Microseconds for weights of 128 KB, 512 KB and 8 MB, if as much other memory is read between two calls, as by a step
-// with packed weights (Xeon of 2023 with a second cache of 2 MB):
+// with packed weights (Xeon of 2023 with an L2 of 2 MB):
 //   this, AVX-512                    1.6     7   370
 //   this, AVX2                       2.7    11   380
 //   this, SSE2                       5      20   480

@@ -10,7 +10,7 @@ namespace gatewise::GATEWISE_KERNEL {
 // cache, but at least `ahead_rows` rows, so that one pass over the weights pays. (H 650, B 20: 5 % faster.)
 constexpr Size ahead_bytes = 128 * 1024;
 constexpr Size ahead_rows = 96;
-// Sums of the panels that are multiplied before the cell works on them: what stays in the first cache.
+// Sums of the panels that are multiplied before the cell works on them: what stays in L1.
 constexpr Size group_bytes = 8 * 1024;
 
 // In forward, threads are split into groups that have rows of the batch of their own, at least min_rows_per_group of
@@ -75,7 +75,7 @@ void gather_rows(const Sequence& sequence, Size lowest, Size count, Size units, 
   }
 }
 
-// A product with the rows of several times: in one go if all rows lie at the same distance.
+// Multiplies the rows of several times, in one product if all rows are equally far apart in memory.
 template <int G>
 void multiply_times(Product product, Rows<const Real*> rows, Size times, Size batch, const Team& team,
                     Interrupt* interrupt) {

@@ -65,7 +65,7 @@ struct Square {
 };
 
 // Prefetches what a walk over squares soon reads: `count` rows, `stride` apart, which are more rows than a processor
-// prefetches itself. They go into the second cache, since rows a power of two apart would displace each other in the
+// prefetches itself. They go into L2, since rows a power of two apart would displace each other in the
 // first. (With it, packing and unpacking H 512 and 650 takes half of the time with AVX-512, three quarters with AVX2.)
 constexpr Size elements_ahead = 4 * 64 / sizeof(Real);
 GATEWISE_INLINE void prefetch_rows(const Real* first, Size stride, Size count) {

@@ -30,7 +30,7 @@ constexpr Size smaller(Size a, Size b) { return a < b ? a : b; }
 constexpr Size larger(Size a, Size b) { return a > b ? a : b; }
 
 // The average length of a chain. Short enough for the accuracy of float32 (above), and for the chain's part of a panel,
-// 16 KB with 4 gates and AVX2, to stay in the first cache while all tiles pass over it; long enough that its end costs
+// 16 KB with 4 gates and AVX2, to stay in L1 while all tiles pass over it; long enough that its end costs
 // only 3 to 5 % (256: half of that, but errors larger than PyTorch's).
 constexpr Size chain_length = 128;
 
@@ -221,7 +221,7 @@ Order order_of(const Product& product) {
 }
 
 // All rows of `width` panels, beginning with `panel`, chain by chain. All tiles pass over the weights of one chain,
-// which are in the first cache, and together prefetch those of the next chain, or after the last one those of the next
+// which are in L1, and together prefetch those of the next chain, or after the last one those of the next
 // panels: else the first tile would wait for each of them (H 650, B 20: 65 % of the peak instead of 80). The chain is
 // filled in place: a copy would be read before its stores have completed (3 % of the time).
 template <int G>
@@ -244,7 +244,7 @@ void multiply_panels(const Product& product, const Order& order, Size panel, Siz
     const bool last = segment + chain.segments == product.segments && step + chain.run == product.run;
     const Real* const next = last ? vectors + (product.descending ? -width : width) * product.vectors.panel
                                   : chain.vectors + steps * product.vectors.step;
-    // With one tile each weight is used once: nothing to keep in the first cache.
+    // With one tile each weight is used once: nothing to keep in L1.
     chain.next = reinterpret_cast<const char*>(order.tiles == 1 ? chain.vectors : next);
     chain.next_step = order.tiles == 1 ? 0 : bytes / prefetches<G> / order.tiles;
     if (order.taller_tiles > 0) {

@@ -11,7 +11,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 // Rows that share one pass over the weights of a dense layer, and bytes of the sums between their product and the
-// activation: what stays in the first cache.
+// activation: what stays in L1.
 constexpr Size dense_rows = 96;
 constexpr Size dense_bytes = 16 * 1024;
 

@@ -17,7 +17,7 @@
 namespace gatewise::GATEWISE_KERNEL {
 
 // Every second step reads the weights from the last panel to the first: it begins with those that are still in the
-// cache. (One row: 8 % faster for H 64, half of whose weights fit into the first cache, and for H 256 and the second
+// cache. (One row: 8 % faster for H 64, half of whose weights fit into L1, and for H 256 and L2
 // cache; many rows: no difference.)
 inline bool is_descending(Size step) { return step % 2 == 1; }
 

@@ -68,8 +68,8 @@ struct Team {
   }
   int group_rank(int groups) const { return rank / (size / groups); }
 
-  // This thread's share [begin, end) of `count` things: the same share each time, so that a thread finds its data again
-  // in its own cache.
+  // This thread's share [begin, end) of `count` items. It is always the same, so that its data is still in the cache of
+  // the thread's processor.
   struct Share {
     Size begin, end;
     Size count() const { return end - begin; }

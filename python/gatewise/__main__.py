@@ -1,6 +1,6 @@
 """The command line: `gatewise demo`, `info`, `convert`, `verify`, `run`, `bench`; the same as `python -m gatewise`.
 
-Here stands what must happen before a command runs; each command is imported only when it does.
+This module does only what must happen before a command runs; a command's module is imported when it runs.
 """
 
 from __future__ import annotations

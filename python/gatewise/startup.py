@@ -1,4 +1,4 @@
-"""This comes before the rest of the package is imported."""
+"""What must happen before the rest of the package is imported: Ctrl-C is quiet, and a missing build is reported."""
 
 from __future__ import annotations
 

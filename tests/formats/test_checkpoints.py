@@ -132,7 +132,7 @@ def test_pytorch_is_not_needed(path):
 @pytest.mark.parametrize("format", ["zip", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(dtype, format, path):
-    """Numbers of 16 bits become float32 exactly, also the smallest ones and NaN."""
+    """Values of 16 bits become float32 exactly, including subnormals, infinity and NaN."""
     module = nn.GRU(3, 4).to(dtype)
     with torch.no_grad():
         for i, value in enumerate((float("inf"), float("nan"), -0.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max)):

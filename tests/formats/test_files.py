@@ -195,7 +195,7 @@ def test_only_options_that_were_given_are_shown():
 def test_a_model_that_could_not_be_loaded_is_not_saved(path, monkeypatch):
     gw.save(gw.Sequential([gw.BatchNorm(3)]), path)
     before = path.read_bytes()
-    monkeypatch.setattr("gatewise.formats.safetensors.tensors.MOST_HEADER", int.from_bytes(before[:8], "little"))
+    monkeypatch.setattr("gatewise.formats.safetensors.tensors.MAX_HEADER", int.from_bytes(before[:8], "little"))
     gw.save(gw.Sequential([gw.BatchNorm(3)]), path)
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="model: expected a header of at most"):

@@ -38,7 +38,7 @@ def files_of_keras() -> list[Any]:
 
 @pytest.mark.parametrize("data", files_of_keras())
 def test_files_of_keras(data: bytes) -> None:
-    """Every dataset and every attribute of texts in them is what the library of HDF5 says."""
+    """Every dataset and every text attribute is read as the HDF5 library reads it."""
     store, paths = Store(data), []
 
     def compare(path: str, item: Any) -> None:

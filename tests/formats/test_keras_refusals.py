@@ -255,12 +255,12 @@ def test_errors_around_the_file(tmp_path: Path) -> None:
         ("shape", "kernel:0: expected shape"), ("integers", "expected float32 or float64, got int32"),
         ("half", "expected float32 or float64, got float16"), ("mixed", "expected float64, as in the layers before"),
         ("policy", "dtype: expected 'float32', as its weights are, got 'mixed_float16'"),
-        ("missing", "expected numbers of shape .*, got nothing"), ("names", "weight_names: expected"),
+        ("missing", "expected a dataset of shape .*, got nothing"), ("names", "weight_names: expected"),
         ("layers", "expected weights of 1 layers, got"), ("external", "expected only hard links, got an external"),
         ("soft", "expected only hard links, got a soft link"), ("chunks", "expected numbers in one piece"),
         ("elsewhere", "expected numbers in one piece"), ("virtual", "expected numbers in one piece"),
         ("objects", "expected float32 or float64, got texts"), ("unwritten", "bytes within the file, got 0"),
-        ("group", "expected numbers of shape .*, got a group"), ("config", "model_config: expected JSON"),
+        ("group", "expected a dataset of shape .*, got a group"), ("config", "model_config: expected JSON"),
         ("deep", "nested too deeply"),
     ],
 )  # fmt: skip
@@ -302,7 +302,8 @@ def test_unsound_weights(tmp_path: Path, change: str, reason: str) -> None:
         elif change == "deep":
             file.attrs["model_config"] = "[" * 30000
         elif change == "policy":
-            file.attrs["model_config"] = file.attrs["model_config"].replace(  # a text, though written as bytes
+            text: str = file.attrs["model_config"]  # h5py returns str, although bytes were written
+            file.attrs["model_config"] = text.replace(
                 '"units": 3', '"units": 3, "dtype": {"class_name": "Policy", "config": {"name": "mixed_float16"}}'
             )
     with pytest.raises(FormatError, match=reason):

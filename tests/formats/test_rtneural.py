@@ -124,7 +124,7 @@ def test_activations_of_recurrent_layers(kind, activation, tmp_path):
     ],
 )
 def test_options_that_would_change_the_numbers(layer, option, neutral, others, tmp_path):
-    """AIDA-X has options for its input and output, and Keras has options that RTNeural ignores."""
+    """Options of AIDA-X or of Keras that RTNeural ignores: neutral values load, others are refused."""
     path = tmp_path / "model.json"
     gw.save(model_of(), path)
     description = json.loads(path.read_text())

@@ -24,7 +24,7 @@ from tests.fuzz import formats, workers
 from tests.fuzz.workers import Source
 
 PIECE = 20  # inputs that a child is given at once
-MOST_SAVED = 5  # inputs of the same fault
+MAX_SAVED = 5  # inputs of the same fault
 
 DESCRIPTION = """
 Gives files to gw.load that are almost what they should be: nodes swapped, doubled, left out or nested, sizes, names,
@@ -117,7 +117,7 @@ def _fuzz(names: list[str], options: argparse.Namespace, console: Console) -> in
             outcomes[result.source][kind] += 1
             if kind == "faults":
                 faults[f"{result.source}: {result.outcome[:60]}"] += 1
-                if faults[f"{result.source}: {result.outcome[:60]}"] <= MOST_SAVED:
+                if faults[f"{result.source}: {result.outcome[:60]}"] <= MAX_SAVED:
                     place = _kept(result, sources, known, options)
                     progress.console.print(
                         f"FAULT {place}: {result.outcome}", markup=False, highlight=False, soft_wrap=True

@@ -137,9 +137,9 @@ def _insert(chance: random.Random, container: Any, key: Any, value: Any) -> None
 
 
 def text_of(tree: Any) -> bytes:
-    """JSON of a tree, in which DEEP becomes nesting that json.dumps could not write.
+    """JSON of a tree, in which each DEEP text is replaced by nesting that json.dumps could not write.
 
-    Only the first text of each depth does, since a list may hold thousands of them.
+    Only the first three texts of each depth are replaced, since a list may hold thousands of them.
     """
     try:
         text = json.dumps(tree)

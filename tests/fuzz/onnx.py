@@ -23,7 +23,7 @@ OPERATORS = (
     "Greater", "Pow", "Add", "Sub", "Mul", "Div", "Equal", "Sqrt", "Neg", "Reciprocal", "ReduceSum", "ReduceProd",
     "ReduceMean", "Relu", "Tanh", "Sigmoid", "LSTM", "GRU", "RNN", "ReverseSequence", "Bogus",
 )  # fmt: skip
-MOST_BYTES = 300_000
+MAX_BYTES = 300_000
 
 
 def seeds() -> list[Input]:
@@ -81,7 +81,7 @@ def changed(chance: random.Random, valid: Input) -> Input:
     if chance.random() < 0.2:
         data = changed_bytes(chance, data)
     options = {"node": chance.choice(("node", "GRU_5", "LSTM_3", "sequence_1"))} if chance.random() < 0.1 else {}
-    return Input(valid.suffix, data[:MOST_BYTES], options)
+    return Input(valid.suffix, data[:MAX_BYTES], options)
 
 
 # ---- messages
@@ -203,7 +203,7 @@ def _nest(chance: random.Random, graph: Any) -> None:
         node.output.extend(output.name for output in body.output)
         for name in ("then_branch", "else_branch") if kind == "If" else ("body",):
             node.attribute.add(name=name, type=onnx.AttributeProto.GRAPH).g.CopyFrom(body)
-        if graph.ByteSize() > MOST_BYTES:
+        if graph.ByteSize() > MAX_BYTES:
             break
 
 

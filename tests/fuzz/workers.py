@@ -28,7 +28,7 @@ from tests.fuzz.inputs import Input
 SECONDS = 5  # of the processor for one input, as it takes milliseconds
 SECONDS_OF_C = 15  # after which the process is ended, whatever it is in
 SECONDS_OF_NOTHING = 120  # of the clock without any progress
-FACTOR, SPARE = 50, 128 << 20  # of memory: times the size of the file, and besides
+FACTOR, SPARE = 50, 128 << 20  # the limit of memory: FACTOR times the size of the file, plus SPARE bytes
 ADDRESSES = 2 << 30  # more than what is mapped once all is imported
 
 

@@ -1,4 +1,4 @@
-"""The rooms of the package lie one above the other: a module imports from rooms below its own, without circles."""
+"""The rooms of the package have an order: a module imports only from rooms before its own, without circles."""
 
 import ast
 from graphlib import TopologicalSorter

@@ -21,7 +21,7 @@ def layer(cell):
 
 
 def everything(layer):
-    """What must not change: the parameters, the count of calls, and what the layer gives."""
+    """What must not change: the parameters, call_count and the layer's output."""
     return by_name(parameters=layer.state_dict(), count=np.array([layer.call_count], "float64"), y=layer(X)[0])
 
 

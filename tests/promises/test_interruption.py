@@ -197,7 +197,7 @@ CALLS = [
 
 @pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
 def test_a_handler_ends_the_call(make):
-    """And all is as it was before: states, and the bits of another call."""
+    """It leaves everything as it was: the states are unchanged, and another call gives the same bits."""
     call, look = make()
     before, mode = look(), _core.floating_point_mode()
     with Alarms() as alarms, pytest.raises(StopError):

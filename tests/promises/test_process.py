@@ -366,7 +366,7 @@ def test_setting_the_state_of_a_stream_left_behind_by_a_fork(environment):
 
 @needs_fork
 def test_a_pool_left_behind_by_a_fork(environment):
-    """All slots of the step that was under way are to be reset; the others have kept their states."""
+    """In the child, every slot of the interrupted step must be reset; all other slots keep their states."""
     code = """
     layer = layer_of("lstm", 32, 160)
     pool, x = layer.pool(64), random(60, 32)
@@ -491,7 +491,7 @@ def test_no_more_threads_to_be_had(environment, before):
 @needs_linux
 @pytest.mark.parametrize("sizes", [[200], [15, 17, 19, 21, 23, 25, 27, 29, 31, 35]], ids=["one-block", "many-blocks"])
 def test_held_memory_is_returned_where_it_is_short(environment, sizes):
-    """An output fits whose memory gatewise itself was holding."""
+    """A new output fits, because gatewise gives up the memory it was keeping for later calls."""
     code = f"""
     import gc, resource
     gw.set_num_threads(1)

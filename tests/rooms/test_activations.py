@@ -15,7 +15,7 @@ LONG_DOUBLE_IS_LONGER = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nma
 
 
 def evaluate(name, x):
-    """With the numbers that it has by default."""
+    """Evaluate the activation at x with its default numbers."""
     return _core.evaluate(name, x, *NUMBERS.get(name, ()))
 
 

@@ -681,7 +681,7 @@ def test_what_does_not_fit_together():
         (ValueError, r"layers\[1\]: expected an embedding only", lambda: model_of([lstm, gw.Embedding(9, 6)])),
         (ValueError, "layers: expected at least one layer that determines", lambda: model_of([gw.Activation("relu")])),
         (ValueError, r"layers\[2\]: expected another layer", lambda: model_of([both, lstm, both])),
-        (ValueError, r"layers\[0\]: expected batch_first=True, as given", lambda: model_of([lstm], batch_first=True)),
+        (ValueError, r"layers\[0\]: expected batch_first=True, as passed", lambda: model_of([lstm], batch_first=True)),
         (ValueError, "layer: expected a layer with bidirectional=True", lambda: gw.Bidirectional(lstm)),
         (TypeError, "layer: expected LSTM, GRU or RNN, got Dense", lambda: gw.Bidirectional(dense)),
         (ValueError, "merge_mode: expected 'concat', 'sum'", lambda: gw.Bidirectional(both, "max")),

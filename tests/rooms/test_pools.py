@@ -177,7 +177,7 @@ def test_bad_arguments():
     refused(TypeError, "x: expected exactly float32", x.astype("float64"), all_slots, out)
     refused(ValueError, r"out: expected shape \(2, 9\)", x, all_slots, np.empty((2, 8), "float32"))
     refused(TypeError, "out: expected exactly float32", x, all_slots, np.empty((2, 9)))
-    refused(ValueError, "x: expected a C-contiguous array", x[:, ::-1], all_slots, out)
+    refused(ValueError, "x: expected a C-contiguous, aligned array", x[:, ::-1], all_slots, out)
     memory = np.empty(64, "float32")
     refused(
         ValueError, "out: expected memory of its own", memory[:10].reshape(2, 5), all_slots, memory[5:23].reshape(2, 9)

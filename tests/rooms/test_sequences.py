@@ -162,7 +162,7 @@ def test_padding_does_not_matter(cell, dtype, options):
 
 @pytest.mark.parametrize("batch", [3, 100, 140])
 def test_empty_rows_do_not_matter(cell, batch):
-    """Filled up to some batch size: not even to the gradients of the parameters, whose sums are cut by rows."""
+    """Adding empty rows to a batch changes nothing, not even the parameters' gradients, whose sums are cut by rows."""
     layer = make_layer(cell, 5, 17, bidirectional=True)
     lengths = np.random.default_rng(3).integers(1, 10, batch)
     data = make_data(layer, 9, batch)

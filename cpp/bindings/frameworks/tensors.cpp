@@ -56,7 +56,8 @@ struct TensorLibrary {
     return kind == tensor_type.ptr() || kind == parameter_type.ptr();
   }
 
-  // Whether it is a tensor whose numbers are those in its memory. Other threads may run meanwhile.
+  // Whether `object` is a tensor whose memory holds its values as they are, not negated. Calls Python, so that other
+  // threads may run during it.
   bool is_plain(PyObject* object) const { return is_tensor(object) && !is_true(ask(is_negative, object)); }
 
   // Whether a plain tensor is a dense one of float32 or float64 in this process's memory; `tensor` then describes it.

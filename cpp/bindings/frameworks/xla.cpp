@@ -262,7 +262,7 @@ struct SequenceCall : Invocation {
     return resets;
   }
 
-  // Zeroes the steps after the longest row of a sequence [T, B, units], which the core does not know call.
+  // Zeroes the steps after the longest row of a sequence [T, B, units], which the core does not know of.
   void zero_tail(const xla::Buffer& buffer, Size units) const {
     if (used_steps == steps) return;
     const Size item = packed->kernels->item_bytes;
@@ -321,9 +321,9 @@ struct Recorded {
   Address output, tape;
   Buffer memory[4];
 
-  // Uses the tape that came if it is a real one, else records anew. It is not real where vmap has made rows of one call
-  // of its examples, and where vmap maps a condition: JAX then also takes the branch that an example did not take, on
-  // zeros.
+  // Uses the tape that it was given if that is a real one; otherwise runs forward again to record one. The tape is
+  // zeros in two cases: vmap merged its examples into the rows of one call, or vmap mapped a condition, for which JAX
+  // also runs the branch that an example did not take.
   Recorded(const SequenceCall& call, const ForeignCall& core_call, const xla::Buffer& hidden, const xla::Buffer* cell,
            const xla::Buffer& output_of_forward, const xla::Buffer& tape_of_forward)
       : output(address(output_of_forward)) {

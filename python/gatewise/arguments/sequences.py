@@ -92,7 +92,7 @@ def whole_lengths(lengths: object, shape: tuple[int, ...], steps: int, name: str
 
 
 def _is_empty_list(array: Array) -> bool:
-    """Whether it may have been [], which becomes floating numbers in NumPy."""
+    """Whether `array` may have been made from [], which NumPy turns into float64."""
     return array.size == 0 and array.dtype == np.float64
 
 

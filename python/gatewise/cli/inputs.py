@@ -63,7 +63,7 @@ def _open_npy(path: str, chain: Chain, batch_first: bool) -> SequenceFile:
     _check_dtype(path, array, chain)
     # Rows without steps take no bytes of the file, but each of them would take memory.
     if axes.steps == 0 and axes.batch > os.path.getsize(path):
-        raise ValueError(f"{path}: expected some steps, got none, of {axes.batch} rows")
+        raise ValueError(f"{path}: expected at least one step, got {axes.batch} rows without steps")
     axis = time_axis(axes)
 
     def chunks(size: int) -> Iterator[Array]:

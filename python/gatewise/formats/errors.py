@@ -32,7 +32,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def printable(text: str, most: int = 1000) -> str:
-    """A text that may come from a file, as one line that any terminal can print; only its start if it is long."""
+    """`text`, which may come from a file, as one line that any terminal can print, cut off if it is long."""
     line = " ".join(text[: most + 1].split()).encode("ascii", "backslashreplace").decode()
     line = re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", line)
     return line if len(text) <= most and len(line) <= most else line[:most] + " ..."

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 # Bytes of memory that each of these characters of a text may cost, at most: a list or an object, a member of one, a
 # name with its place in an object, half a string.
 COSTS = {b"[": 80, b"{": 80, b",": 40, b":": 120, b'"': 16}
-MOST_COST = 20  # times the bytes of the text; what people write takes some 2 (numbers) to 15 (names and short lists)
+MAX_COST = 20  # times the bytes of the text; what people write takes some 2 (numbers) to 15 (names and short lists)
 FREE_COST = 2**24  # bytes that any text may cost in addition
 
 
@@ -19,7 +19,7 @@ def check_cost(text: bytes) -> None:
     within strings only add to it.
     """
     cost = sum(text.count(character) * size for character, size in COSTS.items())
-    most = MOST_COST * len(text) + FREE_COST
+    most = MAX_COST * len(text) + FREE_COST
     if cost > most:
         raise ValueError(f"expected JSON that takes at most {most} bytes of memory, got one of up to {cost}")
 

@@ -29,7 +29,7 @@ from gatewise.layers.structure import Dropout, TimeDistributed
 from gatewise.weights.module import Module
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softmax", "elu")
-MOST_BYTES = 2**30  # of a file
+MAX_BYTES = 2**30  # of a file
 # Options of the player AIDA-X: whether the input is added to the output, and gains in decibels. RTNeural has none.
 PLAYER_OPTIONS: dict[str, object] = {"in_skip": 0, "in_gain": 0, "out_gain": 0}
 # Options of Keras's layers that RTNeural ignores, with the only value that matches what it computes.
@@ -49,7 +49,7 @@ BATCH_NORM_WEIGHTS = ("weight", "bias", "running_mean", "running_var")  # the fi
 def load(path: str | os.PathLike[str]) -> Sequential:
     """Read a model of RTNeural: lstm, gru, dense, time-distributed-dense, conv1d, batchnorm, activation."""
     with reading(path):
-        model = json_text.parse(read_bounded(path, MOST_BYTES))
+        model = json_text.parse(read_bounded(path, MAX_BYTES))
         units = _size("in_shape", _member(model, "in_shape"))
         _check_options(model, PLAYER_OPTIONS)
         layers = _member(model, "layers")

@@ -18,10 +18,10 @@ from gatewise.layers.activation import Block
 from gatewise.layers.layer import Layer
 from gatewise.layers.sequential import Sequential
 
-# Shares of the largest output: some hundred roundings on either side, through all layers that come after them.
+# Relative to the largest output: room for several hundred rounding errors on each side, carried through later layers.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 MASKED = 0.2  # share of the steps that are masked, where a model leaves some out
-LEAST_SCALE = 1e-6  # outputs smaller than this are compared with it, since almost nothing but roundings is left of them
+MIN_SCALE = 1e-6  # outputs smaller than this are compared with it, since almost nothing but roundings is left of them
 PADDINGS = {"end": "rows that end in {}", "middle": "rows with {} in their middle", "all": "rows of only {}"}
 LONG = 300  # steps, enough for programs that cut sequences off
 CHANGE = 8  # roundings by which weights are changed, to see how far roundings move an output
@@ -192,7 +192,7 @@ def _difference(actual: Array, expected: Array, compared: Any, *, nan_agrees: bo
         raise ValueError(f"original: expected an output of shape {actual.shape}, got {expected.shape}")
     y, y_expected = np.asarray(actual[compared], np.float64), np.asarray(expected[compared], np.float64)
     agree = (y == y_expected) | (nan_agrees & np.isnan(y) & np.isnan(y_expected))
-    scale = max(LEAST_SCALE, float(np.abs(y_expected[np.isfinite(y_expected)]).max(initial=0)))
+    scale = max(MIN_SCALE, float(np.abs(y_expected[np.isfinite(y_expected)]).max(initial=0)))
     with np.errstate(all="ignore"):
         largest = float(np.abs(np.where(agree, 0, y - y_expected)).max(initial=0)) / scale
     return largest if largest == largest else math.inf  # NaN does not agree with a number

@@ -73,7 +73,7 @@ class Options:
         return [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
 
     def gradient_shapes(self, forward_operands: Operands, needed_grads: Flags) -> list[jax.ShapeDtypeStruct]:
-        """The shapes of what `backward` gives: gradients of x if needed, of the states, of the weights as needed."""
+        """The shapes of the gradients that `backward` returns: of x if needed, of the states, of some weights."""
         x, states, _, weights = self.split(forward_operands)
         differentiated = [x] * needed_grads[0] + states
         for sequence_weights in compress(self.by_sequence(weights), needed_grads[1:]):

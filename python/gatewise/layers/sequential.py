@@ -206,7 +206,7 @@ def _check_distinct(layers: Iterable[Module]) -> None:
 
 def _batch_first(layers: Iterable[Layer | Block], argument: bool | None) -> bool:
     """The argument, or what the recurrent layers have, which must agree."""
-    expected, source = argument if argument is None else flag("batch_first", argument), "given"
+    expected, source = argument if argument is None else flag("batch_first", argument), "passed to Sequential"
     for i, outer in enumerate(layers):
         layer = getattr(outer, "layer", outer)  # inside Bidirectional
         if not isinstance(layer, Layer):

@@ -255,7 +255,7 @@ class Chain:
         (stage,) = self.stages
         assert isinstance(stage, Recurrent)
         architecture = stage.architecture
-        # The rest of a cell's name says which functions it has, which a formula replaces.
+        # A suffix such as "_tanh" names the cell's functions. A formula replaces them, so that it is left out.
         cell = architecture.cell if architecture.formula is None else architecture.cell.partition("_")[0]
         size = describe((architecture.input_size, architecture.hidden_size))
         return f"{cell} {size}, layers={architecture.num_layers}, {architecture.dtype}"

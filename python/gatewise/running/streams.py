@@ -251,7 +251,8 @@ def step_input(chain: Chain, x: object, rows: tuple[int, ...], is_exact: bool) -
     array = exact("x", x, chain.dtype) if is_exact else floating("x", x, chain.dtype)
     array = shaped("x", array, (*rows, *chain.units))
     if is_exact and not (array.flags.c_contiguous and array.flags.aligned):
-        raise ValueError(f"x: expected a C-contiguous array with `out`, got strides {array.strides}")
+        got = f"strides {array.strides}" if array.flags.aligned else "a misaligned array"
+        raise ValueError(f"x: expected a C-contiguous, aligned array with `out`, got {got}")
     return np.require(array, requirements=["C", "A"])
 
 

@@ -100,7 +100,9 @@ class RecurrentLayer(RecurrentModule):
                 raise
         # Another thread has restored torch.nn's class meanwhile, for which `super` is not valid.
         if not is_plain:
-            raise NotImplementedError("lengths, resets, checkpoint_every: expected no restore during the call")
+            raise NotImplementedError(
+                "lengths, resets, checkpoint_every: another thread called gatewise.torch.restore during this call"
+            )
         return self.forward(input, hx)
 
 

@@ -90,7 +90,7 @@ class Module:
 
 
 def checked_names(mapping: Mapping[str, object], arrays: Mapping[str, Array]) -> Mapping[str, object]:
-    """`mapping` itself; an error, unless its names are those of `arrays`."""
+    """Return `mapping`; raise unless it has exactly the names of `arrays`."""
     if not isinstance(mapping, Mapping):
         raise TypeError(f"mapping: expected a mapping of names to arrays, got {type(mapping).__name__}")
     expected = set(arrays)

@@ -49,7 +49,7 @@ class Weights(Generic[P]):
         return packed
 
     def checked(self, changes: Mapping[str, object]) -> dict[str, Array]:
-        """Copies of arrays that are to replace some of these; an error, unless all of them fit."""
+        """Copy the arrays that are to replace some of these; raise unless all of them fit."""
         shapes, copies = self.architecture.shapes(), {}
         for name, value in changes.items():
             if name not in shapes:

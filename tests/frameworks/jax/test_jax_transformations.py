@@ -216,7 +216,7 @@ def test_checkpoint_and_cond(cell):
     xs = np.stack([data.x * scale for scale in (1, 2, 3, 4)]).astype("float32")
     grad = jax.jit(jax.grad(conditional_loss, argnums=(0, 1)))
     expected = [grad(p, x, flag) for x, flag in zip(xs, flags, strict=True)]
-    # Under vmap JAX runs both branches, with zeros for what the branch that was not taken would have kept.
+    # Under vmap JAX runs both branches; for the branch not taken, the values saved for backward are zeros.
     grads_p, grads_x = jax.jit(jax.vmap(jax.grad(conditional_loss, argnums=(0, 1)), in_axes=(None, 0, 0)))(p, xs, flags)
     only_grads_x = jax.jit(jax.vmap(jax.grad(conditional_loss, argnums=1), in_axes=(None, 0, 0)))(p, xs, flags)
     for i, (grad_p, grad_x) in enumerate(expected):

@@ -19,9 +19,9 @@ from gatewise.formats.keras.weights import WeightReader, places_by_class, places
 from gatewise.layers.sequential import Sequential
 
 # The members of a zip archive may have this many times its own bytes, since weights hardly compress, or FREE_GROWTH.
-MOST_GROWTH = 16
+MAX_GROWTH = 16
 FREE_GROWTH = 2**20
-MOST_CONFIG = 2**22  # bytes of JSON: some thousand layers, however large the file around it is
+MAX_CONFIG = 2**22  # bytes of JSON: some thousand layers, however large the file around it is
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"  # the members that are read
 
@@ -112,9 +112,9 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{member.filename}: expected it stored or deflated, got {member.compress_type}")
-        if member.filename != WEIGHTS and member.file_size > MOST_CONFIG:
-            raise ValueError(f"{member.filename}: expected at most {MOST_CONFIG} bytes, got {member.file_size}")
-    most = max(MOST_GROWTH * size, FREE_GROWTH)
+        if member.filename != WEIGHTS and member.file_size > MAX_CONFIG:
+            raise ValueError(f"{member.filename}: expected at most {MAX_CONFIG} bytes, got {member.file_size}")
+    most = max(MAX_GROWTH * size, FREE_GROWTH)
     total = sum(member.file_size for member in members)
     if total > most:
         raise ValueError(f"expected members of at most {most} bytes together, got {total}")
@@ -145,13 +145,13 @@ def _parse_argument(config: object) -> Any:
         raise TypeError(f"config: expected a dict, JSON or the path of a JSON file, got {type(config).__name__}")
     name = f"config: {os.fsdecode(config)}"
     with at(name), open_regular(config) as file:
-        text = file.read(MOST_CONFIG + 1)
+        text = file.read(MAX_CONFIG + 1)
     return _parse(name, text)
 
 
 def _parse(name: str, text: str | bytes) -> Any:
     data = text.encode() if isinstance(text, str) else text
     with at(name):
-        if len(data) > MOST_CONFIG:
-            raise ValueError(f"expected JSON of at most {MOST_CONFIG} bytes, got {len(data)}")
+        if len(data) > MAX_CONFIG:
+            raise ValueError(f"expected JSON of at most {MAX_CONFIG} bytes, got {len(data)}")
         return json_text.parse(data)

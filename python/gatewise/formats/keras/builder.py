@@ -12,7 +12,7 @@ from gatewise.layers.products import Embedding
 from gatewise.layers.structure import Masking
 from gatewise.weights.module import Module
 
-MOST_REPEATED = 2**20  # numbers of all layers that are copies of a single number in the configuration
+MAX_REPEATED = 2**20  # numbers of all layers that are copies of a single number in the configuration
 
 
 class Mask(Enum):
@@ -45,7 +45,7 @@ class Builder:
         self.units: int | None = None
         self.mask = Mask.NONE
         self.policies: list[tuple[LayerConfig, object]] = []
-        self.copies_left = MOST_REPEATED
+        self.copies_left = MAX_REPEATED
 
     def add(self, layer: Module, arrays: Mapping[str, object] | None = None, units: int | None = None) -> None:
         if arrays is not None:

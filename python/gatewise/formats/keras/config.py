@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from gatewise.arguments.arrays import MAX_SIZE
-from gatewise.formats.keras.hdf5 import MOST_NAME
+from gatewise.formats.keras.hdf5 import MAX_NAME
 
 PACKAGES = ("keras", "tf_keras")  # whose classes are Keras's own
 
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
         if not isinstance(config, Mapping):
             raise ValueError(f"{where}: {kind}: expected a config, got {config!r}")
         name = config.get("name", value.get("name", ""))
-        if not isinstance(name, str) or max(len(name), len(kind)) > MOST_NAME:  # errors and paths repeat them
-            raise ValueError(f"{where}: {kind[:100]}: expected a name of at most {MOST_NAME} characters")
+        if not isinstance(name, str) or max(len(name), len(kind)) > MAX_NAME:  # errors and paths repeat them
+            raise ValueError(f"{where}: {kind[:100]}: expected a name of at most {MAX_NAME} characters")
         # The class of another package may have the name of one of Keras's.
         module = value.get("module", "keras")
         if not isinstance(module, str) or module.split(".")[0] not in PACKAGES:

@@ -10,7 +10,7 @@ from typing import Any
 from gatewise.formats.keras.config import Entry, LayerConfig, single
 
 MODELS = {"Sequential", "Functional", "Model"}
-MOST_NESTING = 32  # of models inside each other
+MAX_NESTING = 32  # of models inside each other
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelConfig:
 
     @property
     def is_modern(self) -> bool | None:
-        """Whether Keras 3 wrote it. Without a version, names that only one of them uses tell, or nothing: None."""
+        """Whether Keras 3 wrote the model, by its version or by options that only one of them uses; None: not known."""
         if self.version is not None:
             return not self.version.startswith(("0.", "1.", "2."))
         configs = [self.entry.config, *(entry.config for entry in _entries(self.entry))]
@@ -68,8 +68,8 @@ def _entries(model: Entry) -> list[Entry]:
 
 def _flatten(model: Entry, outer: LayerConfig, depth: int) -> Iterator[tuple[tuple[int, ...], LayerConfig]]:
     """Every layer of a model, in the order of the file, with its place in the path: one number for each level."""
-    if depth > MOST_NESTING:
-        raise ValueError(f"expected models nested {MOST_NESTING} deep at most")
+    if depth > MAX_NESTING:
+        raise ValueError(f"expected models nested {MAX_NESTING} deep at most")
     entries = _entries(model)
     masks = mask_operations(entries)
     entries = [entry for entry in entries if entry.name not in masks]
@@ -131,7 +131,7 @@ def mask_operations(entries: Sequence[Entry]) -> set[str]:
 
 
 def _mask_value(entry: Entry) -> float | None:
-    """The value of the steps that a layer masks, if it is a number."""
+    """The input value that marks a step as masked for this layer; None if it is not a number."""
     value = entry.config.get("mask_value", 0)
     return value if isinstance(value, (int, float)) else None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gatewise.arguments.arrays import Array, describe
 from gatewise.formats.keras.hdf5_objects import (
-    MOST_NAME,
+    MAX_NAME,
     SIGNATURE,
     UNDEFINED,
     VARIABLE,
@@ -27,10 +27,10 @@ from gatewise.formats.keras.hdf5_objects import (
     root_address,
 )
 
-__all__ = ["MOST_NAME", "SIGNATURE", "Store"]
+__all__ = ["MAX_NAME", "SIGNATURE", "Store"]
 
-MOST_DEPTH = 32  # of groups in groups
-MOST_PIECES = 300  # of a list of texts: each holds up to 64 KB, and Keras makes no more pieces than it must
+MAX_DEPTH = 32  # of groups in groups
+MAX_PIECES = 300  # of a list of texts: each holds up to 64 KB, and Keras makes no more pieces than it must
 
 
 class Store:
@@ -53,8 +53,8 @@ class Store:
         seen: set[int] = set()
         while waiting:
             group_path, group, depth = waiting.pop()
-            if id(group) in seen or depth > MOST_DEPTH:
-                raise ValueError(f"{path}: expected each group once and {MOST_DEPTH} levels at most")
+            if id(group) in seen or depth > MAX_DEPTH:
+                raise ValueError(f"{path}: expected each group once and {MAX_DEPTH} levels at most")
             seen.add(id(group))
             for name in group.links:
                 child_path = f"{group_path}/{name}"
@@ -71,7 +71,7 @@ class Store:
         dataset = self._find(path)
         if dataset is None or dataset.is_group:
             present = "nothing" if dataset is None else "a group"
-            raise ValueError(f"{path}: expected numbers of shape {_shown(shape)}, got {present}")
+            raise ValueError(f"{path}: expected a dataset of shape {_shown(shape)}, got {present}")
         if dataset.type is None or dataset.type.dtype is None:
             raise ValueError(f"{path}: expected float32 or float64, got {dataset.type}")
         actual = dataset.shape
@@ -121,11 +121,11 @@ class Store:
         if name in attributes:
             return self._list(path, name, attributes[name])
         texts: list[str] = []
-        for piece in range(MOST_PIECES):
+        for piece in range(MAX_PIECES):
             if f"{name}{piece}" not in attributes:
                 return texts if piece else None
             texts += self._list(path, f"{name}{piece}", attributes[f"{name}{piece}"])
-        raise ValueError(f"{path}: {name}: expected {MOST_PIECES} pieces at most")
+        raise ValueError(f"{path}: {name}: expected {MAX_PIECES} pieces at most")
 
     def _list(self, path: str, name: str, attribute: Attribute) -> list[str]:
         shape = attribute.shape
@@ -135,8 +135,8 @@ class Store:
             raise ValueError(f"{path}: {name}: expected a list of texts, got {attribute.type} of shape {shape}")
         texts = []
         for text in self._texts(attribute):
-            if len(text) > MOST_NAME:
-                raise ValueError(f"{path}: {name}: expected texts of at most {MOST_NAME} characters, got {len(text)}")
+            if len(text) > MAX_NAME:
+                raise ValueError(f"{path}: {name}: expected texts of at most {MAX_NAME} characters, got {len(text)}")
             texts.append(text)
         return texts
 

@@ -13,8 +13,8 @@ import numpy as np
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1  # the address of something that is absent
-MOST_READINGS = 3  # of the whole file, in sum; a text is read twice, and everything else once
-MOST_NAME = 1000  # characters: names are repeated in paths
+MAX_READINGS = 3  # of the whole file, in sum; a text is read twice, and everything else once
+MAX_NAME = 1000  # characters: names are repeated in paths
 
 # The kinds of messages in the header of an object.
 SPACE = 0x01
@@ -83,11 +83,11 @@ class Cursor:
 
 
 class BoundedFile:
-    """The bytes of a file, each of which a reading may take a few times at most, on average."""
+    """The bytes of a file, of which a few times the size of the file may be read in all."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._left = MOST_READINGS * len(data)
+        self._left = MAX_READINGS * len(data)
 
     def spend(self, size: int) -> None:
         """Count bytes that are read, or made of what was read."""
@@ -209,8 +209,8 @@ def read_object(file: BoundedFile, address: int) -> Object:
 
 
 def _add(entries: dict[str, Value], name: str, value: Value) -> None:
-    if name in entries or len(name) > MOST_NAME:
-        raise ValueError(f"expected names of at most {MOST_NAME} characters, each once, got {name[:100]!r}")
+    if name in entries or len(name) > MAX_NAME:
+        raise ValueError(f"expected names of at most {MAX_NAME} characters, each once, got {name[:100]!r}")
     entries[name] = value
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gatewise.arguments.arrays import Array
 from gatewise.formats.keras.activations import ACTIVATION_LAYERS, activation
-from gatewise.formats.keras.builder import MOST_REPEATED, Builder, Mask
+from gatewise.formats.keras.builder import MAX_REPEATED, Builder, Mask
 from gatewise.formats.keras.config import LayerConfig, as_list, single
 from gatewise.formats.keras.recurrent import add_bidirectional, add_recurrent, add_rnn
 from gatewise.formats.keras.weights import WeightReader, slots_of
@@ -158,7 +158,7 @@ def _numbers_in_config(builder: Builder, layer: LayerConfig, option: str) -> Arr
         return array
     builder.copies_left -= builder.units
     if builder.copies_left < 0:
-        raise layer.error(option, f"one number for at most {MOST_REPEATED} units of all layers", builder.units)
+        raise layer.error(option, f"one number for at most {MAX_REPEATED} units of all layers", builder.units)
     return np.repeat(array, builder.units)
 
 

@@ -1,4 +1,4 @@
-"""The recurrent layers of Keras: LSTM, GRU, SimpleRNN, those of CuDNN, RNN of cells, and Bidirectional."""
+"""The recurrent layers of Keras: LSTM, GRU, SimpleRNN, CuDNNLSTM, CuDNNGRU, RNN with cells, and Bidirectional."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _variables(*names: str, fixed: Sequence[str] = ()) -> list[Slot]:
 
 
 def _nested(prefix: str, slots: Sequence[Slot], key: str | None = None) -> list[Slot]:
-    """Slots of a layer inside another one, whose group has this prefix; the keys get the same prefix, or `key`."""
+    """Slots of a layer inside another one, whose group is at `prefix`; the keys begin with `key`, or else `prefix`."""
     key_prefix = prefix if key is None else key
     return [Slot(f"{key_prefix}/{slot.key}", f"{prefix}/{slot.path}", slot.trains) for slot in slots]
 

@@ -58,7 +58,7 @@ OPSET = 17
 PARSED, FOLDED, WORK = 16, 16, 64
 EXTRA = 2**24
 NUMBER_BYTES = 24  # of one that is no raw data, on the way to an array
-MOST_NAMES, MOST_LETTERS = 20, 200  # of recurrent nodes in a message
+MAX_NAMES, MAX_LETTERS = 20, 200  # of recurrent nodes in a message
 
 
 def _onnx() -> Any:
@@ -215,7 +215,7 @@ def _number(entries: Mapping[str, str], name: str, default: int) -> int:
     """A number of external data, which the file holds as text."""
     text = entries.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise NotUnderstoodError(f"external data: {name}: expected a number, got {text[:MOST_LETTERS]!r}")
+        raise NotUnderstoodError(f"external data: {name}: expected a number, got {text[:MAX_LETTERS]!r}")
     return int(text)
 
 
@@ -230,7 +230,7 @@ def _places(file: _File, graph: Any, around: tuple[Any, ...] = ()) -> Iterator[t
 
 def _named(places: Iterator[tuple[Any, Any]]) -> str:
     """The first of them by name, and how many more there are."""
-    names = [repr(label(node)[:MOST_LETTERS]) for node, _ in islice(places, MOST_NAMES)]
+    names = [repr(label(node)[:MAX_LETTERS]) for node, _ in islice(places, MAX_NAMES)]
     more = sum(1 for _ in places)
     return ", ".join(names) + (f" and {more} more" if more else "")
 

@@ -19,7 +19,7 @@ from gatewise.formats.onnx.operators import OPERATIONS, Call
 from gatewise.formats.onnx.values import (
     FLOATS,
     IN_CELLS,
-    MOST_AXES,
+    MAX_AXES,
     REFERENCE_BYTES,
     STEP_BYTES,
     VALUE_BYTES,
@@ -57,8 +57,8 @@ LEFT_OUT: dict[str, tuple[float | None, ...]] = {
 }  # fmt: skip
 
 
-MOST_INPUTS = 8  # of a recurrent node
-MOST_REASON = 1000  # letters, of which each node behind may tell again
+MAX_INPUTS = 8  # of a recurrent node
+MAX_REASON = 1000  # letters, of which each node behind may tell again
 
 
 class Scope:
@@ -122,8 +122,8 @@ class Scope:
             return Unclear(f"input {given.name!r}: no tensor whose meaning is known")
         if not kind.HasField("shape"):
             return Unclear(f"input {given.name!r}: expected a shape, got none")
-        if len(kind.shape.dim) > MOST_AXES:
-            return Unclear(f"input {given.name!r}: expected at most {MOST_AXES} axes, got {len(kind.shape.dim)}")
+        if len(kind.shape.dim) > MAX_AXES:
+            return Unclear(f"input {given.name!r}: expected at most {MAX_AXES} axes, got {len(kind.shape.dim)}")
         self.spend(VALUE_BYTES * len(kind.shape.dim))
         sizes = [int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim]
         atoms = tuple(Atom(given.name, size, i) for i, size in enumerate(sizes))
@@ -137,7 +137,7 @@ class Scope:
         if own and node.op_type in ("Loop", "Scan"):
             return [self._loop(node)] * count
         given = []
-        for name in node.input[: MOST_INPUTS if is_recurrent else None]:
+        for name in node.input[: MAX_INPUTS if is_recurrent else None]:
             given.append(self.value(name) if name else None)
             if isinstance(given[-1], Unclear) and not is_recurrent:
                 return [given[-1]] * count
@@ -153,7 +153,7 @@ class Scope:
             return result if isinstance(result, list) else [result]
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
             own_words = isinstance(error, ValueError)  # and not Python's
-            why = str(error)[:MOST_REASON] if own_words else "what it is given is nothing that it takes here"
+            why = str(error)[:MAX_REASON] if own_words else "what it is given is nothing that it takes here"
             wrong = f"node {label(node)!r} ({node.op_type}): {why}"
             self.spend(len(wrong))
             return [Unclear(wrong, _makes_state(node, given), isinstance(error, MaskError))] * count
@@ -178,7 +178,7 @@ class Scope:
         gates, order = RECURRENT[op]
         cell, formula = _cell(op, attributes)
         directions = 2 if cell["bidirectional"] else 1
-        names = [*node.input[:MOST_INPUTS], *[""] * MOST_INPUTS][:MOST_INPUTS]
+        names = [*node.input[:MAX_INPUTS], *[""] * MAX_INPUTS][:MAX_INPUTS]
         w, r, b = (self._weight(kind, name) for kind, name in zip("WRB", names[1:4], strict=True))
         if w is None or r is None:
             raise NotUnderstoodError("W, R: expected weights, got none")
@@ -245,7 +245,7 @@ class Scope:
 
     def _recurrent(self, node: Any, given: Sequence[Any]) -> list[Any]:
         of = self.weights(node)
-        given = [*given, *[None] * MOST_INPUTS][:MOST_INPUTS]
+        given = [*given, *[None] * MAX_INPUTS][:MAX_INPUTS]
         x, lens = given[0], given[4]
         if isinstance(x, Unclear):
             return [x] * 3

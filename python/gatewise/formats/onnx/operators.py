@@ -15,8 +15,8 @@ from gatewise.formats.onnx.values import (
     EXTREMES,
     FLOATS,
     IN_CELLS,
+    MAX_AXES,
     MERGES,
-    MOST_AXES,
     REFERENCE_BYTES,
     SELU,
     STEP_BYTES,
@@ -184,8 +184,8 @@ def _unsqueeze(call: Call) -> Any:
     if isinstance(value, np.ndarray):
         return np.expand_dims(value, tuple(axes))
     rank = len(value.axes) + len(axes)
-    if rank > MOST_AXES:
-        raise NotUnderstoodError(f"axes: expected at most {MOST_AXES} in all")
+    if rank > MAX_AXES:
+        raise NotUnderstoodError(f"axes: expected at most {MAX_AXES} in all")
     new = {_axis(axis, rank) for axis in axes}
     if len(new) != len(axes):
         raise NotUnderstoodError("axes: expected each of them once")
@@ -760,8 +760,8 @@ def _sizes(op: str, one: Array, other: Array, shape: tuple[int, ...]) -> Array:
             return _known_size(op, _whole(a), _whole(b))
         if op == "Mul":
             if isinstance(a, Size) and isinstance(b, Size):
-                if len(a.axis) + len(b.axis) > MOST_AXES:
-                    raise NotUnderstoodError(f"expected a product of at most {MOST_AXES} sizes")
+                if len(a.axis) + len(b.axis) > MAX_AXES:
+                    raise NotUnderstoodError(f"expected a product of at most {MAX_AXES} sizes")
                 return Size(a.axis + b.axis)
             if 1 in (a, b):
                 return a if b == 1 else b
@@ -1337,12 +1337,7 @@ def _pool(call: Call) -> Any:
 def _product_of_sizes(call: Call, value: Array, axes: list[int] | None) -> Array:
     """Of a shape, or of a part of one."""
     are_sizes = value.ndim == 1 and (value.dtype == object or value.dtype in WHOLE.values())
-    if (
-        call.node.op_type != "ReduceProd"
-        or not are_sizes
-        or value.size > MOST_AXES
-        or axes not in (None, [], [0], [-1])
-    ):
+    if call.node.op_type != "ReduceProd" or not are_sizes or value.size > MAX_AXES or axes not in (None, [], [0], [-1]):
         raise NotUnderstoodError("expected the product of a few sizes")
     if not axes and call.attributes.whole("noop_with_empty_axes", 0):
         return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-MOST_DEPTH = 100  # of messages inside messages, which is protobuf's own limit
+MAX_DEPTH = 100  # of messages inside messages, which is protobuf's own limit
 # The types of a field and the kinds of a tag, by the numbers that protobuf gives them.
 STRING, MESSAGE, BYTES, ENUM = 9, 11, 12, 14
 VARINT, EIGHT_BYTES, LENGTH, GROUP, END_OF_GROUP, FOUR_BYTES = range(6)
@@ -83,7 +83,7 @@ def check(data: bytes, message: Any, budget: int) -> None:
             if field.message is None and kind != GROUP:
                 position += length
                 continue
-            if len(enclosing) == MOST_DEPTH:
+            if len(enclosing) == MAX_DEPTH:
                 raise ValueError("nested too deeply")
             enclosing.append((fields, end, closing))
             if kind == GROUP:

@@ -61,7 +61,7 @@ class Atom:
 Axis = tuple[Atom, ...]  # their product; none: an axis of one
 
 
-MOST_AXES = 8  # whose sizes are multiplied: a batch and its steps are two
+MAX_AXES = 8  # whose sizes are multiplied: a batch and its steps are two
 # What the objects of Python take that a node becomes, in bytes.
 REFERENCE_BYTES = 8
 VALUE_BYTES = 300  # a tensor or an array, without its numbers, and its name

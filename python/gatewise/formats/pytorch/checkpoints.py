@@ -60,7 +60,7 @@ class Checkpoint:
             raise ValueError(f"expected a file that torch.save wrote, got {signatures.described(head)}")
 
     def numbers(self, tensor: Tensor) -> Array:
-        """The numbers of a tensor of float32 or float64; those of float16 and bfloat16 as float32, which is exact."""
+        """The values of a tensor, as float32 or float64; float16 and bfloat16 become float32, which is exact."""
         storage = tensor.storage
         if storage is None or tensor.kind not in DTYPES:
             raise ValueError(f"expected numbers of {', '.join(DTYPES)}, got {tensor.kind}")

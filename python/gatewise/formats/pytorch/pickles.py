@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
-MOST_STACK = 2**20  # values on the stack
-MOST_NESTED = 1000  # marks, each of which is where the values of a list, dict or tuple begin on the stack
-MOST_CLASSES = 2**12
-MOST_NAME = 2**12  # bytes of a class's name
-MOST_INTEGER = 16  # bytes
-MOST_AXES = 64
-MOST_ARGUMENTS = 8
+MAX_STACK = 2**20  # values on the stack
+MAX_NESTED = 1000  # marks, each of which is where the values of a list, dict or tuple begin on the stack
+MAX_CLASSES = 2**12
+MAX_NAME = 2**12  # bytes of a class's name
+MAX_INTEGER = 16  # bytes
+MAX_AXES = 64
+MAX_ARGUMENTS = 8
 # Values are counted in units of up to 75 bytes of memory. A pickle may make FREE_UNITS, and one more for every
 # BYTES_A_UNIT bytes of its size.
 FREE_UNITS = 2**18
@@ -109,8 +109,8 @@ class _Machine:
             if instruction is None:
                 raise ValueError(f"expected a pickle as torch.save writes it, got one with the instruction {code!r}")
             instruction(self)
-            if len(stack) > MOST_STACK:
-                raise ValueError(f"expected a pickle of at most {MOST_STACK} values at a time, got more")
+            if len(stack) > MAX_STACK:
+                raise ValueError(f"expected a pickle of at most {MAX_STACK} values at a time, got more")
 
     # -- reading the pickle
 
@@ -131,10 +131,10 @@ class _Machine:
         self.left -= count
 
     def line(self) -> str:
-        line = self.file.readline(min(self.left, MOST_NAME))
+        line = self.file.readline(min(self.left, MAX_NAME))
         self._leave(len(line))
         if not line.endswith(b"\n"):
-            raise ValueError(f"expected names of classes of at most {MOST_NAME} bytes, got a longer one")
+            raise ValueError(f"expected names of classes of at most {MAX_NAME} bytes, got a longer one")
         return line[:-1].decode()
 
     def number(self, size: int) -> int:
@@ -160,7 +160,7 @@ class _Machine:
         return values
 
     def mark(self) -> None:
-        if len(self.marks) == MOST_NESTED:
+        if len(self.marks) == MAX_NESTED:
             raise ValueError("nested too deeply")
         self.marks.append(len(self.stack))
 
@@ -192,7 +192,7 @@ class _Machine:
         self.push(self.take(count).decode("latin-1"))
 
     def integer(self, count: int) -> None:
-        if count > MOST_INTEGER:
+        if count > MAX_INTEGER:
             self.unknown(count)
         else:
             self.push(int.from_bytes(self.take(count), "little", signed=True))
@@ -246,10 +246,10 @@ class _Machine:
             target.pop(key, None)
 
     def push_class(self, module: Any, name: Any) -> None:
-        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MOST_NAME:
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
             raise ValueError("expected a class by its name")
-        if (module, name) not in self.classes and len(self.classes) == MOST_CLASSES:
-            raise ValueError(f"expected at most {MOST_CLASSES} classes, got more")
+        if (module, name) not in self.classes and len(self.classes) == MAX_CLASSES:
+            raise ValueError(f"expected at most {MAX_CLASSES} classes, got more")
         self.push(self.classes.setdefault((module, name), Class(module, name)))
 
     def frozen_set(self) -> None:
@@ -273,7 +273,7 @@ class _Machine:
             return self.called(first, arguments[2]) if isinstance(arguments[2], tuple) else UNKNOWN
         if function.module == "torch._utils" and function.name.startswith("_rebuild_"):
             self.spend(4)
-            return _tensor(function.name.removeprefix("_rebuild_"), *arguments[:MOST_ARGUMENTS])
+            return _tensor(function.name.removeprefix("_rebuild_"), *arguments[:MAX_ARGUMENTS])
         return self.instances.setdefault(function, Instance(function))
 
     def ordered(self, pairs: Any) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and len(values) <= MOST_AXES and all(map(_is_size, values))
+    return isinstance(values, tuple) and len(values) <= MAX_AXES and all(map(_is_size, values))
 
 
 ITEM_SIZES = {

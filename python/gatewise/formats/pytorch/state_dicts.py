@@ -16,19 +16,19 @@ from gatewise.layers.recurrent import GRU, LSTM, RNN
 
 WEIGHT = re.compile(r"^(.*?)((?:weight|bias)_(?:ih|hh|hr))(_l(\d+)(_reverse)?)?$")
 KINDS_BY_GATES: dict[int, type[Layer]] = {4: LSTM, 3: GRU, 1: RNN}
-MOST_GROWTH = 8  # of weights, times the file: half precision widens them twofold, and some are used two or three times
-MOST_DEPTH = 4  # of dicts inside each other that are looked into
+MAX_GROWTH = 8  # of weights, times the file: half precision widens them twofold, and some are used two or three times
+MAX_DEPTH = 4  # of dicts inside each other that are looked into
 
 
 def read_weights(checkpoint: Checkpoint, prefix: str | None) -> dict[str, Array]:
     """The weights of one recurrent layer in a file, by the layer's names; no other numbers are read."""
-    max_bytes = MOST_GROWTH * checkpoint.size
+    max_bytes = MAX_GROWTH * checkpoint.size
     tensors = _state_dict(checkpoint.root, max_bytes)
     names = pick_layer(tensors, prefix)
     size = sum(size_of(tensors[name]) for name in names.values())
     if size > max_bytes:
         raise ValueError(
-            f"expected weights of at most {MOST_GROWTH} times the file's size, got {size} bytes: views that repeat "
+            f"expected weights of at most {MAX_GROWTH} times the file's size, got {size} bytes: views that repeat "
             "their numbers"
         )
     weights = {}
@@ -116,7 +116,7 @@ def _nested_dicts(root: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[
     """A dict and those in it, each once, with the keys that lead there."""
     seen = {id(root)}
     level: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), root)]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         next_level = []
         for path, members in level:
             yield path, members

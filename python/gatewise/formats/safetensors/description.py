@@ -22,7 +22,7 @@ from gatewise.layers.structure import Bidirectional, Dropout, Last, Masking, Rev
 from gatewise.weights.module import Module
 
 VERSION = "1"
-MOST_NESTED = 8  # layers inside each other; an Activation in a Dense in a TimeDistributed is the third
+MAX_NESTED = 8  # layers inside each other; an Activation in a Dense in a TimeDistributed is the third
 _LAYERS: tuple[type[Module], ...] = (
     LSTM,
     GRU,
@@ -173,5 +173,5 @@ def _check_names(description: Mapping[str, Any], expected: set[str]) -> None:
 
 
 def _check_depth(depth: int) -> None:
-    if depth > MOST_NESTED:
-        raise ValueError(f"expected at most {MOST_NESTED} layers inside each other, got more")
+    if depth > MAX_NESTED:
+        raise ValueError(f"expected at most {MAX_NESTED} layers inside each other, got more")

@@ -32,8 +32,8 @@ OTHERS = {
     for size, names in {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "I16 U16", 4: "I32 U32", 8: "I64 U64 C64"}.items()
     for name in names.split()
 }
-MOST_HEADER = 10_000_000  # bytes; a layer takes a few hundred
-MOST_AXES = 8
+MAX_HEADER = 10_000_000  # bytes; a layer takes a few hundred
+MAX_AXES = 8
 METADATA = "__metadata__"
 
 
@@ -92,7 +92,7 @@ def read_header(file: BufferedReader) -> dict[str, Any]:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or length > min(size - 8, MOST_HEADER):
+    if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
         raise ValueError(f"expected a safetensors file, got one of {size} bytes that says its header has {length}")
     header = json_text.parse(file.read(length), is_strict=True)
     if not isinstance(header, dict):
@@ -125,7 +125,7 @@ def _tensors(header: Mapping[str, Any], size: int, dtypes: Mapping[str, np.dtype
             raise ValueError(f"{name}: expected numbers from byte {end} on, got {tensor.begin}")
         end = tensor.end
     if end != size:
-        raise ValueError(f"expected {end} bytes of numbers, got {size}")
+        raise ValueError(f"expected {end} bytes of data after the header, got {size}")
     return tensors
 
 
@@ -137,8 +137,8 @@ def _tensor(name: str, entry: Any, dtypes: Mapping[str, np.dtype[Any]]) -> Tenso
     dtype = dtypes[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
     for key, sizes in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(sizes, list) or len(sizes) > MOST_AXES or not all(type(n) is int and n >= 0 for n in sizes):
-            expected = f"a list of at most {MOST_AXES} whole numbers from 0 on"
+        if not isinstance(sizes, list) or len(sizes) > MAX_AXES or not all(type(n) is int and n >= 0 for n in sizes):
+            expected = f"a list of at most {MAX_AXES} whole numbers from 0 on"
             raise ValueError(f"{name}: {key}: expected {expected}, got {str(sizes)[:100]}")
     bytes_of_shape = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != bytes_of_shape:
@@ -155,7 +155,7 @@ def write(path: str, metadata: Mapping[str, str], arrays: Mapping[str, Array]) -
         header[name] = {"dtype": NAMES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # aligns the numbers
-    if len(text) > MOST_HEADER:
-        raise ValueError(f"model: expected a header of at most {MOST_HEADER} bytes, got {len(text)}")
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"model: expected a header of at most {MAX_HEADER} bytes, got {len(text)}")
     little_endian = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays.values())
     write_pieces(path, [len(text).to_bytes(8, "little"), text, *(array.data for array in little_endian)])
