@@ -15,16 +15,7 @@ from conftest import (
 from tolerances import TIMES_PYTORCH_ERROR, assert_close, mean_error
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("backend")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_in_torch():
-    """The shapes are small: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("backend", "one_thread_in_torch")
 
 
 def torch_module(layer, dtype=None):

@@ -14,7 +14,7 @@ import numpy as np
 from gatewise.arguments.arrays import Array, flag, whole_number
 from gatewise.formats.errors import printable
 from gatewise.formats.files import is_regular
-from gatewise.layers.activation import Block
+from gatewise.layers.block import Block
 from gatewise.layers.layer import Layer
 from gatewise.layers.sequential import Sequential
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import gatewise._core as _core
 from gatewise.arguments.arrays import MAX_SIZE, Array, flag, number, real_dtype, whole_number
-from gatewise.layers.activation import Block
+from gatewise.layers.block import Block
 from gatewise.running.network import LINEAR, Node, Stage
 
 

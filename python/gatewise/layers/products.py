@@ -14,7 +14,8 @@ import numpy as np
 
 import gatewise._core as _core
 from gatewise.arguments.arrays import MAX_SIZE, Array, flag, real_dtype, whole_number
-from gatewise.layers.activation import Activation, Block, activation_of
+from gatewise.layers.activation import Activation, activation_of
+from gatewise.layers.block import Block
 from gatewise.running.network import History, LayerState, Node, Stage
 from gatewise.weights.functions import Function
 

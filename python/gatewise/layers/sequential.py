@@ -11,7 +11,7 @@ import numpy as np
 from gatewise.arguments.arrays import Array, as_array, empty, flag, output, rows
 from gatewise.arguments.axes import Axes
 from gatewise.arguments.sequences import schedule_of, whole_lengths, zero_tail
-from gatewise.layers.activation import Block
+from gatewise.layers.block import Block
 from gatewise.layers.layer import Layer
 from gatewise.running.network import Chain
 from gatewise.running.pools import Streamable

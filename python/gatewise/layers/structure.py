@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gatewise.arguments.arrays import number
-from gatewise.layers.activation import Block
+from gatewise.layers.block import Block
 from gatewise.layers.layer import Layer
 from gatewise.running.network import Identity, Node, Recurrent, Stage
 from gatewise.running.network import Last as LastStage

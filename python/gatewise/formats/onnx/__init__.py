@@ -40,7 +40,8 @@ from gatewise.formats.onnx.values import (
     subgraphs,
     time_of,
 )
-from gatewise.layers.activation import Activation, Block
+from gatewise.layers.activation import Activation
+from gatewise.layers.block import Block
 from gatewise.layers.layer import Layer
 from gatewise.layers.normalization import BatchNorm, LayerNorm, Normalization
 from gatewise.layers.products import Conv1D, Dense, Embedding
